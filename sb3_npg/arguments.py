@@ -1,0 +1,172 @@
+"""What ``NPG`` accepts: hyperparameters, policy classes and spaces, checked before any training starts."""
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+
+from sb3_npg.checks import check_choice, check_integer, check_number
+from sb3_npg.schedules import make_schedule
+from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
+
+#: Radius of the trust region in nats when neither ``target_kl`` nor ``step_size`` is given.
+DEFAULT_TARGET_KL = 0.02
+#: Values of ``backend``.
+BACKENDS = ("auto", "torch")
+
+_ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+def check_hyperparameters(arguments: dict[str, Any], n_envs: int) -> None:
+    """
+    Check every plain hyperparameter of ``NPG``.
+
+    :param arguments: the agent's attributes by name
+    :param n_envs: number of environments that step together
+    :raises ValueError: naming the first bad argument, its value, the reason and the way out
+    """
+    for name in ("n_steps", "batch_size", "sub_sampling_factor"):
+        check_integer(name, arguments[name], minimum=1)
+    for name in ("line_search_max_iter", "n_critic_updates"):
+        check_integer(name, arguments[name], minimum=0, hint="0 switches it off.")
+    check_integer("sde_sample_freq", arguments["sde_sample_freq"], minimum=-1, hint="-1: once a rollout.")
+    for name in ("gamma", "gae_lambda"):
+        check_number(name, arguments[name], minimum=0.0, maximum=1.0)
+    check_number("ent_coef", arguments["ent_coef"])
+    check_number("line_search_shrinking_factor", arguments["line_search_shrinking_factor"], above=0.0, below=1.0)
+    make_schedule("learning_rate", arguments["learning_rate"], minimum=0.0)
+    check_choice("backend", arguments["backend"], BACKENDS)
+    _check_rollout_size(arguments, n_envs)
+
+
+def _check_rollout_size(arguments: dict[str, Any], n_envs: int) -> None:
+    """Check what depends on the number of rows in a rollout."""
+    n_steps, batch_size = arguments["n_steps"], arguments["batch_size"]
+    n_rows = n_steps * n_envs
+    if arguments["normalize_advantage"] and n_rows < 2:
+        raise ValueError(
+            f"`n_steps`={n_steps} with {n_envs} environment makes a rollout of one step, whose advantage has no "
+            "standard deviation to be normalised by. Use a larger `n_steps`, or normalize_advantage=False."
+        )
+    if arguments["sub_sampling_factor"] > n_rows:
+        raise ValueError(
+            f"`sub_sampling_factor`={arguments['sub_sampling_factor']} is more than the {n_rows} rows of a rollout "
+            f"(n_steps={n_steps}, {n_envs} environments). Use a smaller factor; 1 uses all rows for the Fisher."
+        )
+    if n_rows % batch_size > 0:
+        warnings.warn(
+            f"The critic's minibatches of `batch_size`={batch_size} do not divide the rollout of n_steps × n_envs = "
+            f"{n_steps} × {n_envs} = {n_rows} rows: the last of each epoch holds {n_rows % batch_size}. "
+            "A `batch_size` that divides it evenly is better.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def make_damping(damping: Any, adaptive: bool) -> Schedule:
+    """
+    Turn ``damping`` into a schedule.
+
+    :param damping: what the user passed
+    :param adaptive: whether the damping is to be adapted
+    :return: λ by the progress remaining
+    :raises ValueError: if it is negative, not finite, not a number, or zero where it is to be adapted
+    """
+    return make_schedule("damping", damping, above=0.0) if adaptive else make_schedule("damping", damping, minimum=0.0)
+
+
+def make_step_rule(target_kl: Any, step_size: Any) -> StepRule:
+    """
+    Choose how long a step is.
+
+    :param target_kl: δ in nats, or None
+    :param step_size: α, or None
+    :return: a trust region, or a fixed step
+    :raises ValueError: if both are given, or one is not a positive number or schedule
+    """
+    if step_size is None:
+        return TrustRegion(make_schedule("target_kl", DEFAULT_TARGET_KL if target_kl is None else target_kl, above=0.0))
+    if target_kl is not None:
+        raise ValueError(
+            f"`step_size`={step_size!r} asks for a fixed step and `target_kl`={target_kl!r} for a trust region, which "
+            "sets the step's length itself. Give one of them and leave the other at None."
+        )
+    return FixedStep(make_schedule("step_size", step_size, above=0.0))
+
+
+def check_policy_class(policy_class: type) -> None:
+    """
+    Check that a policy is one that NPG can train.
+
+    :param policy_class: SB3 policy class
+    :raises ValueError: if it is not an actor-critic policy, or needs more than an observation to act
+    """
+    name = policy_class.__name__
+    if not issubclass(policy_class, ActorCriticPolicy):
+        raise ValueError(
+            f"`policy`={name} is not an ActorCriticPolicy. Use 'MlpPolicy', 'CnnPolicy' or 'MultiInputPolicy', "
+            "or derive a class of your own from stable_baselines3.common.policies.ActorCriticPolicy."
+        )
+    arguments = list(inspect.signature(policy_class.get_distribution).parameters.values())
+    needed = [argument.name for argument in arguments[2:] if argument.default is inspect.Parameter.empty]
+    if needed:
+        raise ValueError(
+            f"`policy`={name} is not supported: its action distribution needs {needed} beside the observation. "
+            "Recurrent policies are not supported by NPG. Use sb3_contrib.RecurrentPPO, or stack the last "
+            "observations with stable_baselines3.common.vec_env.VecFrameStack and use 'MlpPolicy' or 'CnnPolicy'."
+        )
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """
+    Check that an environment's spaces are ones that SB3's on-policy algorithms have.
+
+    :param observation_space: the environment's observation space
+    :param action_space: the environment's action space
+    :raises ValueError: if NPG cannot act there
+    """
+    if not isinstance(action_space, _ACTION_SPACES):
+        raise ValueError(
+            f"`env` has the action space {action_space}, which is not supported. NPG acts in Box, Discrete, "
+            "MultiDiscrete and MultiBinary spaces: flatten yours with a gymnasium.ActionWrapper."
+        )
+    if isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) > 1:
+        raise ValueError(
+            f"`env` has the action space {action_space} of several dimensions, which is not supported. "
+            f"Flatten it to MultiBinary({int(np.prod(action_space.shape))}) with a gymnasium.ActionWrapper."
+        )
+    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    for part in parts:
+        if not isinstance(part, _ACTION_SPACES):
+            raise ValueError(
+                f"`env` has {part} in its observation space, which is not supported. NPG observes Box, Discrete, "
+                "MultiDiscrete and MultiBinary spaces and a Dict of these: wrap yours in "
+                "gymnasium.wrappers.FlattenObservation."
+            )
+
+
+def example_observation(space: spaces.Space[Any]) -> Any:
+    """Return an observation of zeros, to try a policy on without drawing a random number."""
+    if isinstance(space, spaces.Dict):
+        return {key: example_observation(part) for key, part in space.spaces.items()}
+    return np.zeros(space.shape or (), dtype=space.dtype)
+
+
+@contextmanager
+def assertions_as_value_errors(name: str) -> Iterator[None]:
+    """
+    Turn SB3's assertions on what users pass into the ``ValueError`` that this package promises.
+
+    :param name: the argument that is being looked at
+    :raises ValueError: in the place of an ``AssertionError``
+    """
+    try:
+        yield
+    except AssertionError as error:
+        raise ValueError(f"`{name}` is not supported: {error}") from error

@@ -1,0 +1,57 @@
+"""How many rows may be differentiated at once, so that memory stays bounded whatever the rollout's size."""
+
+import itertools
+from collections.abc import Callable, Iterable
+
+import torch as th
+
+
+def split_rows(n_rows: int, largest: int) -> list[slice]:
+    """Cut rows 0 … n_rows − 1 into consecutive slices of nearly equal length, none above ``largest``."""
+    n_slices = -(-n_rows // largest)
+    bounds = [n_rows * i // n_slices for i in range(n_slices + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+
+def saved_bytes(compute: Callable[[], object], parameters: Iterable[th.Tensor]) -> int:
+    """
+    Measure what autograd keeps for the backward pass of a computation.
+
+    :param compute: builds a graph
+    :param parameters: tensors that exist anyway and do not count
+    :return: bytes of the distinct storages that the graph holds
+    """
+    storages = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    total = 0
+
+    def pack(tensor: th.Tensor) -> th.Tensor:
+        nonlocal total
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in storages:
+            storages.add(storage.data_ptr())
+            total += storage.nbytes()
+        return tensor
+
+    with th.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        # The graph stays alive until all is counted: a freed storage's address would be used again.
+        graph = compute()
+    del graph
+    return total
+
+
+def rows_within(
+    budget: int, n_rows: int, compute: Callable[[slice], object], parameters: Iterable[th.Tensor], probe_rows: int = 8
+) -> int:
+    """
+    Find how many rows can be differentiated at once within a memory budget.
+
+    :param budget: bytes that autograd may keep
+    :param n_rows: rows there are
+    :param compute: builds the graph of some rows
+    :param parameters: the tensors of the policy, which do not count
+    :param probe_rows: rows to measure on
+    :return: number of rows, from 1 to ``n_rows``
+    """
+    probe_rows = min(probe_rows, n_rows)
+    per_row = saved_bytes(lambda: compute(slice(0, probe_rows)), parameters) / probe_rows
+    return max(1, min(n_rows, int(budget / max(per_row, 1.0))))

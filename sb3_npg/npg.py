@@ -1,0 +1,378 @@
+"""Natural Policy Gradient on Stable-Baselines3's on-policy algorithm."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_npg.arguments import (
+    assertions_as_value_errors,
+    check_hyperparameters,
+    check_policy_class,
+    check_spaces,
+    example_observation,
+    make_damping,
+    make_step_rule,
+)
+from sb3_npg.checks import check_choice
+from sb3_npg.critic import CRITIC_SOLVERS, fit_critic
+from sb3_npg.local_problem import LocalProblem
+from sb3_npg.numerics import NumericalFailure
+from sb3_npg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_npg.policy_parts import PolicyParts, refresh_running_statistics, split_policy
+from sb3_npg.rollout import (
+    Samples,
+    acting_on_finite_observations,
+    normalized,
+    read_rollout,
+    require_finite_rollout,
+)
+from sb3_npg.solvers import FisherSolver, make_fisher_solver
+from sb3_npg.solvers.direction import Direction, find_direction
+from sb3_npg.trust_region import LineSearch, Step, StepRule, adapted_damping_factor, backtrack
+
+SelfNPG = TypeVar("SelfNPG", bound="NPG")
+
+
+class NPG(OnPolicyAlgorithm):
+    """
+    Natural Policy Gradient: the policy moves along F⁻¹g, so that a step is measured by how far the policy
+    moves (KL) and not by how far its parameters do.
+
+    ::
+
+        g = ∇L(θ_old)                     L(θ) = E[ratio · advantage], the surrogate
+        (F + λI) x = g                    F = E_s[Jᵀ F_out J], the Fisher = Hessian of the mean KL at θ_old
+        β = √(2δ / xᵀFx)                  trust region of radius δ, or β = α, a fixed step
+        θ ← θ + cβx                       c from a backtracking line search on the measured KL and surrogate
+
+    Papers: Kakade (2001), A Natural Policy Gradient; Schulman et al. (2015), Trust Region Policy Optimization.
+
+    Differences from sb3-contrib's TRPO: the KL is summed over action dimensions (TRPO's ``target_kl`` and
+    ``cg_damping`` times the action dimension give ours, for Box and MultiBinary spaces); it is
+    KL(π_old ‖ π_new); the step length uses the undamped Fisher; the gradient, the KL and the line search use
+    all rows even when the Fisher is sub-sampled.
+
+    :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a class derived from SB3's ActorCriticPolicy
+    :param env: the environment to learn from, or its id if registered in Gymnasium
+    :param learning_rate: of the critic's optimizer, a number or a function of the progress remaining (1 to 0);
+        the policy's step is set by ``target_kl`` or ``step_size``
+    :param n_steps: environment steps per environment and rollout
+    :param batch_size: rows in one minibatch of the critic; the policy step uses the whole rollout
+    :param gamma: discount factor
+    :param fisher_solver: how (F + λI) x = g is solved: "cg" (conjugate gradient), "exact" (forms F, small
+        policies), "identity" (the plain gradient, to compare with), or a name registered in
+        ``sb3_npg.solvers.FISHER_SOLVERS``
+    :param fisher_solver_kwargs: arguments of the solver, such as ``{"max_steps": 15, "rtol": 0.01}`` for "cg"
+    :param damping: λ ≥ 0, added to F in the solve and nowhere else; number or schedule
+    :param adaptive_damping: multiply λ by a factor that follows how well F predicts the measured KL
+    :param line_search_shrinking_factor: the step is multiplied by this until it is accepted
+    :param line_search_max_iter: trials of the line search; 0 takes the full step without a search
+    :param n_critic_updates: epochs of the critic on each rollout
+    :param critic_solver: "adam": minibatches through the policy's optimizer
+    :param gae_lambda: trade-off of bias against variance in the advantage estimator
+    :param ent_coef: weight of the entropy bonus in the surrogate
+    :param use_sde: use generalised state-dependent exploration (gSDE) for Box actions
+    :param sde_sample_freq: draw a new noise matrix every so many steps; -1 only at the start of a rollout
+    :param rollout_buffer_class: rollout buffer to use, by default SB3's
+    :param rollout_buffer_kwargs: keyword arguments of the rollout buffer
+    :param normalize_advantage: bring the advantages of a rollout to mean 0 and standard deviation 1
+    :param target_kl: δ, radius of the trust region in nats (mean over states, sum over action dimensions);
+        number or schedule; None means 0.02
+    :param step_size: α of Kakade's fixed step in the place of the trust region; number or schedule. The line
+        search then asks only that the surrogate improves
+    :param sub_sampling_factor: the Fisher uses every so-many-th row of the rollout; all else uses every row
+    :param backend: who runs the linear algebra: "auto" or "torch"
+    :param stats_window_size: number of episodes that the logged reward and length are averaged over
+    :param tensorboard_log: folder of the tensorboard log; None for no log
+    :param policy_kwargs: keyword arguments of the policy
+    :param verbose: 0 no output, 1 info, 2 debug
+    :param seed: seed of the random number generators
+    :param device: "cpu", "cuda" or "auto"
+    :param _init_setup_model: whether to build the networks at once
+    :raises ValueError: for a bad argument, an unsupported space or policy
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    fisher: FisherSolver
+    _damping_schedule: Schedule
+    _step_rule: StepRule
+    _last_skipped_update: int | None
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        gamma: float = 0.99,
+        fisher_solver: str = "cg",
+        fisher_solver_kwargs: dict[str, Any] | None = None,
+        damping: float | Schedule | str = 0.1,
+        adaptive_damping: bool = False,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 10,
+        critic_solver: str = "adam",
+        gae_lambda: float = 0.95,
+        ent_coef: float = 0.0,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = True,
+        target_kl: float | Schedule | str | None = None,
+        step_size: float | Schedule | str | None = None,
+        sub_sampling_factor: int = 1,
+        backend: str = "auto",
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        with assertions_as_value_errors("env"):
+            super().__init__(
+                policy,
+                env,
+                learning_rate=learning_rate,
+                n_steps=n_steps,
+                gamma=gamma,
+                gae_lambda=gae_lambda,
+                ent_coef=ent_coef,
+                vf_coef=0.0,  # the critic has a loss of its own
+                max_grad_norm=0.0,
+                use_sde=use_sde,
+                sde_sample_freq=sde_sample_freq,
+                rollout_buffer_class=rollout_buffer_class,
+                rollout_buffer_kwargs=rollout_buffer_kwargs,
+                stats_window_size=stats_window_size,
+                tensorboard_log=tensorboard_log,
+                policy_kwargs=policy_kwargs,
+                verbose=verbose,
+                device=device,
+                seed=seed,
+                _init_setup_model=False,
+            )
+        # load() writes over these before it calls _setup_model(): plain values only, under the arguments' names.
+        self.batch_size = batch_size
+        self.fisher_solver = fisher_solver
+        self.fisher_solver_kwargs = fisher_solver_kwargs
+        self.damping = damping
+        self.adaptive_damping = adaptive_damping
+        self.line_search_shrinking_factor = line_search_shrinking_factor
+        self.line_search_max_iter = line_search_max_iter
+        self.n_critic_updates = n_critic_updates
+        self.critic_solver = critic_solver
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        self.step_size = step_size
+        self.sub_sampling_factor = sub_sampling_factor
+        self.backend = backend
+        self._damping_factor = 1.0
+        self._n_skipped_updates = 0
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        """Check the arguments, then build what is derived from them. Called by ``__init__`` and by ``load``."""
+        check_policy_class(self.policy_class)
+        check_spaces(self.observation_space, self.action_space)
+        check_hyperparameters(vars(self), self.n_envs)
+        check_choice("critic_solver", self.critic_solver, CRITIC_SOLVERS)
+        self._damping_schedule = make_damping(self.damping, self.adaptive_damping)
+        self._step_rule = make_step_rule(self.target_kl, self.step_size)
+        self._last_skipped_update = None
+        with assertions_as_value_errors("policy_kwargs"):
+            super()._setup_model()
+        self.fisher = make_fisher_solver(self.fisher_solver, self.fisher_solver_kwargs).to(self.device)
+        self.fisher.check_size(len(self._policy_parts().acting))
+
+    def _policy_parts(self) -> PolicyParts:
+        """Tell what of the policy acts and what criticises, as of now: a user may freeze layers at any time."""
+        self.policy.set_training_mode(False)
+        observation, _ = self.policy.obs_to_tensor(example_observation(self.observation_space))
+        return split_policy(self.policy, observation)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Collect as SB3 does; a NaN from the environment ends neither rollout nor run."""
+        with acting_on_finite_observations(self.policy):
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    def train(self) -> None:
+        """
+        Improve the policy by one natural gradient step on the rollout, then the critic by regression.
+
+        The symbols are those of the class's docstring. The two phases do not depend on each other: each is
+        skipped by itself when it fails numerically, and what it would have moved stays as it was.
+        """
+        self._update_learning_rate(self.policy.optimizer)
+        rollout = read_rollout(self.rollout_buffer, self.action_space)
+        parts = self._policy_parts()
+
+        with self._skipped_on_numerical_failure():
+            require_finite_rollout(rollout, self.rollout_buffer)
+            problem = self._local_problem(rollout, parts)  # L, F and the mean KL at θ_old
+            gradient = problem.surrogate_gradient()  # g
+            direction = self._find_direction(problem, gradient)  # x
+            step = self._step_rule.step(direction, self._current_progress_remaining)  # βx
+            search = self._search(problem, step)  # θ ← θ + cβx
+            self._conclude_step(direction, step, search)
+        with self._skipped_on_numerical_failure():
+            self._fit_critic(parts)
+
+        self._n_updates += 1
+        self._log_update()
+
+    def _local_problem(self, rollout: Samples, parts: PolicyParts) -> LocalProblem:
+        """Freeze the update at the policy that acts now, BatchNorm's averages renewed on the rollout."""
+        refresh_running_statistics(self.policy, parts.acting_modules, rollout.observations, self.batch_size)
+        return LocalProblem(
+            self.policy,
+            rollout.observations,
+            rollout.actions,
+            normalized(rollout.advantages) if self.normalize_advantage else rollout.advantages,
+            ent_coef=self.ent_coef,
+            sub_sampling_factor=self.sub_sampling_factor,
+            parameters=parts.acting,
+        )
+
+    def _find_direction(self, problem: LocalProblem, gradient: th.Tensor) -> Direction:
+        """Solve (F + λI) x = g."""
+        damping = self._damping_factor * self._damping_schedule(self._current_progress_remaining)
+        start = time.perf_counter()
+        direction = find_direction(self.fisher, problem, gradient, damping)
+        self.logger.record("time/solve", time.perf_counter() - start)
+        return direction
+
+    def _search(self, problem: LocalProblem, step: Step) -> LineSearch:
+        """Move the policy along the step as far as the line search allows."""
+        kl_limit = self._step_rule.kl_limit(self._current_progress_remaining)
+        return backtrack(problem, step.vector, kl_limit, self.line_search_shrinking_factor, self.line_search_max_iter)
+
+    def _conclude_step(self, direction: Direction, step: Step, search: LineSearch) -> None:
+        """Adapt the damping to what the step cost, and log the step."""
+        if self.adaptive_damping:
+            self._damping_factor = adapted_damping_factor(self._damping_factor, search, step.predicted_kl)
+        figures = {
+            "surrogate": search.surrogate,
+            "kl": search.mean_kl,
+            "kl_predicted": search.coefficient**2 * step.predicted_kl,
+            "step_size": search.coefficient * step.length,
+            "line_search_steps": search.steps,
+            "natural_gradient_norm": float(direction.natural_gradient.norm()),
+            "damping": direction.damping,
+            **{f"solver_{name}": figure for name, figure in direction.stats.items()},
+            # Under the names of sb3-contrib's TRPO, which dashboards read.
+            "policy_objective": search.surrogate,
+            "kl_divergence_loss": search.mean_kl,
+            "is_line_search_success": float(search.accepted),
+        }
+        for name, figure in figures.items():
+            self.logger.record(f"train/{name}", figure)
+
+    def _fit_critic(self, parts: PolicyParts) -> None:
+        """Regress the value function on the returns, and log the loss."""
+        start = time.perf_counter()
+        minibatches = partial(self.rollout_buffer.get, self.batch_size)
+        value_loss = fit_critic(self.policy, parts, minibatches, self.n_critic_updates)
+        self.logger.record("time/critic", time.perf_counter() - start)
+        self.logger.record("train/value_loss", value_loss)
+
+    @contextmanager
+    def _skipped_on_numerical_failure(self) -> Iterator[None]:
+        """Leave the block at a numerical failure, and go on training: count it, and warn the first time."""
+        try:
+            yield
+        except NumericalFailure as failure:
+            if self._last_skipped_update != self._n_updates:
+                self._n_skipped_updates += 1
+            if self._last_skipped_update is None:
+                warnings.warn(
+                    f"NPG skipped an update at {self.num_timesteps} steps: {failure}. What it would have moved is "
+                    "as it was before. Later skips are only counted, in train/skipped_updates. "
+                    "stable_baselines3.common.vec_env.VecCheckNan finds the step at which an environment goes wrong.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            self._last_skipped_update = self._n_updates
+
+    def _log_update(self) -> None:
+        buffer = self.rollout_buffer
+        self.logger.record(
+            "train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten())
+        )
+        self.logger.record("train/skipped_updates", self._n_skipped_updates)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def learn(
+        self: SelfNPG,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "NPG",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfNPG:
+        """Train as SB3's algorithms do; see ``BaseAlgorithm.learn``."""
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            raise ValueError(
+                f"`policy`={policy_name!r} is unknown. Choose one of {list(self.policy_aliases)} or pass a class "
+                "derived from SB3's ActorCriticPolicy. Recurrent: use sb3_contrib.RecurrentPPO or VecFrameStack."
+            )
+        return super()._get_policy_from_name(policy_name)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        """Save what the solver has learnt beside policy and optimizer."""
+        state_dicts, variables = super()._get_torch_save_params()
+        return [*state_dicts, "fisher"], variables
+
+    def _excluded_save_params(self) -> list[str]:
+        """Leave out what ``_setup_model`` derives from the arguments."""
+        return [*super()._excluded_save_params(), "_damping_schedule", "_step_rule", "_last_skipped_update"]
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
+        """Advise on the device: where a GPU does not pay, and what to do about it."""
+        if self.device.type == "cpu" or self.policy_class.__name__ != mlp_class_name:
+            return
+        warnings.warn(
+            f"NPG runs on {self.device} with {self.policy_class.__name__}. Acting, one small forward pass for each "
+            "environment step, is slower there than on a CPU for a small network; the update gains only from a wide "
+            "network or a large rollout. Pass device='cpu' unless you have measured that the GPU is faster; image "
+            "policies ('CnnPolicy') belong on the GPU.",
+            UserWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,64 @@
+"""Which tensors the policy step may move, and those tensors as one flat vector."""
+
+from collections.abc import Iterable, Sequence
+
+import torch as th
+from torch import nn
+
+
+class ParameterVector:
+    """
+    Some of a policy's parameters, read and written as one flat vector of shape (p,).
+
+    :param tensors: the parameters, in the order they take in the vector
+    """
+
+    def __init__(self, tensors: Sequence[nn.Parameter]):
+        self.tensors = tuple(tensors)
+        self.sizes = [tensor.numel() for tensor in self.tensors]
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def get(self) -> th.Tensor:
+        """Return a copy of the parameters, shape (p,)."""
+        return self.flatten([tensor.detach() for tensor in self.tensors])
+
+    def set(self, vector: th.Tensor) -> None:
+        """
+        Write the parameters in place.
+
+        Counts as a modification for autograd: a graph built before can no longer be used by mistake.
+
+        :param vector: shape (p,)
+        """
+        with th.no_grad():
+            for tensor, values in zip(self.tensors, self.split(vector), strict=True):
+                tensor.copy_(values)
+
+    def flatten(self, tensors: Sequence[th.Tensor]) -> th.Tensor:
+        """Join tensors of the parameters' shapes into one vector of shape (p,)."""
+        return th.cat([tensor.reshape(-1) for tensor in tensors])
+
+    def split(self, vector: th.Tensor) -> list[th.Tensor]:
+        """Cut a vector of shape (p,) into views of the parameters' shapes."""
+        pieces = th.split(vector, self.sizes)
+        return [piece.view(tensor.shape) for piece, tensor in zip(pieces, self.tensors, strict=True)]
+
+
+def reached_parameters(output: th.Tensor, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """
+    Tell which parameters an output depends on, by following its autograd graph.
+
+    Names decide nothing: a layer called ``value_attention`` that the action passes through acts, and
+    a frozen parameter (``requires_grad=False``) does not.
+
+    :param output: any tensor with a graph
+    :param parameters: the candidates
+    :return: those reached, in the candidates' order
+    """
+    candidates = [parameter for parameter in parameters if parameter.requires_grad]
+    if not output.requires_grad or not candidates:
+        return []
+    gradients = th.autograd.grad(output.sum(), candidates, allow_unused=True)
+    return [parameter for parameter, gradient in zip(candidates, gradients, strict=True) if gradient is not None]

@@ -1,0 +1,103 @@
+"""
+What of a policy acts and what criticises, and which of its modules train when.
+
+The policy that acts is the policy in evaluation mode: dropout off, BatchNorm on its running averages.
+The trust region bounds how far *that* policy moves, so the policy step sees no other. BatchNorm's
+averages of the modules that act are renewed once per rollout, before the step, as VecNormalize renews
+its own; the critic's regression must not touch them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+
+from sb3_npg.fisher import split_rows
+from sb3_npg.local_problem import acting_parameters, take_rows
+from sb3_npg.parameters import ParameterVector, reached_parameters
+
+
+class PolicyParts(NamedTuple):
+    """
+    The parts of an actor-critic policy, told apart by following its computation and not by names.
+
+    :param acting: parameters that the action distribution depends on: moved by the policy step alone
+    :param criticising: the other parameters that the value depends on: moved by the critic's regression
+    :param acting_modules: modules called on the way to the action distribution
+    """
+
+    acting: ParameterVector
+    criticising: list[nn.Parameter]
+    acting_modules: list[nn.Module]
+
+
+def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs) -> PolicyParts:
+    """
+    Tell the acting part of a policy from the criticising part.
+
+    :param policy: SB3 actor-critic policy, in evaluation mode
+    :param observations: at least one row
+    :return: its parts
+    :raises ValueError: if no parameter acts
+    """
+    first = take_rows(observations, slice(0, 1))
+    acting = acting_parameters(policy, first)
+    acts = {id(parameter) for parameter in acting.tensors}
+    with th.enable_grad():
+        reached = reached_parameters(policy.predict_values(first), policy.parameters())
+    criticising = [parameter for parameter in reached if id(parameter) not in acts]
+    return PolicyParts(acting, criticising, _called_modules(policy, lambda: policy.get_distribution(first)))
+
+
+def refresh_running_statistics(
+    policy: ActorCriticPolicy, modules: Iterable[nn.Module], observations: PyTorchObs, batch_size: int
+) -> None:
+    """
+    Let the BatchNorm layers that act average over a rollout. Does nothing where there are none.
+
+    :param policy: SB3 actor-critic policy, in evaluation mode
+    :param modules: modules called on the way to the action distribution
+    :param observations: the rollout's
+    :param batch_size: largest number of rows in one batch
+    """
+    averaging = [module for module in modules if getattr(module, "running_mean", None) is not None]
+    n_rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    if not averaging or n_rows < 2:  # the variance of one row is not defined
+        return
+    with training_mode(averaging, True), th.no_grad():
+        for rows in split_rows(n_rows, max(batch_size, 3)):
+            policy.get_distribution(take_rows(observations, rows))
+
+
+@contextmanager
+def training_mode(modules: Iterable[nn.Module], mode: bool) -> Iterator[None]:
+    """Set modules, and not their sub-modules, to training or evaluation mode; set them back at the end."""
+    before = [(module, module.training) for module in modules]
+    for module, _ in before:
+        module.training = mode
+    try:
+        yield
+    finally:
+        for module, was in before:
+            module.training = was
+
+
+def _called_modules(policy: nn.Module, act: Callable[[], object]) -> list[nn.Module]:
+    """Return the modules that a computation calls, in the policy's order."""
+    called: set[nn.Module] = set()
+
+    def note(module: nn.Module, _inputs: object) -> None:
+        called.add(module)
+
+    handles = [module.register_forward_pre_hook(note) for module in policy.modules()]
+    try:
+        with th.no_grad():
+            act()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [module for module in policy.modules() if module in called]

@@ -1,0 +1,84 @@
+"""Collecting and reading a rollout whatever the environment sends."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
+from torch import nn
+
+from sb3_npg.numerics import NumericalFailure, all_finite
+
+Samples = RolloutBufferSamples | DictRolloutBufferSamples
+
+
+def read_rollout(buffer: RolloutBuffer, action_space: spaces.Space[Any]) -> Samples:
+    """
+    Return all rows of a rollout at once, actions in the type that the distribution wants.
+
+    :param buffer: a full rollout buffer
+    :param action_space: the environment's
+    :return: the samples; a NaN in them is the caller's to find
+    """
+    samples: Samples = next(iter(buffer.get(batch_size=None)))
+    if isinstance(action_space, spaces.Discrete):
+        # SB3 stores actions as float, in a column.
+        return samples._replace(actions=samples.actions.long().flatten())
+    return samples
+
+
+def require_finite_rollout(samples: Samples, buffer: RolloutBuffer) -> None:
+    """
+    Stop an update whose data holds a NaN or an infinity, and say whose fault it is.
+
+    :param samples: the rollout's rows
+    :param buffer: where they come from
+    :raises NumericalFailure: naming observations, rewards, actions or the critic's values as the source
+    """
+    observations = samples.observations.values() if isinstance(samples.observations, dict) else [samples.observations]
+    if not all_finite(*observations):
+        raise NumericalFailure("the environment's observations hold a NaN or an infinity")
+    if not np.isfinite(np.asarray(getattr(buffer, "rewards", 0.0), dtype=np.float64)).all():
+        raise NumericalFailure("the environment's rewards hold a NaN or an infinity")
+    if not all_finite(samples.actions, samples.old_log_prob):
+        raise NumericalFailure("the actions' log-probabilities hold a NaN or an infinity")
+    if not all_finite(samples.advantages, samples.returns):
+        raise NumericalFailure("the advantages hold a NaN or an infinity, from the critic or the last observation")
+
+
+def normalized(advantages: th.Tensor) -> th.Tensor:
+    """Return the advantages at zero mean and unit standard deviation; zeros if they are all equal."""
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+
+@contextmanager
+def acting_on_finite_observations(policy: ActorCriticPolicy) -> Iterator[None]:
+    """
+    Let the policy act on zeros where an observation is NaN or infinite.
+
+    Without it torch's distributions end the run in the middle of a rollout. The buffer still receives what the
+    environment sent, so the update sees it and is skipped.
+
+    :param policy: the policy that collects
+    """
+    handle = policy.register_forward_pre_hook(_replace_non_finite)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _replace_non_finite(_policy: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    observations, *others = inputs
+    if isinstance(observations, dict):
+        return ({key: _finite(tensor) for key, tensor in observations.items()}, *others)
+    return (_finite(observations), *others)
+
+
+def _finite(tensor: th.Tensor) -> th.Tensor:
+    return th.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0) if tensor.is_floating_point() else tensor

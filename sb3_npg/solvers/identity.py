@@ -1,0 +1,18 @@
+"""The plain gradient, for comparison."""
+
+import torch as th
+
+from sb3_npg.solvers.base import FisherSolver, Problem, Solution
+
+
+class IdentitySolver(FisherSolver):
+    """
+    Takes F for the identity: x = g, the vanilla policy gradient.
+
+    Damping does not apply. Step length and line search stay those of the other solvers, so a comparison
+    with them is one of directions only.
+    """
+
+    def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:
+        """Return g itself."""
+        return Solution(gradient.clone(), {})

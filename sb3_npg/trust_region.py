@@ -1,0 +1,217 @@
+"""How far along the natural gradient: step length, backtracking, and the damping that measured KL asks for."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple, Protocol
+
+import torch as th
+from stable_baselines3.common.type_aliases import Schedule
+
+from sb3_npg.numerics import NumericalFailure, require_finite
+from sb3_npg.parameters import ParameterVector
+
+
+class Evaluation(NamedTuple):
+    """
+    A policy against the policy that collected the data.
+
+    :param surrogate: L(θ)
+    :param mean_kl: mean KL(π_old ‖ π_θ) in nats
+    """
+
+    surrogate: float
+    mean_kl: float
+
+
+class Ascent(Protocol):
+    """A natural gradient to step along: x of shape (p,), and xᵀFx > 0."""
+
+    @property
+    def natural_gradient(self) -> th.Tensor:
+        """X."""
+        ...
+
+    @property
+    def curvature(self) -> float:
+        """xᵀFx."""
+        ...
+
+
+class Step(NamedTuple):
+    """
+    The full step, before the line search.
+
+    :param vector: βx, shape (p,)
+    :param length: β
+    :param predicted_kl: ½β² xᵀFx, what the step costs to second order, in nats
+    """
+
+    vector: th.Tensor
+    length: float
+    predicted_kl: float
+
+
+class StepRule(ABC):
+    """How long a step along x is, and how much KL the line search lets it cost."""
+
+    @abstractmethod
+    def length(self, curvature: float, progress_remaining: float) -> float:
+        """Return β for xᵀFx = ``curvature``."""
+
+    @abstractmethod
+    def kl_limit(self, progress_remaining: float) -> float:
+        """Return the largest mean KL(π_old ‖ π_θ) in nats that the line search accepts."""
+
+    def step(self, direction: Ascent, progress_remaining: float) -> Step:
+        """
+        Return the full step βx.
+
+        :param direction: x and xᵀFx
+        :param progress_remaining: falls from 1 to 0 during training
+        :return: the step, its length and the KL it should cost
+        :raises NumericalFailure: if the step is not finite
+        """
+        length = self.length(direction.curvature, progress_remaining)
+        vector = length * direction.natural_gradient
+        require_finite("the step", vector)
+        return Step(vector, length, 0.5 * length**2 * direction.curvature)
+
+
+class TrustRegion(StepRule):
+    """
+    The longest step whose modelled KL stays within δ: β = √(2δ / xᵀFx).
+
+    To second order the mean KL of a step βx is ½β² xᵀFx. F is the true, undamped Fisher whichever solver
+    found x, so δ is a KL for every solver.
+
+    Schulman et al. (2015), Trust Region Policy Optimization, appendix C.
+
+    :param target_kl: δ in nats, by the progress remaining
+    """
+
+    def __init__(self, target_kl: Schedule):
+        self.target_kl = target_kl
+
+    def length(self, curvature: float, progress_remaining: float) -> float:
+        """Return √(2δ / xᵀFx)."""
+        return math.sqrt(2.0 * max(self.target_kl(progress_remaining), 0.0) / curvature)
+
+    def kl_limit(self, progress_remaining: float) -> float:
+        """Return δ."""
+        return self.target_kl(progress_remaining)
+
+
+class FixedStep(StepRule):
+    """
+    The same multiple of the natural gradient at every update: β = α.
+
+    Kakade (2001), A Natural Policy Gradient, section 3.
+
+    :param step_size: α, by the progress remaining
+    """
+
+    def __init__(self, step_size: Schedule):
+        self.step_size = step_size
+
+    def length(self, curvature: float, progress_remaining: float) -> float:
+        """Return α."""
+        return self.step_size(progress_remaining)
+
+    def kl_limit(self, progress_remaining: float) -> float:
+        """Return infinity: a fixed step has no trust region."""
+        return math.inf
+
+
+class SearchableProblem(Protocol):
+    """What the line search needs of a policy update. ``LocalProblem`` is one."""
+
+    @property
+    def vector(self) -> ParameterVector:
+        """The parameters θ."""
+        ...
+
+    def evaluate(self) -> Evaluation:
+        """Return L(θ) and the mean KL at the present θ."""
+        ...
+
+
+class LineSearch(NamedTuple):
+    """
+    Where the step ended.
+
+    :param accepted: whether the parameters moved
+    :param coefficient: c of the step cβx; 0 if the parameters stay
+    :param steps: number of trials
+    :param surrogate: L at the end
+    :param mean_kl: mean KL(π_old ‖ π_θ) in nats of the step taken; 0 if the parameters stay
+    :param first_mean_kl: the same, of the full step
+    """
+
+    accepted: bool
+    coefficient: float
+    steps: int
+    surrogate: float
+    mean_kl: float
+    first_mean_kl: float
+
+
+def backtrack(
+    problem: SearchableProblem, full_step: th.Tensor, kl_limit: float, shrinking_factor: float, max_iter: int
+) -> LineSearch:
+    """
+    Take the longest of the steps c·s, c = 1, ρ, ρ², …, that improves L and keeps the mean KL within its limit.
+
+    If none does, the parameters are put back bit for bit. With ``max_iter`` = 0 there is no search: the full
+    step is taken, unless L or KL is not finite there.
+
+    :param problem: L and mean KL as functions of the parameters, which are at θ_old
+    :param full_step: s, shape (p,)
+    :param kl_limit: largest mean KL in nats
+    :param shrinking_factor: ρ, between 0 and 1
+    :param max_iter: number of trials
+    :return: where the step ended
+    :raises NumericalFailure: if, without a search, the full step leads to a NaN or an infinity
+    """
+    start = problem.vector.get()
+    at_start = problem.evaluate()
+    first_mean_kl = math.nan
+    for trial in range(max(max_iter, 1)):
+        coefficient = shrinking_factor**trial
+        problem.vector.set(start + coefficient * full_step)
+        now = problem.evaluate()
+        first_mean_kl = now.mean_kl if trial == 0 else first_mean_kl
+        finite = math.isfinite(now.surrogate) and math.isfinite(now.mean_kl)
+        improves = now.surrogate > at_start.surrogate and now.mean_kl <= kl_limit
+        if finite and (improves or max_iter == 0):
+            return LineSearch(True, coefficient, trial + 1, now.surrogate, now.mean_kl, first_mean_kl)
+    problem.vector.set(start)
+    if max_iter == 0:
+        raise NumericalFailure("the policy after the full step is not finite")
+    return LineSearch(False, 0.0, max_iter, at_start.surrogate, 0.0, first_mean_kl)
+
+
+def adapted_damping_factor(
+    factor: float, search: LineSearch, predicted_kl: float, omega: float = 1.5, limit: float = 1e4
+) -> float:
+    """
+    Levenberg–Marquardt control of the damping by how well the quadratic model predicts the KL.
+
+    More damping when the full step costs over 1.5 times the KL predicted, or when the line search rejects every
+    step; less when the prediction holds within a fifth and the full step is taken.
+
+    After Martens (2010), Deep learning via Hessian-free optimization, section 4.1, with the KL in the place
+    of the loss: the KL does not have the sampling noise of the advantages.
+
+    :param factor: present multiple of the damping that the user asked for
+    :param search: where the step ended
+    :param predicted_kl: ½β² xᵀFx of the full step, in nats
+    :param omega: what the factor is multiplied or divided by, larger than 1
+    :param limit: largest factor, and inverse of the smallest
+    :return: the factor for the next update
+    """
+    ratio = search.first_mean_kl / predicted_kl if predicted_kl > 0.0 else math.inf
+    if not search.accepted or not ratio <= 1.5:
+        return min(factor * omega, limit)
+    if 0.8 < ratio < 1.2 and search.steps == 1:
+        return max(factor / omega, 1.0 / limit)
+    return factor
