@@ -1,0 +1,20 @@
+"""What every test runs under: one thread, a fixed seed, no figure window."""
+
+import matplotlib
+import pytest
+import torch as th
+
+from tests.cases import in_float64
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed():
+    matplotlib.use("Agg")
+    th.set_num_threads(1)
+    th.manual_seed(0)
+
+
+@pytest.fixture
+def float64(monkeypatch):
+    """Let SB3's policies see observations in float64."""
+    in_float64(monkeypatch.setattr)

@@ -1,0 +1,96 @@
+"""More damping while a solver fails, then a clean failure."""
+
+import pytest
+import torch as th
+
+from sb3_npg.numerics import NumericalFailure
+from sb3_npg.solvers import FisherSolver, Solution
+from sb3_npg.solvers.direction import DAMPING_RETRIES, find_direction
+
+
+class Diagonal:
+    """A problem with a known F."""
+
+    def __init__(self, *entries: float):
+        self.entries = th.tensor(entries)
+
+    def fisher_vector_product(self, vector):
+        return self.entries * vector
+
+    def dense_fisher(self):
+        return th.diag(self.entries)
+
+
+class Scripted(FisherSolver):
+    """Solves a diagonal problem, but only above some damping; below it does what it is told."""
+
+    def __init__(self, works_from: float, otherwise):
+        super().__init__()
+        self.works_from, self.otherwise, self.tried = works_from, otherwise, []
+
+    def solve(self, problem, gradient, damping):
+        self.tried.append(damping)
+        if damping < self.works_from:
+            return self.otherwise(gradient)
+        return Solution(gradient / (problem.entries + damping), {})
+
+
+def fail_to_factorise(_gradient):
+    raise th.linalg.LinAlgError("not positive definite")
+
+
+def divide_by_zero(_gradient):
+    raise ZeroDivisionError
+
+
+FAILURES = {
+    "raises LinAlgError": fail_to_factorise,
+    "raises ArithmeticError": divide_by_zero,
+    "returns NaN": lambda g: Solution(g * float("nan"), {}),
+    "returns infinity": lambda g: Solution(g * float("inf"), {}),
+    "descends": lambda g: Solution(-g, {}),
+    "returns zero": lambda g: Solution(0 * g, {}),
+}
+GRADIENT = th.tensor([1.0, -2.0])
+
+
+@pytest.mark.parametrize("otherwise", FAILURES.values(), ids=FAILURES)
+def test_failure_is_mended_by_more_damping(otherwise):
+    solver = Scripted(5.0, otherwise)
+    direction = find_direction(solver, Diagonal(1.0, 3.0), GRADIENT, 0.1)
+    assert solver.tried == pytest.approx([0.1, 1.0, 10.0])
+    assert direction.damping == pytest.approx(10.0)
+    x = GRADIENT / (th.tensor([1.0, 3.0]) + 10.0)
+    th.testing.assert_close(direction.natural_gradient, x)
+    assert direction.curvature == pytest.approx(float(x[0] ** 2 + 3 * x[1] ** 2))
+
+
+@pytest.mark.parametrize("otherwise", FAILURES.values(), ids=FAILURES)
+def test_failure_at_every_damping_is_a_numerical_failure(otherwise):
+    solver = Scripted(float("inf"), otherwise)
+    with pytest.raises(NumericalFailure, match="no natural gradient up to damping"):
+        find_direction(solver, Diagonal(1.0, 3.0), GRADIENT, 0.0)
+    assert len(solver.tried) == len(DAMPING_RETRIES)
+    assert solver.tried[0] == 0.0 < solver.tried[1] < solver.tried[2]
+
+
+@pytest.mark.parametrize("entries", [(0.0, 0.0), (-1.0, -1.0)])
+def test_a_fisher_without_positive_curvature_is_a_numerical_failure(entries):
+    with pytest.raises(NumericalFailure, match="not positive"):
+        find_direction(Scripted(0.0, None), Diagonal(*entries), GRADIENT, 2.0)
+
+
+def test_curvature_is_that_of_the_undamped_fisher():
+    direction = find_direction(Scripted(0.0, None), Diagonal(4.0, 4.0), GRADIENT, 100.0)
+    assert direction.curvature == pytest.approx(4.0 * float(direction.natural_gradient @ direction.natural_gradient))
+
+
+@pytest.mark.parametrize(
+    ("gradient", "words"),
+    [([0.0, 0.0], "is zero"), ([float("nan"), 1.0], "not finite"), ([1.0, float("inf")], "not finite")],
+)
+def test_a_gradient_that_leads_nowhere_is_a_numerical_failure(gradient, words):
+    solver = Scripted(0.0, None)
+    with pytest.raises(NumericalFailure, match=words):
+        find_direction(solver, Diagonal(1.0, 1.0), th.tensor(gradient), 0.1)
+    assert solver.tried == []

@@ -1,0 +1,77 @@
+"""Rooms and walls: who may import whom. See docs/design.md."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import sb3_npg
+
+ROOT = Path(sb3_npg.__file__).parent
+#: Every room, and the rooms it may import. Arrows point down this list.
+ROOMS = {
+    "npg": {
+        "arguments", "checks", "critic", "local_problem", "numerics", "policies", "policy_parts", "rollout", "solvers",
+        "trust_region",
+    },
+    "policies": set(),
+    "arguments": {"checks", "schedules", "trust_region"},
+    "critic": {"numerics", "policy_parts", "rollout"},
+    "policy_parts": {"fisher", "local_problem", "parameters"},
+    "rollout": {"numerics"},
+    "local_problem": {"fisher", "output_fisher", "parameters", "trust_region"},
+    "output_fisher": set(),
+    "trust_region": {"numerics", "parameters"},
+    "fisher": {"parameters"},
+    "solvers": {"checks", "linalg", "numerics"},
+    "schedules": {"checks"},
+    "parameters": set(),
+    "linalg": set(),
+    "numerics": set(),
+    "checks": set(),
+}  # fmt: skip
+#: Packages that only some rooms know.
+KNOWN_ONLY_TO = {
+    "stable_baselines3.common.distributions": {"output_fisher"},
+    "stable_baselines3": set(ROOMS) - {"fisher", "solvers", "linalg", "parameters", "numerics", "checks"},
+    "cupy": {"linalg"},
+    "rl_zoo3": {"zoo"},
+    "sb3_contrib": set(),
+}
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> list[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    named = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return named + [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+
+
+def test_every_room_is_on_the_plan():
+    assert {room_of(path) for path in FILES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_climb_no_wall(path):
+    room = room_of(path)
+    for module in imports_of(path):
+        if module.startswith("sb3_npg."):
+            other = module.split(".")[1]
+            assert other == room or other in ROOMS[room], f"{room} may not import {other}"
+        for package, rooms in KNOWN_ONLY_TO.items():
+            known = module == package or module.startswith(package + ".")
+            assert not known or room in rooms, f"{room} may not know {package}"
+
+
+def test_arrows_point_one_way():
+    order = list(ROOMS)
+    climbing = [(a, b) for a, allowed in ROOMS.items() for b in allowed if order.index(b) <= order.index(a)]
+    assert climbing == []
+
+
+def test_the_package_has_no_other_public_names():
+    assert set(sb3_npg.__all__) == {"NPG", "MlpPolicy", "CnnPolicy", "MultiInputPolicy", "__version__"}

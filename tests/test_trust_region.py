@@ -1,0 +1,194 @@
+"""Step length, line search and the control of the damping."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch as th
+from hypothesis import given, settings
+
+from sb3_npg.numerics import NumericalFailure
+from sb3_npg.solvers import make_fisher_solver
+from sb3_npg.solvers.direction import Direction, find_direction
+from sb3_npg.trust_region import (
+    Evaluation,
+    FixedStep,
+    LineSearch,
+    TrustRegion,
+    adapted_damping_factor,
+    backtrack,
+)
+from tests.cases import make_problem
+
+
+def direction_of(problem, damping=1e-3):
+    return find_direction(make_fisher_solver("exact"), problem, problem.surrogate_gradient(), damping)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("solver", ["exact", "cg", "identity"])
+@pytest.mark.parametrize("distribution", ["Gaussian", "gSDE", "categorical", "multi-categorical", "Bernoulli"])
+def test_step_has_the_modelled_kl_of_the_trust_region(distribution, solver):
+    problem = make_problem(distribution, "Mlp", 20)
+    direction = find_direction(make_fisher_solver(solver), problem, problem.surrogate_gradient(), 0.1)
+    step = TrustRegion(lambda _: 0.03).step(direction, 1.0)
+    assert 0.5 * float(step.vector @ problem.dense_fisher() @ step.vector) == pytest.approx(0.03, rel=1e-10)
+    assert step.predicted_kl == pytest.approx(0.03, rel=1e-12)
+    th.testing.assert_close(step.vector, step.length * direction.natural_gradient)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    "distribution",
+    ["Gaussian", "squashed Gaussian", "gSDE learn_features", "categorical", "multi-categorical", "Bernoulli"],
+)
+def test_measured_kl_tends_to_the_radius_as_it_shrinks(distribution):
+    problem = make_problem(distribution, "Mlp", 20)
+    direction, start = direction_of(problem, 0.1), problem.vector.get()
+    errors = []
+    for target in (1e-4, 1e-6, 1e-8):
+        problem.vector.set(start + TrustRegion(lambda _, t=target: t).step(direction, 1.0).vector)
+        errors.append(abs(problem.evaluate().mean_kl / target - 1.0))
+    # The error is of first order in the step's length, √δ: two decades of δ are at least one of error.
+    assert errors[2] < 0.15 * errors[1] < 0.15**2 * errors[0]
+    assert errors[2] < 1e-3
+
+
+@given(curvature=st.floats(1e-8, 1e8), target=st.floats(1e-6, 1.0))
+@settings(deadline=None, derandomize=True)
+def test_length_solves_the_quadratic_model(curvature, target):
+    assert 0.5 * TrustRegion(lambda _: target).length(curvature, 1.0) ** 2 * curvature == pytest.approx(target)
+
+
+def test_fixed_step_is_kakades_whatever_the_curvature():
+    rule = FixedStep(lambda progress: 0.5 * progress)
+    x = th.tensor([1.0, -2.0])
+    for curvature in (0.1, 10.0):
+        step = rule.step(Direction(x, curvature, 0.1, {}), 0.5)
+        assert th.equal(step.vector, 0.25 * x)
+        assert step.predicted_kl == pytest.approx(0.5 * 0.25**2 * curvature)
+    assert rule.kl_limit(0.5) == math.inf
+
+
+def test_a_step_that_is_not_finite_is_a_numerical_failure():
+    with pytest.raises(NumericalFailure, match="the step is not finite"):
+        FixedStep(lambda _: 1e30).step(Direction(th.full((2,), 1e30), 1.0, 0.1, {}), 1.0)
+
+
+@pytest.mark.usefixtures("float64")
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 1000), length=st.floats(0.1, 10.0), kl_limit=st.floats(1e-3, 0.1))
+def test_line_search_never_accepts_too_much_kl_or_a_lower_surrogate(seed, length, kl_limit):
+    problem = make_problem("categorical", "Mlp, net_arch=[]", 20, seed=seed)
+    start, before = problem.vector.get(), problem.evaluate()
+    full_step = length * direction_of(problem, 0.1).natural_gradient
+    search = backtrack(problem, full_step, kl_limit, 0.5, 6)
+    after = problem.evaluate()
+    if search.accepted:
+        assert search.coefficient == 0.5 ** (search.steps - 1)
+        th.testing.assert_close(problem.vector.get(), start + search.coefficient * full_step)
+        assert after.mean_kl <= kl_limit
+        assert after.surrogate > before.surrogate
+        assert (search.surrogate, search.mean_kl) == after
+    else:
+        assert th.equal(problem.vector.get(), start)
+        assert (search.steps, search.coefficient, search.mean_kl) == (6, 0.0, 0.0)
+        assert search.surrogate == before.surrogate
+
+
+@pytest.mark.usefixtures("float64")
+def test_line_search_takes_the_longest_step_that_will_do():
+    problem = make_problem("Gaussian", "Mlp", 20)
+    step = TrustRegion(lambda _: 4e-2).step(direction_of(problem), 1.0).vector
+    start = problem.vector.get()
+    search = backtrack(problem, step, 1e-2, 0.8, 20)
+    assert search.accepted
+    assert search.steps > 1
+    problem.vector.set(start + search.coefficient / 0.8 * step)
+    assert problem.evaluate().mean_kl > 1e-2
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("distribution", ["Gaussian", "gSDE", "categorical"])
+def test_rejected_line_search_restores_parameters_bit_for_bit(distribution):
+    problem = make_problem(distribution, "Mlp", 20)
+    descent = -TrustRegion(lambda _: 0.01).step(direction_of(problem), 1.0).vector
+    before = {name: tensor.clone() for name, tensor in problem.policy.state_dict().items()}
+    search = backtrack(problem, descent, 0.01, 0.8, 10)
+    assert not search.accepted
+    assert all(th.equal(before[name], tensor) for name, tensor in problem.policy.state_dict().items())
+
+
+class Scripted:
+    """L and KL by number of evaluations: θ_old first."""
+
+    def __init__(self, vector, *evaluations):
+        self.vector, self.evaluations = vector, iter(evaluations)
+
+    def evaluate(self):
+        return next(self.evaluations)
+
+
+@pytest.fixture
+def vector():
+    from torch import nn
+
+    from sb3_npg.parameters import ParameterVector
+
+    return ParameterVector([nn.Parameter(th.tensor([0.1, 0.2]))])
+
+
+NAN = Evaluation(math.nan, math.nan)
+
+
+@pytest.mark.parametrize("bad", [NAN, Evaluation(math.inf, 0.0), Evaluation(1.0, math.nan), Evaluation(1.0, math.inf)])
+def test_nan_and_infinity_are_never_accepted(vector, bad):
+    problem = Scripted(vector, Evaluation(0.0, 0.0), bad, Evaluation(1.0, 0.001))
+    search = backtrack(problem, th.ones(2), math.inf, 0.5, 2)
+    assert (search.accepted, search.steps) == (True, 2)
+    th.testing.assert_close(vector.get(), th.tensor([0.6, 0.7]))
+
+
+def test_without_a_search_the_full_step_is_taken_whatever_it_costs(vector):
+    problem = Scripted(vector, Evaluation(0.0, 0.0), Evaluation(-1.0, 5.0))
+    search = backtrack(problem, th.ones(2), 0.01, 0.5, 0)
+    assert (search.accepted, search.coefficient, search.mean_kl) == (True, 1.0, 5.0)
+    th.testing.assert_close(vector.get(), th.tensor([1.1, 1.2]))
+
+
+def test_without_a_search_a_step_to_nan_is_taken_back(vector):
+    before = vector.get()
+    with pytest.raises(NumericalFailure, match="full step is not finite"):
+        backtrack(Scripted(vector, Evaluation(0.0, 0.0), NAN), th.ones(2), 0.01, 0.5, 0)
+    assert th.equal(vector.get(), before)
+
+
+def outcome(accepted=True, steps=1, first_mean_kl=0.01):
+    return LineSearch(accepted, 1.0, steps, 0.0, first_mean_kl, first_mean_kl)
+
+
+@pytest.mark.parametrize(
+    ("search", "change"),
+    [
+        (outcome(), 1 / 1.5),
+        (outcome(first_mean_kl=0.0119), 1 / 1.5),
+        (outcome(first_mean_kl=0.0125), 1.0),
+        (outcome(first_mean_kl=0.005), 1.0),
+        (outcome(steps=2), 1.0),
+        (outcome(first_mean_kl=0.016), 1.5),
+        (outcome(first_mean_kl=math.nan), 1.5),
+        (outcome(accepted=False), 1.5),
+    ],
+)
+def test_damping_follows_how_well_the_model_predicts_the_kl(search, change):
+    assert adapted_damping_factor(1.0, search, 0.01) == pytest.approx(change)
+
+
+def test_damping_factor_is_bounded():
+    factor = 1.0
+    for _ in range(100):
+        factor = adapted_damping_factor(factor, outcome(accepted=False), 0.01)
+    assert factor == 1e4
+    for _ in range(200):
+        factor = adapted_damping_factor(factor, outcome(), 0.01)
+    assert factor == 1e-4
