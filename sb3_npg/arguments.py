@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_npg.checks import check_choice, check_integer, check_number
+from sb3_npg.checks import check_choice, check_flag, check_integer, check_number
 from sb3_npg.schedules import make_schedule
 from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 
@@ -36,11 +36,12 @@ def check_hyperparameters(arguments: dict[str, Any], n_envs: int) -> None:
     for name in ("line_search_max_iter", "n_critic_updates"):
         check_integer(name, arguments[name], minimum=0, hint="0 switches it off.")
     check_integer("sde_sample_freq", arguments["sde_sample_freq"], minimum=-1, hint="-1: once a rollout.")
+    for name in ("normalize_advantage", "adaptive_damping"):
+        check_flag(name, arguments[name])
     for name in ("gamma", "gae_lambda"):
         check_number(name, arguments[name], minimum=0.0, maximum=1.0)
     check_number("ent_coef", arguments["ent_coef"])
     check_number("line_search_shrinking_factor", arguments["line_search_shrinking_factor"], above=0.0, below=1.0)
-    make_schedule("learning_rate", arguments["learning_rate"], minimum=0.0)
     check_choice("backend", arguments["backend"], BACKENDS)
     _check_rollout_size(arguments, n_envs)
 
@@ -59,7 +60,7 @@ def _check_rollout_size(arguments: dict[str, Any], n_envs: int) -> None:
             f"`sub_sampling_factor`={arguments['sub_sampling_factor']} is more than the {n_rows} rows of a rollout "
             f"(n_steps={n_steps}, {n_envs} environments). Use a smaller factor; 1 uses all rows for the Fisher."
         )
-    if n_rows % batch_size > 0:
+    if arguments["env"] is not None and n_rows % batch_size > 0:
         warnings.warn(
             f"The critic's minibatches of `batch_size`={batch_size} do not divide the rollout of n_steps × n_envs = "
             f"{n_steps} × {n_envs} = {n_rows} rows: the last of each epoch holds {n_rows % batch_size}. "

@@ -78,3 +78,15 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ValueError(f"`{name}`={value!r} is unknown. Choose one of {list(choices)}.")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """
+    Check that a hyperparameter is true or false, and not a word for it.
+
+    :param name: the argument's name, as the user writes it
+    :param value: what the user passed
+    :raises ValueError: if it is neither True nor False
+    """
+    if not isinstance(value, bool) and value not in (0, 1):
+        raise ValueError(f"`{name}`={value!r} must be True or False.")

@@ -35,7 +35,10 @@ class LocalProblem:
 
         L(θ) = mean_n[ π_θ(a_n|s_n) / π_old(a_n|s_n) · A_n ] + c · mean_n[ H(π_θ(·|s_n)) ]
         KL(θ) = mean_n[ KL(π_old(·|s_n) ‖ π_θ(·|s_n)) ],   summed over action dimensions
-        F = mean_n[ J_nᵀ F_out,n J_n ] = ∇² KL(θ_old)
+        F = mean_n[ J_nᵀ F_out,n J_n ] = ∇² KL(θ_old),        derivatives as autograd takes them
+
+    With gSDE, SB3 detaches the features that the noise is made of: gradient and F leave that path out, the measured
+    KL does not, so a step may cost more KL than F predicts. The line search measures it.
 
     θ_old is the policy at construction. The policy's train/eval flags are used as they are; they must make
     it deterministic (evaluation mode). All rows count in L, ∇L and KL; F may use a part of them. Rows are

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -38,6 +39,7 @@ from sb3_npg.rollout import (
     read_rollout,
     require_finite_rollout,
 )
+from sb3_npg.schedules import make_schedule
 from sb3_npg.solvers import FisherSolver, make_fisher_solver
 from sb3_npg.solvers.direction import Direction, find_direction
 from sb3_npg.trust_region import LineSearch, Step, StepRule, adapted_damping_factor, backtrack
@@ -69,7 +71,8 @@ class NPG(OnPolicyAlgorithm):
     :param learning_rate: of the critic's optimizer, a number or a function of the progress remaining (1 to 0);
         the policy's step is set by ``target_kl`` or ``step_size``
     :param n_steps: environment steps per environment and rollout
-    :param batch_size: rows in one minibatch of the critic; the policy step uses the whole rollout
+    :param batch_size: rows in one minibatch of the critic, and of the renewal of BatchNorm's averages; the policy
+        step uses the whole rollout
     :param gamma: discount factor
     :param fisher_solver: how (F + λI) x = g is solved: "cg" (conjugate gradient), "exact" (forms F, small
         policies), "identity" (the plain gradient, to compare with), or a name registered in
@@ -207,6 +210,9 @@ class NPG(OnPolicyAlgorithm):
         self.fisher = make_fisher_solver(self.fisher_solver, self.fisher_solver_kwargs).to(self.device)
         self.fisher.check_size(len(self._policy_parts().acting))
 
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = make_schedule("learning_rate", self.learning_rate, minimum=0.0)
+
     def _policy_parts(self) -> PolicyParts:
         """Tell what of the policy acts and what criticises, as of now: a user may freeze layers at any time."""
         self.policy.set_training_mode(False)
@@ -312,7 +318,8 @@ class NPG(OnPolicyAlgorithm):
                 warnings.warn(
                     f"NPG skipped an update at {self.num_timesteps} steps: {failure}. What it would have moved is "
                     "as it was before. Later skips are only counted, in train/skipped_updates. "
-                    "stable_baselines3.common.vec_env.VecCheckNan finds the step at which an environment goes wrong.",
+                    "stable_baselines3.common.vec_env.VecCheckNan finds the step at which an environment goes wrong; "
+                    "VecNormalize keeps a NaN in its averages, and every later update is then skipped.",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -320,9 +327,9 @@ class NPG(OnPolicyAlgorithm):
 
     def _log_update(self) -> None:
         buffer = self.rollout_buffer
-        self.logger.record(
-            "train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten())
-        )
+        with np.errstate(all="ignore"):  # of a rollout that holds an infinity
+            explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
+        self.logger.record("train/explained_variance", explained)
         self.logger.record("train/skipped_updates", self._n_skipped_updates)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))

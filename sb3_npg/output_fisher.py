@@ -73,7 +73,8 @@ class GaussianFisher(OutputFisher):
     Diagonal Gaussian with z = (μ, log σ): F_out = diag(1/σ², 2).
 
     Serves gSDE in every form, where σ depends on the state: the chain rule from its parameters to
-    log σ is autograd's. A tanh after the Gaussian is a bijection and changes neither Fisher nor KL.
+    log σ is autograd's. SB3 stops the gradient at the features in σ(s) unless ``learn_features``; J stops there
+    too. A tanh after the Gaussian is a bijection and changes neither Fisher nor KL.
     """
 
     def outputs(self, distribution: Distribution) -> th.Tensor:

@@ -10,6 +10,19 @@ from sb3_npg.checks import check_number
 LINEAR_PREFIX = "lin_"
 
 
+class ProgressSchedule(FloatSchedule):
+    """
+    A schedule that is never asked beyond the end of training.
+
+    The last rollout is a whole one, so SB3's progress remaining may end below 0, where a schedule such as
+    ``lambda progress: 0.1 * progress`` would change its sign.
+    """
+
+    def __call__(self, progress_remaining: float) -> float:
+        """Return the value at the progress remaining, 1 to 0."""
+        return super().__call__(max(progress_remaining, 0.0))
+
+
 def make_schedule(name: str, value: Any, *, minimum: float | None = None, above: float | None = None) -> Schedule:
     """
     Turn a hyperparameter into a function of the progress remaining, which falls from 1 to 0.
@@ -30,7 +43,7 @@ def make_schedule(name: str, value: Any, *, minimum: float | None = None, above:
             raise ValueError(f"`{name}`={value!r} has no number after {LINEAR_PREFIX!r}. {hint}") from None
     if not callable(schedule):
         check_number(name, schedule, minimum=minimum, above=above, hint=hint)
-        return FloatSchedule(float(schedule))
+        return ProgressSchedule(float(schedule))
     start = schedule(1.0)
-    check_number(f"{name}", start, minimum=minimum, above=above, hint=f"That is its value at the start. {hint}")
-    return FloatSchedule(schedule)
+    check_number(name, start, minimum=minimum, above=above, hint=f"That is its value at the start. {hint}")
+    return ProgressSchedule(schedule)

@@ -28,12 +28,12 @@ class Ascent(Protocol):
 
     @property
     def natural_gradient(self) -> th.Tensor:
-        """X."""
+        """The natural gradient x, shape (p,)."""
         ...
 
     @property
     def curvature(self) -> float:
-        """xᵀFx."""
+        """Its curvature xᵀFx, with the undamped Fisher."""
         ...
 
 
@@ -105,7 +105,7 @@ class FixedStep(StepRule):
     """
     The same multiple of the natural gradient at every update: β = α.
 
-    Kakade (2001), A Natural Policy Gradient, section 3.
+    Kakade (2001), A Natural Policy Gradient, section 2.
 
     :param step_size: α, by the progress remaining
     """
@@ -127,7 +127,7 @@ class SearchableProblem(Protocol):
 
     @property
     def vector(self) -> ParameterVector:
-        """The parameters θ."""
+        """The parameters θ as one vector."""
         ...
 
     def evaluate(self) -> Evaluation:

@@ -11,8 +11,8 @@ ROOT = Path(sb3_npg.__file__).parent
 #: Every room, and the rooms it may import. Arrows point down this list.
 ROOMS = {
     "npg": {
-        "arguments", "checks", "critic", "local_problem", "numerics", "policies", "policy_parts", "rollout", "solvers",
-        "trust_region",
+        "arguments", "checks", "critic", "local_problem", "numerics", "policies", "policy_parts", "rollout",
+        "schedules", "solvers", "trust_region",
     },
     "policies": set(),
     "arguments": {"checks", "schedules", "trust_region"},

@@ -1,4 +1,4 @@
-"""The conjugate gradient method for symmetric positive definite systems."""
+"""Krylov methods for symmetric positive definite systems."""
 
 import math
 from collections.abc import Callable

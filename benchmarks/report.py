@@ -1,0 +1,119 @@
+"""What the benchmarks share: versions and machine, stored runs, a fresh process for each run, Markdown."""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import sb3_npg
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_PACKAGES = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "mujoco", "numpy")
+
+
+def environment() -> dict[str, str]:
+    """Describe what a figure depends on beside the settings: versions and machine."""
+    versions = {"python": platform.python_version(), "sb3-npg": sb3_npg.__version__}
+    versions.update({package: _version(package) for package in _PACKAGES})
+    return {
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    """Return the processor's model name; Python's own answer is the architecture alone on Linux."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+class Store:
+    """
+    Finished runs, one JSON file each, found by their settings, the versions and the machine.
+
+    A change of any of these is a new run, so no table mixes two machines. A change of the source alone is
+    not seen: delete the folder to measure again.
+
+    :param folder: where the files lie
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def load(self, settings: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the figures of a finished run, or None."""
+        path = self._path(settings)
+        return json.loads(path.read_text())["figures"] if path.exists() else None
+
+    def save(self, settings: dict[str, Any], figures: dict[str, Any]) -> None:
+        """Keep the figures of a run. The file appears whole or not at all."""
+        path = self._path(settings)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        run = {"settings": settings, "environment": environment(), "figures": figures}
+        unfinished.write_text(json.dumps(run, indent=1) + "\n")
+        unfinished.replace(path)
+
+    def _path(self, settings: dict[str, Any]) -> Path:
+        key = json.dumps([settings, environment()], sort_keys=True)
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """
+    Call a function in a process of its own, so that no run leaves memory, threads or seeds to the next.
+
+    :param function: importable by name, as its arguments and its answer must be picklable
+    :return: its answer
+    :raises BrokenProcessPool: if the process is killed
+    """
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as executor:
+        return executor.submit(function, *args, **kwargs).result()
+
+
+def command_line(module: str, argv: Sequence[str]) -> str:
+    """Return the command that repeats a benchmark."""
+    return shlex.join(["python", "-m", module, *argv])
+
+
+def preamble(title: str, command: str) -> str:
+    """Return the head of a document: what wrote it, with which versions, on which machine."""
+    lines = [f"- {name}: {value}" for name, value in environment().items()]
+    return "\n".join([f"# {title}", "", f"Written by `{command}`.", "", *lines])
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """
+    Return a Markdown table, its first column to the left and figures to the right.
+
+    :param header: titles of the columns
+    :param rows: cells, as many as titles
+    """
+    rule = [":--", *["--:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
+
+
+def write_document(path: Path, sections: Iterable[str]) -> None:
+    """Write a Markdown document, a blank line between its sections."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(sections) + "\n")
