@@ -1,13 +1,12 @@
 """Regression of the value function on the rollout's returns. Leaves the action distribution as it is."""
 
-import copy
 from collections.abc import Callable, Iterable
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.nn import functional as F
 
-from sb3_npg.numerics import NumericalFailure, all_finite
+from sb3_npg.numerics import require_finite
 from sb3_npg.policy_parts import PolicyParts, training_mode
 from sb3_npg.rollout import Samples
 
@@ -24,32 +23,26 @@ def fit_critic(
     Gradients are taken for the criticising parameters alone, so a shared features extractor is the actor's.
     Modules that act stay in evaluation mode: the regression does not move BatchNorm's averages of the policy.
 
-    :param policy: SB3 actor-critic policy
+    :param policy: SB3 actor-critic policy, in evaluation mode
     :param parts: its acting and its criticising part
     :param minibatches: yields one epoch of the rollout
     :param n_epochs: passes over the rollout
     :return: mean loss over all minibatches; NaN if there is nothing to fit
-    :raises NumericalFailure: if a loss or a parameter is not finite at the end; parameters, buffers and
-        optimizer are then as they were before
+    :raises NumericalFailure: if a loss or a parameter is not finite at the end
     """
     if not parts.criticising or n_epochs == 0:
         return float("nan")
-    state = [*parts.criticising, *policy.buffers()]
-    before = [tensor.detach().clone() for tensor in state]
-    optimizer_before = copy.deepcopy(policy.optimizer.state_dict())
+    acts = set(parts.acting_modules)
+    modules = [module for module in policy.modules() if module not in acts]
     losses = []
-    with training_mode(list(policy.modules()), True), training_mode(parts.acting_modules, False):
-        for _ in range(n_epochs):
-            for batch in minibatches():
+    for _ in range(n_epochs):
+        for batch in minibatches():
+            with training_mode(modules, len(batch.returns) > 1):  # BatchNorm has no variance for a rest of one row
                 loss = F.mse_loss(policy.predict_values(batch.observations).flatten(), batch.returns)
-                policy.optimizer.zero_grad()
-                th.autograd.backward(loss, inputs=parts.criticising)
-                policy.optimizer.step()
-                losses.append(loss.detach())
-    if not all_finite(*losses, *state):
-        with th.no_grad():
-            for tensor, value in zip(state, before, strict=True):
-                tensor.copy_(value)
-        policy.optimizer.load_state_dict(optimizer_before)
-        raise NumericalFailure("the critic's loss is not finite")
+            policy.optimizer.zero_grad()
+            th.autograd.backward(loss, inputs=parts.criticising)
+            policy.optimizer.step()
+            losses.append(loss.detach())
+    require_finite("the critic's loss", *losses)
+    require_finite("the critic after its regression", *parts.criticising, *policy.buffers())
     return float(th.stack(losses).mean())

@@ -28,13 +28,14 @@ from sb3_npg.arguments import (
 )
 from sb3_npg.checks import check_choice
 from sb3_npg.critic import CRITIC_SOLVERS, fit_critic
-from sb3_npg.local_problem import LocalProblem
-from sb3_npg.numerics import NumericalFailure
+from sb3_npg.local_problem import LocalProblem, take_rows
+from sb3_npg.numerics import NumericalFailure, restored_on_failure
 from sb3_npg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_npg.policy_parts import PolicyParts, refresh_running_statistics, split_policy
 from sb3_npg.rollout import (
     Samples,
     acting_on_finite_observations,
+    finite_observations,
     normalized,
     read_rollout,
     require_finite_rollout,
@@ -208,16 +209,12 @@ class NPG(OnPolicyAlgorithm):
         with assertions_as_value_errors("policy_kwargs"):
             super()._setup_model()
         self.fisher = make_fisher_solver(self.fisher_solver, self.fisher_solver_kwargs).to(self.device)
-        self.fisher.check_size(len(self._policy_parts().acting))
+        self.policy.set_training_mode(False)
+        example, _ = self.policy.obs_to_tensor(example_observation(self.observation_space))
+        self.fisher.check_size(len(split_policy(self.policy, example).acting))
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = make_schedule("learning_rate", self.learning_rate, minimum=0.0)
-
-    def _policy_parts(self) -> PolicyParts:
-        """Tell what of the policy acts and what criticises, as of now: a user may freeze layers at any time."""
-        self.policy.set_training_mode(False)
-        observation, _ = self.policy.obs_to_tensor(example_observation(self.observation_space))
-        return split_policy(self.policy, observation)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -233,9 +230,10 @@ class NPG(OnPolicyAlgorithm):
         The symbols are those of the class's docstring. The two phases do not depend on each other: each is
         skipped by itself when it fails numerically, and what it would have moved stays as it was.
         """
+        self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
         rollout = read_rollout(self.rollout_buffer, self.action_space)
-        parts = self._policy_parts()
+        parts = split_policy(self.policy, finite_observations(take_rows(rollout.observations, slice(0, 1))))
 
         with self._skipped_on_numerical_failure():
             require_finite_rollout(rollout, self.rollout_buffer)
@@ -308,9 +306,10 @@ class NPG(OnPolicyAlgorithm):
 
     @contextmanager
     def _skipped_on_numerical_failure(self) -> Iterator[None]:
-        """Leave the block at a numerical failure, and go on training: count it, and warn the first time."""
+        """Leave the block at a numerical failure as if it had not begun: count it, and warn the first time."""
         try:
-            yield
+            with restored_on_failure(self.policy, self.policy.optimizer):
+                yield
         except NumericalFailure as failure:
             if self._last_skipped_update != self._n_updates:
                 self._n_skipped_updates += 1

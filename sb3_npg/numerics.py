@@ -1,6 +1,11 @@
 """Numerical failure: never the end of a run, never a step on a NaN."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch as th
+from torch import nn
 
 
 class NumericalFailure(ArithmeticError):
@@ -22,3 +27,25 @@ def require_finite(what: str, *tensors: th.Tensor) -> None:
     """
     if not all_finite(*tensors):
         raise NumericalFailure(f"{what} is not finite")
+
+
+@contextmanager
+def restored_on_failure(module: nn.Module, optimizer: th.optim.Optimizer) -> Iterator[None]:
+    """
+    Put a module and its optimizer back bit for bit, in place, if the block ends in a numerical failure.
+
+    :param module: its parameters and buffers
+    :param optimizer: its state
+    :raises NumericalFailure: the block's own, after the restoration
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    before = [tensor.detach().clone() for tensor in tensors]
+    optimizer_before = copy.deepcopy(optimizer.state_dict())
+    try:
+        yield
+    except NumericalFailure:
+        with th.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+        optimizer.load_state_dict(optimizer_before)
+        raise

@@ -9,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, PyTorchObs, RolloutBufferSamples
 from torch import nn
 
 from sb3_npg.numerics import NumericalFailure, all_finite
@@ -38,13 +38,15 @@ def require_finite_rollout(samples: Samples, buffer: RolloutBuffer) -> None:
 
     :param samples: the rollout's rows
     :param buffer: where they come from
-    :raises NumericalFailure: naming observations, rewards, actions or the critic's values as the source
+    :raises NumericalFailure: naming observations, rewards, actions or advantages as the source
     """
     observations = samples.observations.values() if isinstance(samples.observations, dict) else [samples.observations]
     if not all_finite(*observations):
         raise NumericalFailure("the environment's observations hold a NaN or an infinity")
     if not np.isfinite(np.asarray(getattr(buffer, "rewards", 0.0), dtype=np.float64)).all():
-        raise NumericalFailure("the environment's rewards hold a NaN or an infinity")
+        raise NumericalFailure(
+            "the environment's rewards hold a NaN or an infinity, or an episode's last observation does"
+        )
     if not all_finite(samples.actions, samples.old_log_prob):
         raise NumericalFailure("the actions' log-probabilities hold a NaN or an infinity")
     if not all_finite(samples.advantages, samples.returns):
@@ -75,9 +77,14 @@ def acting_on_finite_observations(policy: ActorCriticPolicy) -> Iterator[None]:
 
 def _replace_non_finite(_policy: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     observations, *others = inputs
+    return (finite_observations(observations), *others)
+
+
+def finite_observations(observations: PyTorchObs) -> PyTorchObs:
+    """Return observations with zeros where they are NaN or infinite, as the policy sees them when it acts."""
     if isinstance(observations, dict):
-        return ({key: _finite(tensor) for key, tensor in observations.items()}, *others)
-    return (_finite(observations), *others)
+        return {key: _finite(tensor) for key, tensor in observations.items()}
+    return _finite(observations)
 
 
 def _finite(tensor: th.Tensor) -> th.Tensor:
