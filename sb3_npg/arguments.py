@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_npg.checks import check_choice, check_flag, check_integer, check_number
@@ -20,7 +21,7 @@ DEFAULT_TARGET_KL = 0.02
 #: Values of ``backend``.
 BACKENDS = ("auto", "torch")
 
-_ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 def check_hyperparameters(arguments: dict[str, Any], n_envs: int) -> None:
@@ -36,7 +37,7 @@ def check_hyperparameters(arguments: dict[str, Any], n_envs: int) -> None:
     for name in ("line_search_max_iter", "n_critic_updates"):
         check_integer(name, arguments[name], minimum=0, hint="0 switches it off.")
     check_integer("sde_sample_freq", arguments["sde_sample_freq"], minimum=-1, hint="-1: once a rollout.")
-    for name in ("normalize_advantage", "adaptive_damping"):
+    for name in ("normalize_advantage", "adaptive_damping", "use_sde"):
         check_flag(name, arguments[name])
     for name in ("gamma", "gae_lambda"):
         check_number(name, arguments[name], minimum=0.0, maximum=1.0)
@@ -124,32 +125,76 @@ def check_policy_class(policy_class: type) -> None:
         )
 
 
-def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+def check_features_extractor(
+    policy_class: type, policy_kwargs: dict[str, Any], observation_space: spaces.Space[Any]
+) -> None:
+    """
+    Check that SB3's own features extractors fit the observations.
+
+    :param policy_class: SB3 policy class
+    :param policy_kwargs: keyword arguments of the policy
+    :param observation_space: the environment's observation space
+    :raises ValueError: if a Dict meets an extractor for tensors, or the other way round
+    """
+    arguments = inspect.signature(policy_class).parameters
+    default = arguments["features_extractor_class"].default if "features_extractor_class" in arguments else None
+    extractor = policy_kwargs.get("features_extractor_class", default)
+    unfit: tuple[type, ...]
+    if isinstance(observation_space, spaces.Dict):
+        unfit, way_out = (FlattenExtractor, NatureCNN), "'MultiInputPolicy'"
+    else:
+        unfit, way_out = (CombinedExtractor,), "'MlpPolicy' or 'CnnPolicy'"
+    if inspect.isclass(extractor) and issubclass(extractor, unfit):
+        raise ValueError(
+            f"`policy`={policy_class.__name__} with the features extractor {extractor.__name__} cannot read the "
+            f"observation space {observation_space}. Use {way_out}, or another `features_extractor_class`."
+        )
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], use_sde: bool = False) -> None:
     """
     Check that an environment's spaces are ones that SB3's on-policy algorithms have.
 
     :param observation_space: the environment's observation space
     :param action_space: the environment's action space
+    :param use_sde: whether actions are explored by gSDE
     :raises ValueError: if NPG cannot act there
     """
-    if not isinstance(action_space, _ACTION_SPACES):
+    _check_action_space(action_space)
+    if use_sde and not isinstance(action_space, spaces.Box):
         raise ValueError(
-            f"`env` has the action space {action_space}, which is not supported. NPG acts in Box, Discrete, "
-            "MultiDiscrete and MultiBinary spaces: flatten yours with a gymnasium.ActionWrapper."
-        )
-    if isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) > 1:
-        raise ValueError(
-            f"`env` has the action space {action_space} of several dimensions, which is not supported. "
-            f"Flatten it to MultiBinary({int(np.prod(action_space.shape))}) with a gymnasium.ActionWrapper."
+            f"`use_sde`={use_sde} needs continuous actions, and `env` has the action space {action_space}. "
+            "Use use_sde=False."
         )
     parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
     for part in parts:
-        if not isinstance(part, _ACTION_SPACES):
+        if not isinstance(part, _SPACES):
             raise ValueError(
                 f"`env` has {part} in its observation space, which is not supported. NPG observes Box, Discrete, "
                 "MultiDiscrete and MultiBinary spaces and a Dict of these: wrap yours in "
                 "gymnasium.wrappers.FlattenObservation."
             )
+
+
+def _check_action_space(space: spaces.Space[Any]) -> None:
+    """Refuse an action space that SB3's on-policy algorithms do not have."""
+    if not isinstance(space, _SPACES):
+        raise ValueError(
+            f"`env` has the action space {space}, which is not supported. NPG acts in Box, Discrete, "
+            "MultiDiscrete and MultiBinary spaces: flatten yours with a gymnasium.ActionWrapper."
+        )
+    if isinstance(space, (spaces.MultiBinary, spaces.MultiDiscrete)) and len(space.shape) > 1:
+        size = int(np.prod(space.shape))
+        flat = f"MultiBinary({size})" if isinstance(space, spaces.MultiBinary) else f"a MultiDiscrete of {size}"
+        raise ValueError(
+            f"`env` has the action space {space} of several dimensions, which is not supported. "
+            f"Flatten it to {flat} with a gymnasium.ActionWrapper."
+        )
+    if isinstance(space, spaces.Box) and not space.is_bounded():
+        raise ValueError(
+            f"`env` has the action space {space}, whose bounds must be finite: SB3 clips actions to them. "
+            "Give it finite bounds with a gymnasium.ActionWrapper."
+        )
 
 
 def example_observation(space: spaces.Space[Any]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -19,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_npg.arguments import (
     assertions_as_value_errors,
+    check_features_extractor,
     check_hyperparameters,
     check_policy_class,
     check_spaces,
@@ -164,7 +166,7 @@ class NPG(OnPolicyAlgorithm):
                 ent_coef=ent_coef,
                 vf_coef=0.0,  # the critic has a loss of its own
                 max_grad_norm=0.0,
-                use_sde=use_sde,
+                use_sde=False,  # set below and checked in _setup_model, by name
                 sde_sample_freq=sde_sample_freq,
                 rollout_buffer_class=rollout_buffer_class,
                 rollout_buffer_kwargs=rollout_buffer_kwargs,
@@ -176,6 +178,7 @@ class NPG(OnPolicyAlgorithm):
                 seed=seed,
                 _init_setup_model=False,
             )
+        self.use_sde = use_sde
         # load() writes over these before it calls _setup_model(): plain values only, under the arguments' names.
         self.batch_size = batch_size
         self.fisher_solver = fisher_solver
@@ -200,8 +203,9 @@ class NPG(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         """Check the arguments, then build what is derived from them. Called by ``__init__`` and by ``load``."""
         check_policy_class(self.policy_class)
-        check_spaces(self.observation_space, self.action_space)
         check_hyperparameters(vars(self), self.n_envs)
+        check_spaces(self.observation_space, self.action_space, self.use_sde)
+        check_features_extractor(self.policy_class, self.policy_kwargs, self.observation_space)
         check_choice("critic_solver", self.critic_solver, CRITIC_SOLVERS)
         self._damping_schedule = make_damping(self.damping, self.adaptive_damping)
         self._step_rule = make_step_rule(self.target_kl, self.step_size)
@@ -352,6 +356,13 @@ class NPG(OnPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Refuse an environment's spaces before SB3's wrappers stumble over them."""
+        if isinstance(env.action_space, spaces.Space):  # else an environment of old gym, which SB3 converts
+            check_spaces(env.observation_space, env.action_space)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:

@@ -44,9 +44,7 @@ def require_finite_rollout(samples: Samples, buffer: RolloutBuffer) -> None:
     if not all_finite(*observations):
         raise NumericalFailure("the environment's observations hold a NaN or an infinity")
     if not np.isfinite(np.asarray(getattr(buffer, "rewards", 0.0), dtype=np.float64)).all():
-        raise NumericalFailure(
-            "the environment's rewards hold a NaN or an infinity, or an episode's last observation does"
-        )
+        raise NumericalFailure("the environment's rewards or an episode's last observation hold a NaN or an infinity")
     if not all_finite(samples.actions, samples.old_log_prob):
         raise NumericalFailure("the actions' log-probabilities hold a NaN or an infinity")
     if not all_finite(samples.advantages, samples.returns):

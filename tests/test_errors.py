@@ -1,0 +1,404 @@
+"""Bad arguments: a ``ValueError`` before any training, naming the argument, its value and the way out."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.sac.policies import SACPolicy
+from torch import nn
+
+from sb3_npg import NPG
+from sb3_npg.solvers import FISHER_SOLVERS
+from tests.agents import N_STEPS, TargetEnv, dict_space, make_agent, make_env
+
+NAN, INFINITY = float("nan"), float("inf")
+YAML_HINT = "in a YAML file write 1.0e-3"
+SCHEDULED = ("learning_rate", "damping", "target_kl", "step_size")
+NUMBERS = (*SCHEDULED, "gamma", "gae_lambda", "ent_coef", "line_search_shrinking_factor")
+INTEGERS = (
+    "n_steps",
+    "batch_size",
+    "line_search_max_iter",
+    "n_critic_updates",
+    "sub_sampling_factor",
+    "sde_sample_freq",
+)
+FLAGS = ("normalize_advantage", "adaptive_damping", "use_sde")
+
+
+def error(**options: Any) -> str:
+    """Return the message that building an agent ends with."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the callers look at the message
+        make_agent(**options)
+    return str(caught.value)
+
+
+def assert_names(message: str, name: str, value: Any) -> None:
+    assert f"`{name}`={value!r}" in message
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY, np.float64("nan")], ids=repr)
+@pytest.mark.parametrize("name", [*NUMBERS, *INTEGERS])
+def test_number_that_is_not_finite_is_refused(name, value):
+    message = error(**{name: value})
+    assert_names(message, name, value)
+    assert "finite" in message
+
+
+@pytest.mark.parametrize("value", ["1e-3", "0.5", "3", "", "much"])
+@pytest.mark.parametrize("name", [*NUMBERS, *INTEGERS])
+def test_string_where_a_number_belongs_is_refused(name, value):
+    message = error(**{name: value})
+    assert_names(message, name, value)
+    assert YAML_HINT in message
+
+
+@pytest.mark.parametrize("value", [True, False, [1.0], {}, 1j], ids=repr)
+@pytest.mark.parametrize("name", [*NUMBERS, *INTEGERS])
+def test_what_is_not_a_number_is_refused(name, value):
+    message = error(**{name: value})
+    assert_names(message, name, value)
+    assert f"must be a number, got {type(value).__name__}" in message
+
+
+@pytest.mark.parametrize("name", [name for name in (*NUMBERS, *INTEGERS) if name not in ("target_kl", "step_size")])
+def test_none_where_a_number_belongs_is_refused(name):
+    assert_names(error(**{name: None}), name, None)
+
+
+@pytest.mark.parametrize(("value", "way_out"), [(32.0, "write 32"), (2.5, "write 2"), (np.float32(3.0), "write 3")])
+@pytest.mark.parametrize("name", INTEGERS)
+def test_fraction_where_a_whole_number_belongs_is_refused(name, value, way_out):
+    message = error(**{name: value})
+    assert_names(message, name, value)
+    assert way_out in message
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_numpy_integers_do_well(name):
+    value = 4 if name != "n_steps" else N_STEPS
+    options = {"n_critic_updates": 1, "batch_size": 4, name: np.int64(value)}
+    make_agent(**options).learn(N_STEPS)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, int], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_numbers_of_every_kind_do_well(name, kind):
+    agent = make_agent(**{name: kind(1)})
+    agent.learn(N_STEPS)
+    logged = {"target_kl": "kl_predicted"}.get(name, name)
+    assert 0.0 < agent.logger.name_to_value[f"train/{logged}"] <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limit"),
+    [
+        ("damping", -1, "at least 0"),
+        ("damping", -1e-30, "at least 0"),
+        ("learning_rate", -1e-3, "at least 0"),
+        ("target_kl", 0, "greater than 0"),
+        ("target_kl", -0.1, "greater than 0"),
+        ("step_size", 0.0, "greater than 0"),
+        ("step_size", -1, "greater than 0"),
+        ("gamma", -0.01, "at least 0 and at most 1"),
+        ("gamma", 1.01, "at least 0 and at most 1"),
+        ("gae_lambda", -0.01, "at least 0 and at most 1"),
+        ("gae_lambda", 2, "at least 0 and at most 1"),
+        ("line_search_shrinking_factor", 0, "greater than 0 and less than 1"),
+        ("line_search_shrinking_factor", 1.0, "greater than 0 and less than 1"),
+        ("n_steps", 0, "at least 1"),
+        ("n_steps", -5, "at least 1"),
+        ("batch_size", 0, "at least 1"),
+        ("sub_sampling_factor", 0, "at least 1"),
+        ("line_search_max_iter", -1, "at least 0"),
+        ("n_critic_updates", -1, "at least 0"),
+        ("sde_sample_freq", -2, "at least -1"),
+    ],
+)
+def test_number_out_of_range_is_refused(name, value, limit):
+    message = error(**{name: value})
+    assert_names(message, name, value)
+    assert limit in message
+
+
+@pytest.mark.parametrize("value", ["yes", "False", 2, None], ids=repr)
+@pytest.mark.parametrize("name", FLAGS)
+def test_flag_that_is_neither_true_nor_false_is_refused(name, value):
+    assert_names(error(**{name: value}), name, value)
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("value", ["lin_", "lin_much", "lin_1e-3x", "lin", "Lin_0.1"])
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_malformed_schedule_is_refused(name, value):
+    message = error(**{name: value})
+    assert_names(message, name, value)
+    assert "'lin_0.01'" in message
+
+
+@pytest.mark.parametrize("value", [lambda _: NAN, lambda _: -1.0, lambda _: "0.1", lambda _: None, "lin_-1", "lin_nan"])
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_schedule_that_starts_out_of_range_is_refused(name, value):
+    message = error(**{name: value})
+    assert f"`{name}`=" in message
+    assert "at the start" in message
+
+
+def test_damping_of_zero_cannot_be_adapted():
+    message = error(adaptive_damping=True, damping=0.0)
+    assert_names(message, "damping", 0.0)
+    assert "greater than 0" in message
+    make_agent(damping=0.0)
+
+
+def test_trust_region_and_fixed_step_exclude_each_other():
+    message = error(target_kl=0.01, step_size=0.1)
+    assert_names(message, "target_kl", 0.01)
+    assert_names(message, "step_size", 0.1)
+    assert "Give one of them" in message
+
+
+# The rollout's size
+
+
+def test_normalised_advantage_needs_two_rows():
+    message = error(n_steps=1, batch_size=1)
+    assert_names(message, "n_steps", 1)
+    assert "normalize_advantage=False" in message
+    make_agent(n_steps=1, batch_size=1, normalize_advantage=False)
+    make_agent(make_env("vector", 2), n_steps=1, batch_size=2)
+
+
+def test_sub_sampling_must_leave_a_row():
+    message = error(sub_sampling_factor=N_STEPS + 1)
+    assert_names(message, "sub_sampling_factor", N_STEPS + 1)
+    assert f"{N_STEPS} rows" in message
+    make_agent(sub_sampling_factor=N_STEPS).learn(N_STEPS)
+    make_agent(make_env("vector", 2), sub_sampling_factor=N_STEPS + 1)
+
+
+@pytest.mark.parametrize(("n_envs", "batch_size", "rest"), [(1, 20, 12), (2, 48, 16), (1, 100, 32)])
+def test_batch_size_that_does_not_divide_the_rollout_is_warned_of(n_envs, batch_size, rest):
+    with pytest.warns(UserWarning, match=f"`batch_size`={batch_size} do not divide .* holds {rest}"):
+        agent = make_agent(make_env("vector", n_envs), batch_size=batch_size)
+    agent.learn(n_envs * N_STEPS)
+    assert agent._n_updates == 1
+
+
+# Choices
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("fisher_solver", ["cg", "exact", "identity"]), ("critic_solver", ["adam"]), ("backend", ["auto", "torch"])],
+)
+@pytest.mark.parametrize("value", ["unheard of", "", None, 3, ["cg"]], ids=repr)
+def test_unknown_choice_is_refused_with_what_is_known(name, known, value):
+    message = error(**{name: value})
+    assert_names(message, name, value)
+    assert all(repr(choice) in message for choice in known)
+
+
+@pytest.mark.parametrize(
+    ("solver", "kwargs", "said"),
+    [
+        ("cg", {"max_step": 5}, ["max_step", "'max_steps', 'rtol'"]),
+        ("cg", {1: 5}, ["[1]", "'max_steps', 'rtol'"]),
+        ("identity", {"max_steps": 5}, ["max_steps", "It takes none"]),
+        ("exact", {"rtol": 0.1}, ["rtol", "max_parameters"]),
+        ("cg", {"max_steps": 0}, ["['max_steps']`=0", "at least 1"]),
+        ("cg", {"max_steps": 2.5}, ["['max_steps']`=2.5", "write 2"]),
+        ("cg", {"max_steps": "10"}, ["['max_steps']`='10'", YAML_HINT]),
+        ("cg", {"max_steps": True}, ["['max_steps']`=True", "bool"]),
+        ("cg", {"rtol": -0.1}, ["['rtol']`=-0.1", "at least 0"]),
+        ("cg", {"rtol": 1.0}, ["['rtol']`=1.0", "less than 1"]),
+        ("cg", {"rtol": NAN}, ["['rtol']`=nan", "finite"]),
+        ("exact", {"max_parameters": 0}, ["['max_parameters']`=0", "at least 1"]),
+        ("cg", ["max_steps", 5], ["`=['max_steps', 5]", "must be a dict"]),
+        ("cg", "max_steps", ["`='max_steps'", "must be a dict"]),
+    ],
+)
+def test_bad_solver_arguments_are_refused(solver, kwargs, said):
+    message = error(fisher_solver=solver, fisher_solver_kwargs=kwargs)
+    assert message.startswith("`fisher_solver_kwargs")
+    assert all(words in message for words in said)
+
+
+@pytest.mark.parametrize(
+    "options", [{"env": "image"}, {"fisher_solver_kwargs": {"max_parameters": 1000}}], ids=["image", "limit"]
+)
+def test_policy_too_large_for_the_exact_solver_is_refused(options):
+    message = error(fisher_solver="exact", **options)
+    assert_names(message, "fisher_solver", "exact")
+    assert re.search(r"all [\d,]{5,} acting parameters", message)
+    assert "fisher_solver='cg'" in message
+
+
+# Policies
+
+
+@pytest.mark.parametrize("policy", ["MlpLstmPolicy", "CnnLstmPolicy", "mlppolicy"])
+def test_unknown_policy_name_is_refused(policy):
+    message = error(policy=policy)
+    assert_names(message, "policy", policy)
+    assert "'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy'" in message
+    assert "RecurrentPPO" in message
+
+
+@pytest.mark.parametrize(
+    ("policy", "way_out"),
+    [
+        (RecurrentActorCriticPolicy, "sb3_contrib.RecurrentPPO"),
+        (MaskableActorCriticPolicy, "ActorCriticPolicy"),
+        (SACPolicy, "'MlpPolicy', 'CnnPolicy' or 'MultiInputPolicy'"),
+        (nn.Linear, "'MlpPolicy', 'CnnPolicy' or 'MultiInputPolicy'"),
+    ],
+)
+def test_class_of_another_kind_of_policy_is_refused(policy, way_out):
+    message = error(env="Discrete", policy=policy)
+    assert f"`policy`={policy.__name__}" in message
+    assert way_out in message
+
+
+class FrozenPolicy(ActorCriticPolicy):
+    """Only the critic can learn."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_("value_net" in name)
+
+
+class DetachedPolicy(ActorCriticPolicy):
+    """Hides its parameters from autograd."""
+
+    def _get_action_dist_from_latent(self, latent_pi: Any) -> Any:
+        return self.action_dist.proba_distribution(self.action_net(latent_pi).detach())
+
+
+@pytest.mark.parametrize(("policy", "env"), [(FrozenPolicy, "vector"), (DetachedPolicy, "Discrete")])
+def test_policy_without_an_acting_parameter_is_refused(policy, env):
+    message = error(env=env, policy=policy)
+    assert f"`policy`={policy.__name__}" in message
+    assert "requires_grad" in message
+
+
+def test_gsde_without_continuous_actions_is_refused():
+    message = error(env="Discrete", use_sde=True)
+    assert_names(message, "use_sde", True)
+    assert "Discrete(3)" in message
+
+
+def test_squashed_output_without_gsde_is_refused():
+    message = error(policy_kwargs={"squash_output": True})
+    assert "`policy_kwargs`" in message
+    assert "use_sde=True" in message
+
+
+# Spaces
+
+
+@pytest.mark.parametrize(
+    ("space", "way_out"),
+    [
+        (spaces.Tuple([spaces.Discrete(2), spaces.Discrete(3)]), "gymnasium.ActionWrapper"),
+        (spaces.Dict({"one": spaces.Discrete(2)}), "gymnasium.ActionWrapper"),
+        (spaces.Text(3), "gymnasium.ActionWrapper"),
+        (spaces.MultiBinary([2, 3]), "MultiBinary(6)"),
+        (spaces.MultiDiscrete([[2, 3], [4, 5]]), "MultiDiscrete"),
+        (spaces.Box(-np.inf, np.inf, (2,), np.float32), "finite"),
+        (spaces.Box(0.0, np.inf, (2,), np.float32), "finite"),
+        (spaces.Box(np.array([-1.0, -np.inf]), np.array([1.0, 1.0]), dtype=np.float64), "finite"),
+    ],
+    ids=str,
+)
+def test_action_space_that_is_not_supported_is_refused(space, way_out):
+    message = error(env=TargetEnv(action_space=space))
+    assert message.startswith(f"`env` has the action space {space}")
+    assert way_out in message
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Tuple([spaces.Discrete(2), spaces.Discrete(3)]),
+        spaces.Dict({"vector": spaces.Tuple([spaces.Discrete(2)])}),
+        spaces.Dict({"vector": dict_space()}),
+        spaces.Text(3),
+        spaces.Sequence(spaces.Discrete(2)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MultiInputPolicy"])
+def test_observation_space_that_is_not_supported_is_refused(space, policy):
+    message = error(env=TargetEnv(space), policy=policy)
+    assert message.startswith("`env` has ")
+    assert "observation space" in message
+    assert "gymnasium.wrappers.FlattenObservation" in message
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy", ActorCriticPolicy])
+def test_dict_observations_need_the_policy_for_them(policy):
+    message = error(env="Dict", policy=policy)
+    assert "MultiInputPolicy" in message
+
+
+@pytest.mark.parametrize("policy", ["CnnPolicy", "MultiInputPolicy"])
+def test_vector_observations_need_the_policy_for_them(policy):
+    message = error(env="vector", policy=policy)
+    assert "MlpPolicy" in message
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("damping", -1),
+        ("target_kl", 0.0),
+        ("gamma", 1.5),
+        ("n_steps", 2.5),
+        ("fisher_solver", "unheard of"),
+        ("backend", "unheard of"),
+        ("critic_solver", "unheard of"),
+        ("fisher_solver_kwargs", "unheard of"),
+        ("sub_sampling_factor", 1000),
+        ("learning_rate", "1e-3"),
+    ],
+)
+def test_bad_override_of_a_saved_agent_is_refused(name, value, tmp_path):
+    make_agent().save(tmp_path / "agent")
+    with pytest.raises(ValueError, match=re.escape(f"`{name}`={value!r}")):
+        NPG.load(tmp_path / "agent", device="cpu", **{name: value})
+
+
+def test_overrides_that_exclude_each_other_are_refused(tmp_path):
+    make_agent(target_kl=0.01).save(tmp_path / "agent")
+    with pytest.raises(ValueError, match="Give one of them"):
+        NPG.load(tmp_path / "agent", device="cpu", step_size=0.1)
+
+
+def test_saved_agent_of_an_unregistered_solver_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(FISHER_SOLVERS, "mine", FISHER_SOLVERS["identity"])
+        make_agent(fisher_solver="mine").save(tmp_path / "agent")
+    with pytest.raises(ValueError, match="`fisher_solver`='mine' is unknown"):
+        NPG.load(tmp_path / "agent", device="cpu")
+    assert NPG.load(tmp_path / "agent", device="cpu", fisher_solver="cg").fisher_solver == "cg"
+
+
+def test_environment_of_another_action_space_is_refused(tmp_path):
+    make_agent("Box").save(tmp_path / "agent")
+    with pytest.raises(ValueError, match="spaces do not match"):
+        NPG.load(tmp_path / "agent", make_env("Discrete"), device="cpu")

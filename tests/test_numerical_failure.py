@@ -1,0 +1,341 @@
+"""NaN and infinity: the run goes on, the update is skipped, nothing that it would have moved has moved."""
+
+import warnings
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_npg import NPG
+from sb3_npg.solvers import FISHER_SOLVERS, FisherSolver, Problem, Solution
+from tests.agents import (
+    N_STEPS,
+    POLICIES,
+    NormalizingExtractor,
+    Snapshots,
+    TargetEnv,
+    dict_space,
+    make_agent,
+    parameters,
+    same,
+    seeded,
+    snapshot,
+    train,
+)
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+class FaultyEnv(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    Sends a value that is no number at some of its steps.
+
+    :param env: the environment
+    :param where: "reward" or "observation"
+    :param value: what to send
+    :param steps: when, counted from 1
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], where: str, value: float, steps: tuple[int, ...]):
+        super().__init__(env)
+        self.where, self.value, self.steps = where, value, steps
+        self.n_steps = 0
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.n_steps += 1
+        if self.n_steps in self.steps and self.where == "reward":
+            reward = self.value
+        elif self.n_steps in self.steps:
+            observation = {**observation} if isinstance(observation, dict) else observation.copy()
+            (observation["vector"] if isinstance(observation, dict) else observation)[1] = self.value
+        return observation, reward, terminated, truncated, info
+
+
+def faulty_env(kind: str, where: str, value: float, *steps: int, actions: Any = None) -> FaultyEnv:
+    return FaultyEnv(seeded(TargetEnv(dict_space() if kind == "Dict" else None, actions)), where, value, steps)
+
+
+def run(agent: NPG, n_updates: int) -> tuple[Snapshots, list[str]]:
+    """Train, and return the agent's states and the messages of the warnings."""
+    states = Snapshots()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        agent.learn(n_updates * agent.n_steps * agent.n_envs, states)
+    assert all(warning.category is RuntimeWarning for warning in caught)
+    return states, [str(warning.message) for warning in caught]
+
+
+def moved(states: Snapshots) -> list[bool]:
+    return [not same(before, after) for before, after in zip(states.before, states.after, strict=True)]
+
+
+# Environments
+
+
+@pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY], ids=str)
+@pytest.mark.parametrize("where", ["reward", "observation"])
+@pytest.mark.parametrize("kind", ["vector", "Dict"])
+def test_bad_rollout_moves_nothing_and_the_next_ones_train(kind, where, value):
+    env = faulty_env(kind, where, value, N_STEPS + 5)
+    states, messages = run(make_agent(env, POLICIES.get(kind)), 4)
+
+    assert moved(states) == [True, False, True, True]
+    assert [update["train/skipped_updates"] for update in states.updates] == [0, 1, 1, 1]
+    assert [update["train/n_updates"] for update in states.updates] == [1, 2, 3, 4]
+    assert "train/kl" not in states.updates[1]
+    assert "train/kl" in states.updates[2]
+    (message,) = messages
+    assert message.startswith(f"NPG skipped an update at {2 * N_STEPS} steps")
+    assert f"the environment's {where}s" in message
+    assert "VecCheckNan" in message
+
+
+@pytest.mark.parametrize(
+    "actions",
+    [spaces.Box(-1.0, 1.0, (2,), np.float32), spaces.Discrete(3), spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(3)],
+    ids=lambda space: type(space).__name__,
+)
+@pytest.mark.parametrize("where", ["reward", "observation"])
+def test_bad_rollout_moves_nothing_in_every_action_space(where, actions):
+    env = faulty_env("vector", where, NAN, 5, actions=actions)
+    states, messages = run(make_agent(env), 2)
+    assert moved(states) == [False, True]
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize("options", [{"use_sde": True, "sde_sample_freq": 4}, {"ent_coef": 0.01}], ids=str)
+@pytest.mark.parametrize("where", ["reward", "observation"])
+def test_bad_rollout_moves_nothing_with_other_options(where, options):
+    states, messages = run(make_agent(faulty_env("vector", where, NAN, 5), **options), 2)
+    assert moved(states) == [False, True]
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize("where", ["reward", "observation"])
+def test_bad_rollout_leaves_running_averages(where):
+    extractor = {"features_extractor_class": NormalizingExtractor}
+    states, _ = run(make_agent(faulty_env("vector", where, NAN, 5), policy_kwargs=extractor), 2)
+    assert any("running_mean" in name for name in states.before[0]["policy"])
+    assert moved(states) == [False, True]
+
+
+@pytest.mark.parametrize("where", ["reward", "observation"])
+def test_compiled_policy_survives_a_bad_rollout(where):
+    agent = make_agent(faulty_env("vector", where, NAN, 5))
+    agent.policy = th.compile(agent.policy, backend="eager")
+    states, messages = run(agent, 2)
+    assert moved(states) == [False, True]
+    assert len(messages) == 1
+
+
+def test_observation_between_two_rollouts_skips_both():
+    # It ends the bootstrapped return of the first and begins the second.
+    states, messages = run(make_agent(faulty_env("vector", "observation", NAN, N_STEPS)), 3)
+    assert moved(states) == [False, False, True]
+    assert states.updates[-1]["train/skipped_updates"] == 2
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize("step", [10, 20])
+def test_observation_at_the_end_of_an_episode_skips_one_update(step):
+    # The return of an episode that ends by its time limit holds the value of that observation.
+    states, messages = run(make_agent(faulty_env("vector", "observation", NAN, step)), 2)
+    assert moved(states) == [False, True]
+    (message,) = messages
+    assert "observation" in message
+
+
+def test_one_bad_environment_of_three_skips_the_update():
+    good = [lambda i=i: seeded(TargetEnv(), i) for i in range(2)]
+    states, messages = run(make_agent(DummyVecEnv([*good, lambda: faulty_env("vector", "reward", NAN, 5)])), 2)
+    assert moved(states) == [False, True]
+    assert len(messages) == 1
+
+
+def test_environment_that_never_sends_a_number_ends_no_run():
+    agent = make_agent(faulty_env("vector", "reward", NAN, *range(10 * N_STEPS)))
+    states, messages = run(agent, 4)
+    assert moved(states) == [False] * 4
+    assert states.updates[-1]["train/skipped_updates"] == 4
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize("size", [1e20, 1e30, 3e38])
+def test_rewards_too_large_for_the_critic_do_not_poison_it(size):
+    # Finite rewards whose squares are not.
+    agent = make_agent(faulty_env("vector", "reward", size, 5))
+    states, messages = run(agent, 3)
+    assert same(
+        [states.before[0]["optimizer"], _critic(states.before[0])],
+        [states.after[0]["optimizer"], _critic(states.after[0])],
+    )
+    assert len(messages) == 1
+    assert moved(states)[1:] == [True, True]
+    assert all(th.isfinite(tensor).all() for tensor in agent.policy.state_dict().values())
+
+
+def _critic(state: dict[str, Any]) -> dict[str, th.Tensor]:
+    return {name: tensor for name, tensor in state["policy"].items() if "value_net" in name}
+
+
+# Solvers
+
+
+class FailingSolver(FisherSolver):
+    """
+    Fails below some damping; above it, returns the gradient.
+
+    :param below: the damping
+    :param how: kind of the failure
+    """
+
+    def __init__(self, below: float = INFINITY, how: str = "ArithmeticError"):
+        super().__init__()
+        self.below, self.how = below, how
+        self.asked: list[float] = []
+
+    def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:
+        self.asked.append(damping)
+        if damping >= self.below:
+            return Solution(gradient.clone(), {})
+        if self.how == "ArithmeticError":
+            raise ArithmeticError("no pivot")
+        if self.how == "LinAlgError":
+            raise th.linalg.LinAlgError("no pivot")
+        return Solution({"NaN": gradient * NAN, "zero": gradient * 0.0, "descent": -gradient}[self.how], {})
+
+
+every_failure = pytest.mark.parametrize("how", ["ArithmeticError", "LinAlgError", "NaN", "zero", "descent"])
+
+
+@pytest.fixture
+def _failing(monkeypatch):
+    monkeypatch.setitem(FISHER_SOLVERS, "failing", FailingSolver)
+
+
+@every_failure
+@pytest.mark.parametrize(
+    ("damping", "below", "found"), [(0.1, 0.5, 1.0), (0.1, 50.0, 100.0), (0.0, 1e-6, 1e-4), (0.1, 0.1, 0.1)]
+)
+@pytest.mark.usefixtures("_failing")
+def test_failing_solver_is_asked_again_with_more_damping(how, damping, below, found):
+    agent = make_agent(fisher_solver="failing", fisher_solver_kwargs={"below": below, "how": how}, damping=damping)
+    for update in train(agent):
+        assert update["train/damping"] == pytest.approx(found)
+        assert update["train/is_line_search_success"] == 1.0
+        assert update["train/skipped_updates"] == 0
+    # The next update starts from the user's damping again.
+    assert agent.fisher.asked[0] == agent.fisher.asked[len(agent.fisher.asked) // 2] == damping
+
+
+@every_failure
+@pytest.mark.usefixtures("_failing")
+def test_solver_that_always_fails_leaves_the_actor_and_the_critic_trains(how):
+    agent = make_agent(fisher_solver="failing", fisher_solver_kwargs={"how": how})
+    actor, critic = parameters(agent, critic=False), parameters(agent, critic=True)
+    states, messages = run(agent, 3)
+
+    assert same(parameters(agent, critic=False), actor)
+    assert not same(parameters(agent, critic=True), critic)
+    assert [update["train/skipped_updates"] for update in states.updates] == [1, 2, 3]
+    assert all(np.isfinite(update["train/value_loss"]) for update in states.updates)
+    (message,) = messages
+    assert "no natural gradient up to damping 100" in message
+
+
+@every_failure
+@pytest.mark.usefixtures("_failing")
+def test_solver_that_always_fails_leaves_running_averages(how):
+    extractor = {"features_extractor_class": NormalizingExtractor}
+    kwargs = {"how": how}
+    agent = make_agent(
+        fisher_solver="failing", fisher_solver_kwargs=kwargs, policy_kwargs=extractor, n_critic_updates=0
+    )
+    states, _ = run(agent, 1)
+    assert moved(states) == [False]
+
+
+@pytest.mark.parametrize("search", [0, 10])
+def test_step_to_a_policy_that_is_no_number_is_taken_back(search):
+    agent = make_agent(step_size=1e30, line_search_max_iter=search)
+    actor = parameters(agent, critic=False)
+    states, messages = run(agent, 2)
+    assert same(parameters(agent, critic=False), actor)
+    # A search that finds nothing is an answer, a full step that cannot be taken a failure.
+    assert [update["train/skipped_updates"] for update in states.updates] == ([1, 2] if search == 0 else [0, 0])
+    assert len(messages) == (1 if search == 0 else 0)
+
+
+# Policies and advantages
+
+
+class ConstantEnv(TargetEnv):
+    """Pays the same for everything."""
+
+    def step(self, action: Any) -> Any:
+        observation, _, *others = super().step(action)
+        return observation, 2.0, *others
+
+
+def agent_without_advantages(action_space: Any = None, **kwargs: Any) -> NPG:
+    """Build an agent whose critic knows what it will get."""
+    env = seeded(ConstantEnv(action_space=action_space))
+    agent = make_agent(env, gamma=0.0, n_critic_updates=0, **kwargs)
+    with th.no_grad():
+        agent.policy.value_net.weight.zero_()
+        agent.policy.value_net.bias.fill_(2.0)
+    return agent
+
+
+@pytest.mark.parametrize("normalize_advantage", [True, False])
+@pytest.mark.parametrize("action_space", [None, spaces.Discrete(3)], ids=["Box", "Discrete"])
+def test_advantages_of_zero_move_nothing(action_space, normalize_advantage):
+    agent = agent_without_advantages(action_space, normalize_advantage=normalize_advantage)
+    states, messages = run(agent, 2)
+    assert not agent.rollout_buffer.advantages.any()
+    assert moved(states) == [False, False]
+    (message,) = messages
+    assert "gradient is zero" in message
+
+
+def test_advantages_of_zero_leave_the_entropy_bonus():
+    agent = agent_without_advantages(ent_coef=1.0)
+    (update,) = train(agent, 1)
+    assert update["train/std"] > 1.0
+    assert update["train/skipped_updates"] == 0
+
+
+@pytest.mark.parametrize("logit", [30.0, 1e4, 1e30])
+@pytest.mark.parametrize("space", ["Discrete", "MultiDiscrete", "MultiBinary"])
+def test_saturated_policy_keeps_going(space, logit):
+    agent = make_agent(space)
+    with th.no_grad():
+        agent.policy.action_net.bias.copy_(th.linspace(-logit, logit, len(agent.policy.action_net.bias)))
+    run(agent, 3)
+    assert agent._n_updates == 3
+    assert all(th.isfinite(tensor).all() for tensor in agent.policy.state_dict().values())
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+@pytest.mark.parametrize("log_std", [-60.0, -30.0, 30.0, 60.0])
+def test_extreme_spread_keeps_going(log_std, use_sde):
+    agent = make_agent(use_sde=use_sde, policy_kwargs={"log_std_init": log_std})
+    run(agent, 3)
+    assert agent._n_updates == 3
+    assert all(th.isfinite(tensor).all() for tensor in agent.policy.state_dict().values())
+
+
+def test_skips_are_counted_across_files(tmp_path):
+    agent = make_agent(faulty_env("vector", "reward", NAN, 5))
+    run(agent, 2)
+    agent.save(tmp_path / "agent")
+    loaded = NPG.load(tmp_path / "agent", faulty_env("vector", "reward", NAN, 5), device="cpu")
+    states, messages = run(loaded, 2)
+    assert [update["train/skipped_updates"] for update in states.updates] == [2, 2]
+    assert len(messages) == 1  # once more in each run
+    assert not same(snapshot(loaded), snapshot(agent))

@@ -1,0 +1,178 @@
+"""Dropout and BatchNorm: the policy that acts is the one in evaluation mode, and only its rollouts renew it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import nn
+
+import sb3_npg.npg
+from tests.agents import N_STEPS, NormalizingExtractor, make_agent, make_env, same, train
+
+
+def normalizing_agent(env: str = "Box", *, shared: bool = True, momentum: float = 0.1, **kwargs: Any) -> Any:
+    """Build an agent of that extractor, whose optimizer decays what it gets hold of."""
+    policy_kwargs = {
+        "features_extractor_class": NormalizingExtractor,
+        "features_extractor_kwargs": {"momentum": momentum},
+        "share_features_extractor": shared,
+        "net_arch": [8],
+        "optimizer_class": th.optim.AdamW,
+        "optimizer_kwargs": {"weight_decay": 0.1},
+    }
+    return make_agent(env, policy_kwargs=policy_kwargs, **kwargs)
+
+
+def averages(extractor: nn.Module) -> dict[str, th.Tensor]:
+    return {name: buffer.clone() for name, buffer in extractor.named_buffers()}
+
+
+def outputs(agent: Any) -> list[th.Tensor]:
+    """Return what the agent's action distribution is made of, at fixed observations."""
+    observations, _ = agent.policy.obs_to_tensor(make_env("Box", n_envs=16, seed=9).reset())
+    with th.no_grad():
+        distribution = agent.policy.get_distribution(observations).distribution
+    return [distribution.mean, distribution.stddev]
+
+
+both_extractors = pytest.mark.parametrize("shared", [True, False], ids=["shared", "apart"])
+
+
+@both_extractors
+def test_predictions_repeat_before_and_after_training(shared):
+    agent = normalizing_agent(shared=shared)
+    observations = make_env("Box", n_envs=16, seed=9).reset()
+    for _ in range(2):
+        first, second = (agent.predict(observations, deterministic=True)[0] for _ in range(2))
+        assert np.array_equal(first, second)
+        train(agent, 1)
+
+
+@both_extractors
+def test_every_module_is_left_in_evaluation_mode(shared):
+    agent = normalizing_agent(shared=shared)
+    train(agent, 1)
+    assert not [name for name, module in agent.policy.named_modules() if module.training]
+
+
+@both_extractors
+def test_averages_of_the_actor_are_those_of_the_last_rollout(shared):
+    # With a momentum of 1 and one batch, the running average is the last batch's.
+    agent = normalizing_agent("vector", shared=shared, momentum=1.0)
+    for _ in range(2):
+        train(agent, 1)
+        normalize = agent.policy.pi_features_extractor.normalize
+        observations = agent.rollout_buffer.observations.astype(np.float64)
+        assert np.allclose(normalize.running_mean, observations.mean(0), atol=1e-6)
+        assert np.allclose(normalize.running_var, observations.var(0, ddof=1), atol=1e-6)
+
+
+class Averages(BaseCallback):
+    """Keeps the actor's averages at the start and at the end of each rollout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[dict[str, th.Tensor]] = []
+
+    def _keep(self) -> None:
+        self.kept.append(averages(self.model.policy.pi_features_extractor))
+
+    def _on_rollout_start(self) -> None:
+        self._keep()
+
+    def _on_rollout_end(self) -> None:
+        self._keep()
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@both_extractors
+def test_averages_of_the_actor_change_once_an_update_and_by_nothing_else(shared):
+    agent = normalizing_agent(shared=shared, n_critic_updates=3, batch_size=8)
+    callback = Averages()
+    agent.learn(3 * N_STEPS, callback)
+    starts, ends = callback.kept[::2], callback.kept[1::2]
+    assert all(map(same, starts, ends))  # collecting does nothing
+    counts = [int(kept["normalize.num_batches_tracked"]) for kept in ends]
+    assert counts == [0, N_STEPS // 8, 2 * N_STEPS // 8]  # one pass over the rollout, not one an epoch of the critic
+    before = averages(agent.policy.pi_features_extractor)
+    agent.predict(make_env("Box", n_envs=16).reset())
+    agent.policy.predict_values(th.zeros(3, 1))
+    assert same(averages(agent.policy.pi_features_extractor), before)
+
+
+@pytest.fixture
+def fit_critic_watched(monkeypatch):
+    """Let a test look at the agent just before and just after the critic's regression."""
+
+    def watch(look: Any) -> list[Any]:
+        seen: list[Any] = []
+        fit = sb3_npg.npg.fit_critic
+
+        def watched(*args: Any, **kwargs: Any) -> float:
+            seen.append(look())
+            loss = fit(*args, **kwargs)
+            seen.append(look())
+            return loss
+
+        monkeypatch.setattr(sb3_npg.npg, "fit_critic", watched)
+        return seen
+
+    return watch
+
+
+@both_extractors
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_critic_leaves_the_action_distribution_bit_for_bit(fit_critic_watched, shared, use_sde):
+    agent = normalizing_agent(shared=shared, use_sde=use_sde, n_critic_updates=5, batch_size=8)
+    seen = fit_critic_watched(lambda: (outputs(agent), averages(agent.policy.pi_features_extractor)))
+    values = fit_critic_watched(lambda: agent.policy.predict_values(th.linspace(-1, 1, 16).unsqueeze(1)).detach())
+    train(agent, 2)
+    assert len(seen) == len(values) == 4
+    assert same(seen[0], seen[1])
+    assert same(seen[2], seen[3])
+    assert not same(seen[1], seen[2])  # the policy's own step
+    assert not same(values[0], values[1])
+
+
+def test_critic_renews_its_own_averages_alone(fit_critic_watched):
+    agent = normalizing_agent(shared=False)
+    policy = agent.policy
+    critic = fit_critic_watched(lambda: averages(policy.vf_features_extractor))
+    train(agent, 1)
+    assert float(critic[0]["normalize.num_batches_tracked"]) == 0
+    assert float(critic[1]["normalize.num_batches_tracked"]) == agent.n_critic_updates
+
+
+@both_extractors
+def test_critic_trains_its_own_modules_and_no_module_of_the_actor(fit_critic_watched, shared):
+    agent = normalizing_agent(shared=shared)
+    policy = agent.policy
+    phase = ["policy"]
+    flags: set[tuple[str, str, bool]] = set()
+    fit_critic_watched(lambda: phase.append("critic") if phase[-1] == "policy" else phase.append("policy"))
+    for name, module in policy.named_modules():
+        if isinstance(module, (nn.Dropout, nn.Linear)):
+            module.register_forward_hook(lambda module, *_, name=name: flags.add((phase[-1], name, module.training)))
+    train(agent, 1)
+
+    trained = {name for when, name, training in flags if when == "critic" and training}
+    evaluated = {name for when, name, training in flags if when == "critic" and not training}
+    own = {"value_net", "mlp_extractor.value_net.0"}
+    own |= set() if shared else {"vf_features_extractor.dropout", "vf_features_extractor.linear"}
+    assert trained == own
+    assert evaluated == ({"features_extractor.dropout", "features_extractor.linear"} if shared else set())
+    assert not any(training for when, _, training in flags if when == "policy")
+
+
+@pytest.mark.parametrize("batch_size", [N_STEPS - 1, 1])
+@pytest.mark.filterwarnings("ignore:The critic's minibatches")
+@both_extractors
+def test_rest_of_one_row_ends_no_run(shared, batch_size):
+    # The variance of one row is not defined, and BatchNorm refuses it.
+    agent = normalizing_agent(shared=shared, batch_size=batch_size)
+    train(agent, 2)
+    assert agent._n_updates == 2
