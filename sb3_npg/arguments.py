@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -100,6 +100,21 @@ def make_step_rule(target_kl: Any, step_size: Any) -> StepRule:
             "sets the step's length itself. Give one of them and leave the other at None."
         )
     return FixedStep(make_schedule("step_size", step_size, above=0.0))
+
+
+def check_policy_name(name: str, aliases: Iterable[str]) -> None:
+    """
+    Check that a policy's name is one of the aliases.
+
+    :param name: what the user passed
+    :param aliases: names known
+    :raises ValueError: if it is not
+    """
+    if name not in aliases:
+        raise ValueError(
+            f"`policy`={name!r} is unknown. Choose one of {list(aliases)} or pass a class derived from SB3's "
+            "ActorCriticPolicy. Recurrent: use sb3_contrib.RecurrentPPO or VecFrameStack."
+        )
 
 
 def check_policy_class(policy_class: type) -> None:

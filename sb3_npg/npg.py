@@ -23,6 +23,7 @@ from sb3_npg.arguments import (
     check_features_extractor,
     check_hyperparameters,
     check_policy_class,
+    check_policy_name,
     check_spaces,
     example_observation,
     make_damping,
@@ -30,6 +31,7 @@ from sb3_npg.arguments import (
 )
 from sb3_npg.checks import check_choice
 from sb3_npg.critic import CRITIC_SOLVERS, fit_critic
+from sb3_npg.figures import policy_step_figures
 from sb3_npg.local_problem import LocalProblem, take_rows
 from sb3_npg.numerics import NumericalFailure, restored_on_failure
 from sb3_npg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -283,22 +285,8 @@ class NPG(OnPolicyAlgorithm):
         """Adapt the damping to what the step cost, and log the step."""
         if self.adaptive_damping:
             self._damping_factor = adapted_damping_factor(self._damping_factor, search, step.predicted_kl)
-        figures = {
-            "surrogate": search.surrogate,
-            "kl": search.mean_kl,
-            "kl_predicted": search.coefficient**2 * step.predicted_kl,
-            "step_size": search.coefficient * step.length,
-            "line_search_steps": search.steps,
-            "natural_gradient_norm": float(direction.natural_gradient.norm()),
-            "damping": direction.damping,
-            **{f"solver_{name}": figure for name, figure in direction.stats.items()},
-            # Under the names of sb3-contrib's TRPO, which dashboards read.
-            "policy_objective": search.surrogate,
-            "kl_divergence_loss": search.mean_kl,
-            "is_line_search_success": float(search.accepted),
-        }
-        for name, figure in figures.items():
-            self.logger.record(f"train/{name}", figure)
+        for name, figure in policy_step_figures(direction, step, search).items():
+            self.logger.record(name, figure)
 
     def _fit_critic(self, parts: PolicyParts) -> None:
         """Regress the value function on the returns, and log the loss."""
@@ -365,11 +353,7 @@ class NPG(OnPolicyAlgorithm):
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
-        if policy_name not in self.policy_aliases:
-            raise ValueError(
-                f"`policy`={policy_name!r} is unknown. Choose one of {list(self.policy_aliases)} or pass a class "
-                "derived from SB3's ActorCriticPolicy. Recurrent: use sb3_contrib.RecurrentPPO or VecFrameStack."
-            )
+        check_policy_name(policy_name, self.policy_aliases)
         return super()._get_policy_from_name(policy_name)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

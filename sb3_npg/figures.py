@@ -1,0 +1,30 @@
+"""What one update leaves in the log, under the names that users and dashboards read."""
+
+from sb3_npg.solvers.direction import Direction
+from sb3_npg.trust_region import LineSearch, Step
+
+
+def policy_step_figures(direction: Direction, step: Step, search: LineSearch) -> dict[str, float]:
+    """
+    Name the figures of a policy step.
+
+    :param direction: the natural gradient and how it was found
+    :param step: the full step along it
+    :param search: where the line search ended
+    :return: log keys and values; KLs in nats
+    """
+    figures = {
+        "surrogate": search.surrogate,
+        "kl": search.mean_kl,
+        "kl_predicted": search.coefficient**2 * step.predicted_kl,
+        "step_size": search.coefficient * step.length,
+        "line_search_steps": search.steps,
+        "natural_gradient_norm": float(direction.natural_gradient.norm()),
+        "damping": direction.damping,
+        **{f"solver_{name}": figure for name, figure in direction.stats.items()},
+        # Under the names of sb3-contrib's TRPO, which dashboards read.
+        "policy_objective": search.surrogate,
+        "kl_divergence_loss": search.mean_kl,
+        "is_line_search_success": float(search.accepted),
+    }
+    return {f"train/{name}": figure for name, figure in figures.items()}
