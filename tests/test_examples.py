@@ -1,0 +1,60 @@
+"""Every example runs, with few steps, and does what it says."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples import compare_gradients, continue_training, demo, train_and_save
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+# SB3 silences this warning of its progress bar where it imports it; pytest's own filters undo that.
+@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
+@pytest.mark.parametrize(("env_id", "steps"), [("CartPole-v1", 10_000), ("Pendulum-v1", 2048)])
+def test_demo_learns_saves_reloads_and_draws(
+    env_id: str, steps: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    result = demo.main(steps, env_id, folder=tmp_path)
+    assert result.reloaded == result.after
+    assert "the loaded model's actions are the same" in capsys.readouterr().out
+    assert result.picture.read_bytes().startswith(PNG)
+    assert (tmp_path / env_id / "model.zip").stat().st_size > 0
+    assert (tmp_path / env_id / "vec_normalize.pkl").exists() == (env_id == "Pendulum-v1")
+    if env_id == "CartPole-v1":
+        assert result.after > result.before + 50
+
+
+def test_demo_names_an_unknown_environment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(sys, "argv", ["demo", "--env", "CartPoole-v1"])
+    with pytest.raises(SystemExit):
+        demo.run()
+    assert "--env CartPoole-v1: " in capsys.readouterr().err
+
+
+def test_train_and_save(tmp_path: Path):
+    loaded, episode_return = train_and_save.main(5_000, tmp_path)
+    assert (tmp_path / "npg_cartpole.zip").exists()
+    assert loaded.num_timesteps == 5 * 1024
+    assert episode_return > 12  # untrained, the greedy policy drops the pole within ten steps or so
+
+
+def test_continue_training(tmp_path: Path):
+    model, first_half, second_half = continue_training.main(8_192, tmp_path)
+    assert model.num_timesteps == 8_192
+    assert model.damping == 0.01
+    assert 0 < first_half < second_half
+
+
+def test_natural_gradient_does_not_depend_on_the_units_and_the_vanilla_gradient_does(tmp_path: Path):
+    returns, picture = compare_gradients.main(8_192, tmp_path, n_seeds=1)
+    assert picture.read_bytes().startswith(PNG)
+    natural, vanilla = (
+        np.array([returns[gradient, units] for units in compare_gradients.UNITS]) for gradient in ("natural", "vanilla")
+    )
+    np.testing.assert_allclose(natural[0, :, :5], natural[1, :, :5])
+    assert np.abs(natural[0] - natural[1]).max() < np.abs(vanilla[0] - vanilla[1]).max()
+    assert natural[1, 0, -1] > 1.5 * vanilla[1, 0, -1]
+    assert not np.allclose(vanilla[0, :, :5], vanilla[1, :, :5])

@@ -1,0 +1,474 @@
+"""Training runs: every space, policy and option trains, logs what it did, and goes with SB3's tools."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import (
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    LogEveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+    StopTrainingOnNoModelImprovement,
+    StopTrainingOnRewardThreshold,
+)
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sb3_npg import NPG
+from tests.agents import ACTION_SPACES, ENVIRONMENTS, N_STEPS, make_agent, make_env, parameters, train
+from tests.cases import LearnFeaturesPolicy
+
+POLICY_FIGURES = {
+    "surrogate",
+    "kl",
+    "kl_predicted",
+    "step_size",
+    "line_search_steps",
+    "natural_gradient_norm",
+    "damping",
+    "policy_objective",
+    "kl_divergence_loss",
+    "is_line_search_success",
+}
+FIGURES = {f"train/{name}" for name in POLICY_FIGURES} | {
+    "train/solver_steps",
+    "train/solver_residual",
+    "train/skipped_updates",
+    "train/value_loss",
+    "train/explained_variance",
+    "train/learning_rate",
+    "train/n_updates",
+    "time/solve",
+    "time/critic",
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "advantages as they are": {"normalize_advantage": False},
+    "entropy bonus": {"ent_coef": 0.01},
+    "Fisher on every third row": {"sub_sampling_factor": 3},
+    "fixed step": {"step_size": 0.05},
+    "no line search": {"line_search_max_iter": 0},
+    "adaptive damping": {"adaptive_damping": True},
+    "schedules as strings": {"target_kl": "lin_0.02", "damping": "lin_0.1"},
+    "schedules as functions": {
+        "learning_rate": lambda progress: 1e-3 * progress,
+        "target_kl": lambda progress: 0.01 + 0.01 * progress,
+        "damping": lambda progress: 0.1 + 0.1 * progress,
+    },
+    "exact solver": {"fisher_solver": "exact", "policy_kwargs": {"net_arch": [8]}},
+    "identity solver": {"fisher_solver": "identity"},
+    "no damping": {"damping": 0.0},
+    "undiscounted": {"gamma": 1.0, "gae_lambda": 1.0},
+    "myopic": {"gamma": 0.0, "gae_lambda": 0.0},
+    "linear policy": {"policy_kwargs": {"net_arch": []}},
+    "networks of different size": {"policy_kwargs": {"net_arch": {"pi": [8], "vf": [16, 16]}}},
+    "extractors apart": {"policy_kwargs": {"share_features_extractor": False}},
+}
+GSDE: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "full_std=False": {"policy_kwargs": {"full_std": False}},
+    "use_expln": {"policy_kwargs": {"use_expln": True}},
+    "squash_output": {"policy_kwargs": {"squash_output": True}},
+    "squash_output, entropy bonus": {"policy_kwargs": {"squash_output": True}, "ent_coef": 0.01},
+    "all at once": {"policy_kwargs": {"squash_output": True, "use_expln": True, "full_std": False}, "ent_coef": 0.01},
+    "learn_features": {"policy": LearnFeaturesPolicy},
+    "sde_sample_freq": {"sde_sample_freq": 4},
+    "entropy bonus": {"ent_coef": 0.01},
+}
+
+
+def assert_trains(agent: NPG, n_updates: int = 2) -> list[dict[str, float]]:
+    """Train; check that actor and critic moved to finite places, and that the log is complete and sane."""
+    actor, critic = parameters(agent, critic=False), parameters(agent, critic=True)
+    before = agent._n_updates
+    updates = train(agent, n_updates)
+
+    assert any(not th.equal(tensor, actor[name]) for name, tensor in parameters(agent, critic=False).items())
+    assert any(not th.equal(tensor, critic[name]) for name, tensor in parameters(agent, critic=True).items())
+    assert all(th.isfinite(tensor).all() for tensor in agent.policy.state_dict().values())
+    assert [update["train/n_updates"] - before for update in updates] == list(range(1, n_updates + 1))
+    for update in updates:
+        without = set() if agent.fisher_solver == "cg" else {"train/solver_residual"}
+        without |= {"train/solver_steps"} if agent.fisher_solver == "identity" else set()
+        assert update.keys() >= FIGURES - without
+        assert ("train/std" in update) == hasattr(agent.policy, "log_std")
+        assert all(math.isfinite(figure) for name, figure in update.items() if name != "train/explained_variance")
+        assert update["train/skipped_updates"] == 0
+        assert update["train/natural_gradient_norm"] > 0.0
+        assert update["train/value_loss"] >= 0.0
+        assert update["train/policy_objective"] == update["train/surrogate"]
+        assert update["train/kl_divergence_loss"] == update["train/kl"] >= 0.0
+        accepted = update["train/is_line_search_success"] == 1.0
+        assert accepted == (update["train/step_size"] > 0.0)
+        assert 1 <= update["train/line_search_steps"] <= max(1, agent.line_search_max_iter)
+    return updates
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("space", ACTION_SPACES)
+def test_every_option_trains_in_every_action_space(space, options):
+    assert_trains(make_agent(space, **options))
+
+
+@pytest.mark.parametrize("environment", [name for name in ENVIRONMENTS if name not in ACTION_SPACES])
+def test_every_kind_of_observation_trains(environment):
+    assert_trains(make_agent(environment, sub_sampling_factor=2))
+
+
+@pytest.mark.parametrize(
+    "policy_kwargs",
+    [
+        {"share_features_extractor": False},
+        {"normalize_images": False},
+        {"net_arch": {"pi": [8], "vf": []}},
+        {"features_extractor_kwargs": {"features_dim": 16}},
+    ],
+    ids=str,
+)
+def test_images_train_with_every_kind_of_network(policy_kwargs):
+    assert_trains(make_agent("image", policy_kwargs=policy_kwargs), n_updates=1)
+
+
+@pytest.mark.parametrize("options", GSDE.values(), ids=GSDE)
+def test_gsde_trains_in_every_form(options):
+    agent = make_agent("vector", use_sde=True, **options)
+    before = agent.policy.log_std.detach().clone()
+    assert_trains(agent)
+    assert not th.equal(agent.policy.log_std, before)
+
+
+def test_gsde_draws_noise_as_often_as_asked(monkeypatch):
+    agent = make_agent("vector", use_sde=True, sde_sample_freq=8)
+    drawn = []
+    draw = agent.policy.reset_noise
+    monkeypatch.setattr(agent.policy, "reset_noise", lambda *args: (drawn.append(agent.num_timesteps), draw(*args)))
+    agent.learn(N_STEPS)
+    assert drawn == [0, 0, 8, 16, 24]
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_log_std_moves_and_a_frozen_one_stays(use_sde):
+    agent = make_agent("vector", use_sde=use_sde)
+    start = agent.policy.log_std.detach().clone()
+    train(agent)
+    moved = agent.policy.log_std.detach().clone()
+    assert not th.equal(moved, start)
+
+    agent.policy.log_std.requires_grad_(False)
+    (update,) = train(agent, 1)
+    assert th.equal(agent.policy.log_std, moved)
+    assert update["train/is_line_search_success"] == 1.0
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_several_environments_fill_one_rollout(n_envs):
+    agent = make_agent(make_env("Box", n_envs))
+    assert_trains(agent)
+    assert agent.num_timesteps == 2 * N_STEPS * n_envs
+
+
+# What a step costs
+
+
+@pytest.mark.parametrize("space", ACTION_SPACES)
+@pytest.mark.parametrize("solver", ["cg", "exact", "identity"])
+def test_full_step_costs_the_target_kl(space, solver):
+    target = 1e-3
+    options = {"fisher_solver": solver, "line_search_max_iter": 0, "policy_kwargs": {"net_arch": [8]}}
+    agent = make_agent(space, n_steps=128, target_kl=target, **options)
+    for update in train(agent):
+        assert update["train/line_search_steps"] == 1
+        assert update["train/kl_predicted"] == pytest.approx(target, rel=1e-5)
+        # The policy's KL differs from its quadratic model in the third order alone.
+        assert update["train/kl"] == pytest.approx(target, rel=0.15)
+
+
+@pytest.mark.parametrize("space", ACTION_SPACES)
+def test_line_search_keeps_the_kl_within_its_target(space):
+    target = 0.5  # so large that the quadratic model is wrong
+    updates = train(make_agent(space, target_kl=target), 4)
+    accepted = [update for update in updates if update["train/is_line_search_success"]]
+    assert any(update["train/line_search_steps"] > 1 for update in accepted)
+    for update in accepted:
+        assert update["train/kl"] <= target
+        coefficient = 0.8 ** (update["train/line_search_steps"] - 1)
+        assert update["train/kl_predicted"] == pytest.approx(coefficient**2 * target, rel=1e-5)
+
+
+def test_fixed_step_is_taken_as_it_is():
+    for update in train(make_agent("vector", step_size=0.03, line_search_max_iter=0)):
+        assert update["train/step_size"] == pytest.approx(0.03)
+        assert update["train/kl"] > 0.0
+
+
+def test_rejected_step_leaves_the_actor_bit_for_bit():
+    agent = make_agent("vector", step_size=1e3, line_search_max_iter=1)
+    actor, critic = parameters(agent, critic=False), parameters(agent, critic=True)
+    (update,) = train(agent, 1)
+    assert update["train/is_line_search_success"] == 0.0
+    assert update["train/kl"] == update["train/step_size"] == update["train/kl_predicted"] == 0.0
+    assert update["train/skipped_updates"] == 0
+    assert all(th.equal(tensor, actor[name]) for name, tensor in parameters(agent, critic=False).items())
+    assert not all(th.equal(tensor, critic[name]) for name, tensor in parameters(agent, critic=True).items())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        (0.02, [0.02] * 4),
+        ("lin_0.02", [0.015, 0.01, 0.005, 0.0]),
+        (lambda p: 0.01 * (1 + p), [0.0175, 0.015, 0.0125, 0.01]),
+    ],
+)
+@pytest.mark.parametrize("name", ["target_kl", "step_size", "damping", "learning_rate"])
+def test_schedules_follow_the_progress(name, schedule, values):
+    logged = {"target_kl": "kl_predicted"}.get(name, name)
+    updates = train(make_agent("vector", line_search_max_iter=0, **{name: schedule}), 4)
+    assert [update[f"train/{logged}"] for update in updates] == pytest.approx(values, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", ["target_kl", "step_size", "damping", "learning_rate"])
+def test_no_schedule_is_asked_beyond_the_end(name):
+    asked = []
+
+    def schedule(progress: float) -> float:
+        asked.append(progress)
+        return 0.01 + 0.01 * progress
+
+    make_agent("vector", **{name: schedule}).learn(2 * N_STEPS + 1)  # the third rollout is a whole one too
+    assert max(asked) == 1.0
+    assert min(asked) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [
+        ({"target_kl": 1e-4, "line_search_max_iter": 0}, 1.0 / 1.5),  # the model of the KL holds
+        ({"step_size": 1e3, "line_search_max_iter": 1}, 1.5),  # no step is accepted
+    ],
+)
+def test_adaptive_damping_follows_the_measured_kl(options, factor):
+    updates = train(make_agent("vector", adaptive_damping=True, **options), 4)
+    assert [update["train/damping"] for update in updates] == pytest.approx([0.1 * factor**i for i in range(4)])
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_entropy_coefficient_decides_where_the_spread_goes(sign, use_sde):
+    agent = make_agent("vector", ent_coef=sign * 100.0, use_sde=use_sde)
+    stds = [update["train/std"] for update in train(agent, 4)]
+    assert (np.diff([1.0, *stds]) * sign > 0.0).all()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_entropy_coefficient_decides_where_the_spread_of_squashed_actions_goes(sign):
+    # A tanh of a wide Gaussian sits at its bounds: only a narrow one gains entropy by its spread.
+    options = {"use_sde": True, "policy_kwargs": {"squash_output": True, "log_std_init": -2.0}}
+    agent = make_agent("vector", n_steps=256, ent_coef=sign * 100.0, **options)
+    stds = [update["train/std"] for update in train(agent, 4)]
+    assert (np.diff([math.exp(-2.0), *stds]) * sign > 0.0).all()
+
+
+def test_no_critic_updates_leave_the_critic():
+    agent = make_agent("vector", n_critic_updates=0)
+    critic = parameters(agent, critic=True)
+    (update,) = train(agent, 1)
+    assert math.isnan(update["train/value_loss"])
+    assert update["train/is_line_search_success"] == 1.0
+    assert all(th.equal(tensor, critic[name]) for name, tensor in parameters(agent, critic=True).items())
+
+
+# What goes with it
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "optimizer_kwargs"),
+    [
+        (th.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
+        (th.optim.AdamW, {"weight_decay": 0.1}),
+        (RMSpropTFLike, {"eps": 1e-5, "weight_decay": 0.1}),
+    ],
+)
+def test_optimizer_moves_the_critic_alone(optimizer_class, optimizer_kwargs):
+    kwargs = {"optimizer_class": optimizer_class, "optimizer_kwargs": optimizer_kwargs}
+    # One rejected step: whatever moves the actor now is the optimizer.
+    agent = make_agent("vector", policy_kwargs=kwargs, step_size=1e3, line_search_max_iter=1, n_critic_updates=20)
+    actor = parameters(agent, critic=False)
+    first, second = train(agent)
+    assert second["train/value_loss"] < first["train/value_loss"]
+    assert all(th.equal(tensor, actor[name]) for name, tensor in parameters(agent, critic=False).items())
+
+    assert_trains(make_agent("vector", policy_kwargs=kwargs))
+
+
+class ScaledBuffer(RolloutBuffer):
+    """A buffer of the user's own, with an argument of its own."""
+
+    def __init__(self, *args: Any, scale: float = 1.0, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.scale = scale
+
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
+        super().compute_returns_and_advantage(last_values, dones)
+        self.advantages *= self.scale
+
+
+def test_rollout_buffer_of_ones_own_is_used():
+    options = {"normalize_advantage": False, "n_critic_updates": 0, "step_size": 1e-4, "line_search_max_iter": 0}
+    one, ten = (
+        train(make_agent(rollout_buffer_class=ScaledBuffer, rollout_buffer_kwargs={"scale": scale}, **options), 1)[0]
+        for scale in (1.0, 10.0)
+    )
+    assert ten["train/natural_gradient_norm"] == pytest.approx(10.0 * one["train/natural_gradient_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrap", [VecNormalize, lambda env: VecFrameStack(env, 3)], ids=["VecNormalize", "VecFrameStack"]
+)
+def test_vec_wrappers_train(wrap):
+    agent = make_agent(wrap(make_env("vector", 2)))
+    assert_trains(agent)
+    reward, _ = evaluate_policy(agent, agent.get_env(), n_eval_episodes=2)
+    assert math.isfinite(reward)
+
+
+def test_frame_stack_trains_on_images():
+    assert_trains(make_agent(VecFrameStack(make_env("image"), 2), "CnnPolicy"), n_updates=1)
+
+
+@pytest.mark.parametrize("space", ACTION_SPACES)
+def test_compiled_policy_trains_saves_and_loads(space, tmp_path):
+    plain = make_agent(space)
+    assert_trains(plain)
+    compiled = make_agent(space)
+    compiled.policy = th.compile(compiled.policy, backend="eager")
+    assert_trains(compiled)
+    for name, tensor in plain.policy.state_dict().items():
+        assert th.equal(compiled.policy.state_dict()[f"_orig_mod.{name}"], tensor)
+
+    compiled.save(tmp_path / "agent")
+    loaded = NPG.load(tmp_path / "agent", make_env(space), device="cpu")
+    observations = loaded.get_env().reset()
+    assert np.array_equal(
+        loaded.predict(observations, deterministic=True)[0], compiled.predict(observations, deterministic=True)[0]
+    )
+    assert_trains(loaded)
+
+
+def test_learning_goes_on_from_where_it_was():
+    agent = make_agent("vector")
+    train(agent, 2)
+    agent.learn(N_STEPS, reset_num_timesteps=False)
+    assert agent.num_timesteps == 3 * N_STEPS
+    assert agent.logger.name_to_value["train/n_updates"] == 3
+
+
+def test_agent_registered_by_the_environments_id_trains():
+    agent = NPG("MlpPolicy", "CartPole-v1", n_steps=N_STEPS, batch_size=N_STEPS, seed=0, device="cpu")
+    assert_trains(agent)
+
+
+# SB3's callbacks
+
+
+def test_checkpoints_load(tmp_path):
+    agent = make_agent("vector")
+    agent.learn(
+        2 * N_STEPS, CheckpointCallback(N_STEPS, str(tmp_path), save_replay_buffer=True, save_vecnormalize=True)
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rl_model_32_steps.zip", "rl_model_64_steps.zip"]
+    assert NPG.load(tmp_path / "rl_model_64_steps", device="cpu").num_timesteps == 2 * N_STEPS
+
+
+def test_evaluations_are_kept_with_the_best_agent(tmp_path):
+    agent = make_agent("vector")
+    evaluate = EvalCallback(
+        make_env("vector", seed=1),
+        eval_freq=N_STEPS,
+        n_eval_episodes=2,
+        log_path=str(tmp_path),
+        best_model_save_path=str(tmp_path),
+        verbose=0,
+    )
+    agent.learn(2 * N_STEPS, evaluate)
+    evaluations = np.load(tmp_path / "evaluations.npz")
+    assert evaluations["timesteps"].tolist() == [N_STEPS, 2 * N_STEPS]
+    assert NPG.load(tmp_path / "best_model", device="cpu").num_timesteps in evaluations["timesteps"]
+
+
+@pytest.mark.parametrize(
+    ("callback", "steps"),
+    [
+        (lambda: StopTrainingOnMaxEpisodes(5), 50),
+        (lambda: _evaluation(callback_on_new_best=StopTrainingOnRewardThreshold(-1e9)), 40),
+        (lambda: _evaluation(callback_after_eval=StopTrainingOnNoModelImprovement(0, min_evals=0)), 80),
+        (lambda: lambda local, _: local["self"].num_timesteps < 45, 45),
+        (lambda: CallbackList([LogEveryNTimesteps(16), StopTrainingOnMaxEpisodes(5)]), 50),
+    ],
+    ids=["max episodes", "reward threshold", "no improvement", "function", "list"],
+)
+def test_callbacks_stop_training_in_the_middle_of_a_rollout(callback, steps):
+    agent = make_agent("vector")
+    agent.learn(10 * N_STEPS, callback())
+    assert agent.num_timesteps == steps
+    assert agent._n_updates == steps // N_STEPS
+
+
+class NeverBetter(EvalCallback):
+    """Evaluates every agent the same."""
+
+    def _on_step(self) -> bool:
+        self.best_mean_reward = np.inf
+        return super()._on_step()
+
+
+def _evaluation(**kwargs: Any) -> EvalCallback:
+    kind = NeverBetter if "callback_after_eval" in kwargs else EvalCallback
+    return kind(make_env("vector", seed=1), eval_freq=40, n_eval_episodes=1, verbose=0, **kwargs)
+
+
+def test_callbacks_every_so_many_steps_are_called():
+    called = []
+
+    class Note(StopTrainingOnMaxEpisodes):
+        def _on_step(self) -> bool:
+            called.append(self.num_timesteps)
+            return True
+
+    make_agent("vector").learn(2 * N_STEPS, CallbackList([EveryNTimesteps(20, Note(1)), LogEveryNTimesteps(16)]))
+    assert called == [20, 40, 60]
+
+
+@pytest.mark.filterwarnings("ignore:rich is experimental")
+def test_progress_bar_trains(capsys):
+    agent = make_agent("vector")
+    agent.learn(2 * N_STEPS, progress_bar=True)
+    assert agent._n_updates == 2
+    shown = "".join(capsys.readouterr())
+    assert "64/64" in shown
+
+
+def test_tensorboard_has_the_figures(tmp_path):
+    agent = make_agent("vector", tensorboard_log=str(tmp_path))
+    agent.learn(3 * N_STEPS)
+    agent.learn(N_STEPS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["NPG_1", "NPG_2"]
+    events = EventAccumulator(str(tmp_path / "NPG_1"))
+    events.Reload()
+    # The last update is logged by the rollout after it.
+    assert [event.step for event in events.Scalars("train/kl")] == [2 * N_STEPS, 3 * N_STEPS]
+    assert set(events.Tags()["scalars"]) >= FIGURES - {"train/n_updates"} | {"train/std"}
+
+
+@pytest.mark.parametrize("verbose", [1, 2])
+def test_verbose_agent_prints_its_figures(verbose, capsys):
+    make_agent("vector", verbose=verbose).learn(2 * N_STEPS)
+    assert "kl_predicted" in capsys.readouterr().out

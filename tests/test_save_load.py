@@ -1,0 +1,301 @@
+"""Files: what is saved, what a loaded agent does, and what it may be told to do otherwise."""
+
+import io
+import json
+import subprocess
+import sys
+import textwrap
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_npg import NPG
+from sb3_npg.solvers import FISHER_SOLVERS, FisherSolver, Problem, Solution
+from sb3_npg.trust_region import FixedStep, TrustRegion
+from tests.agents import N_STEPS, POLICIES, make_agent, make_env, parameters, same, snapshot, train
+
+KINDS: dict[str, dict[str, Any]] = {
+    "Box": {},
+    "Discrete": {},
+    "MultiDiscrete": {},
+    "MultiBinary": {},
+    "vector": {"use_sde": True, "policy_kwargs": {"squash_output": True}},
+    "Dict": {},
+    "image": {},
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "agent"
+
+
+def saved_attributes(path: Any) -> dict[str, Any]:
+    with zipfile.ZipFile(path.with_suffix(".zip")) as archive:
+        attributes: dict[str, Any] = json.loads(archive.read("data"))
+    return attributes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loaded_agent_is_the_saved_one(kind, path):
+    agent = make_agent(kind, **KINDS[kind])
+    train(agent, 1)
+    agent.save(path)
+    loaded = NPG.load(path, device="cpu")
+
+    assert same(snapshot(loaded), snapshot(agent))
+    observations = make_env(kind, n_envs=8, seed=5).reset()
+    if POLICIES.get(kind) == "CnnPolicy":
+        observations = np.transpose(observations, (0, 3, 1, 2))
+    assert np.array_equal(
+        loaded.predict(observations, deterministic=True)[0], agent.predict(observations, deterministic=True)[0]
+    )
+
+
+def test_file_may_be_a_buffer_and_load_without_environment():
+    agent = make_agent()
+    file = io.BytesIO()
+    agent.save(file)
+    file.seek(0)
+    loaded = NPG.load(file, device="cpu")
+    assert loaded.get_env() is None
+    assert same(snapshot(loaded), snapshot(agent))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_sde": True, "sde_sample_freq": 4},
+        {"adaptive_damping": True, "line_search_max_iter": 0},
+        {"learning_rate": lambda progress: 1e-3 * progress, "target_kl": "lin_0.02"},
+        {"fisher_solver": "exact", "policy_kwargs": {"net_arch": [8]}},
+        {"policy_kwargs": {"optimizer_class": th.optim.SGD, "optimizer_kwargs": {"momentum": 0.9}}},
+    ],
+    ids=["defaults", "gSDE", "adaptive damping", "schedules", "exact", "SGD"],
+)
+def test_training_goes_on_as_if_never_interrupted(options, path):
+    agent = make_agent("vector", **options)
+    train(agent, 2)
+    agent._n_skipped_updates = 3  # as if it had met three bad rollouts
+    agent.save(path)
+    agent.set_env(make_env("vector", seed=7))
+    loaded = NPG.load(path, make_env("vector", seed=7), device="cpu")
+
+    figures = []
+    for one in (agent, loaded):
+        one.set_random_seed(11)
+        one.learn(2 * N_STEPS, reset_num_timesteps=False)
+        figures.append({name: figure for name, figure in one.logger.name_to_value.items() if "time/" not in name})
+    assert figures[0] == figures[1]
+    assert figures[0]["train/n_updates"] == 4
+    assert figures[0]["train/skipped_updates"] == 3
+    assert same(snapshot(agent), snapshot(loaded))
+    assert agent._damping_factor == loaded._damping_factor
+    assert (agent._damping_factor == 1.0) == ("adaptive_damping" not in options)
+    assert agent.num_timesteps == loaded.num_timesteps == 4 * N_STEPS
+
+
+# Overrides
+
+
+def test_overrides_take_effect(path):
+    make_agent().save(path)
+    options = {"damping": 0.3, "n_steps": 2 * N_STEPS, "target_kl": 0.005, "line_search_max_iter": 0}
+    loaded = NPG.load(path, make_env(), device="cpu", **options)
+    (update,) = train(loaded, 1)
+    assert update["train/damping"] == 0.3
+    assert update["train/kl_predicted"] == pytest.approx(0.005, rel=1e-5)
+    assert loaded.rollout_buffer.buffer_size == 2 * N_STEPS
+    assert loaded.num_timesteps == 2 * N_STEPS
+
+
+def test_overrides_change_solver_and_step_rule(path):
+    make_agent(target_kl=0.01).save(path)
+    loaded = NPG.load(
+        path,
+        make_env(),
+        device="cpu",
+        target_kl=None,
+        step_size=0.02,
+        line_search_max_iter=0,
+        fisher_solver_kwargs={"max_steps": 2, "rtol": 0.0},
+    )
+    (update,) = train(loaded, 1)
+    assert update["train/step_size"] == pytest.approx(0.02)
+    assert update["train/solver_steps"] == 2
+    assert isinstance(loaded._step_rule, FixedStep)
+    assert isinstance(NPG.load(path, device="cpu")._step_rule, TrustRegion)
+
+
+@pytest.mark.parametrize("n_envs", [1, 4])
+def test_number_of_environments_may_change(n_envs, path):
+    make_agent(make_env("vector", 2)).save(path)
+    loaded = NPG.load(path, make_env("vector", n_envs), device="cpu")
+    train(loaded, 1)
+    assert loaded.num_timesteps == N_STEPS * n_envs
+    assert loaded.rollout_buffer.n_envs == n_envs
+
+
+def test_custom_objects_replace_what_was_saved(path):
+    make_agent().save(path)
+    loaded = NPG.load(path, make_env(), device="cpu", custom_objects={"learning_rate": 0.0})
+    actor, critic = parameters(loaded, critic=False), parameters(loaded, critic=True)
+    (update,) = train(loaded, 1)
+    assert update["train/learning_rate"] == 0.0
+    assert same(parameters(loaded, critic=True), critic)
+    assert not same(parameters(loaded, critic=False), actor)
+
+
+@pytest.mark.parametrize("name", ["target_kl", "damping"])
+def test_schedules_survive_as_what_the_user_wrote(name, path):
+    agent = make_agent(**{name: "lin_0.02"})
+    train(agent, 2)
+    agent.save(path)
+    loaded = NPG.load(path, make_env(), device="cpu")
+    assert getattr(loaded, name) == "lin_0.02"
+    loaded.line_search_max_iter = 0
+    logged = {"target_kl": "kl_predicted"}.get(name, name)
+    assert train(loaded, 4)[0][f"train/{logged}"] == pytest.approx(0.015, rel=1e-5)
+
+
+# Parameters
+
+
+def test_parameters_go_from_agent_to_agent(path):
+    agent, from_file, from_dict = make_agent(), make_agent(seed=1), make_agent(seed=2)
+    train(agent, 1)
+    agent.save(path)
+    from_file.set_parameters(str(path), device="cpu")
+    from_dict.set_parameters(agent.get_parameters())
+    assert same(snapshot(from_file), snapshot(agent))
+    assert same(snapshot(from_dict), snapshot(agent))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda given: given.update(unheard_of={}), "unheard_of"),
+        (lambda given: given.pop("policy"), "policy"),
+        (lambda given: given.pop("policy.optimizer"), "policy.optimizer"),
+    ],
+    ids=["unknown object", "no policy", "no optimizer"],
+)
+def test_wrong_parameters_are_refused(change, named):
+    given = make_agent(seed=1).get_parameters()
+    change(given)
+    with pytest.raises(ValueError, match=named):
+        make_agent().set_parameters(given)
+
+
+def test_part_of_the_parameters_may_be_set():
+    agent, other = make_agent(), make_agent(seed=1)
+    optimizer = agent.get_parameters()["policy.optimizer"]
+    agent.set_parameters({"policy": other.get_parameters()["policy"]}, exact_match=False)
+    assert same(agent.policy.state_dict(), other.policy.state_dict())
+    assert same(agent.get_parameters()["policy.optimizer"], optimizer)
+
+
+class CountingSolver(FisherSolver):
+    """Has learnt something: how often it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", th.zeros(()))
+
+    def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:
+        self.count += 1
+        return Solution(gradient.clone(), {})
+
+
+def test_what_a_solver_has_learnt_is_saved(monkeypatch, path):
+    monkeypatch.setitem(FISHER_SOLVERS, "counting", CountingSolver)
+    agent = make_agent(fisher_solver="counting")
+    train(agent, 3)
+    agent.save(path)
+    loaded = NPG.load(path, make_env(), device="cpu")
+    assert float(loaded.fisher.count) == 3.0
+    train(loaded, 1)
+    assert float(loaded.fisher.count) == 4.0
+    assert "count" in loaded.get_parameters()["fisher"]
+
+
+# What a file holds
+
+
+def assert_small(path: Any) -> None:
+    assert path.with_suffix(".zip").stat().st_size < 500_000
+    attributes = saved_attributes(path)
+    assert not attributes.keys() & {"rollout_buffer", "fisher", "policy", "_damping_schedule", "_step_rule", "env"}
+    # Lists of a hundred episodes' figures are the largest.
+    assert all(len(json.dumps(value)) < 50_000 for value in attributes.values())
+
+
+def test_file_holds_no_rollout(path):
+    agent = make_agent(n_steps=100_000, policy_kwargs={"net_arch": [64, 64]})
+    assert agent.rollout_buffer.observations.nbytes > 1_000_000
+    agent.save(path)
+    assert_small(path)
+
+
+def test_file_holds_no_curvature(path):
+    agent = make_agent(fisher_solver="exact", policy_kwargs={"net_arch": [20, 20]})
+    train(agent, 1)
+    assert agent.fisher._fisher.nbytes > 500_000
+    agent.save(path)
+    assert_small(path)
+
+
+def test_hyperparameters_are_in_the_file_under_their_names(path):
+    make_agent(damping=0.3, adaptive_damping=True, fisher_solver_kwargs={"max_steps": 7}).save(path)
+    attributes = saved_attributes(path)
+    assert attributes["damping"] == 0.3
+    assert attributes["adaptive_damping"] is True
+    assert attributes["fisher_solver"] == "cg"
+    assert attributes["fisher_solver_kwargs"]["max_steps"] == 7
+    assert attributes["target_kl"] is None
+
+
+def test_attributes_may_be_left_out_or_added(path):
+    agent = make_agent(damping=0.3)
+    train(agent, 1)
+    agent.save(path, exclude=["damping"])
+    assert "damping" not in saved_attributes(path)
+    assert NPG.load(path, device="cpu").damping == 0.1
+    agent.save(path, include=["rollout_buffer"])
+    assert "rollout_buffer" in saved_attributes(path)
+
+
+def test_agent_of_another_device_loads_on_the_cpu(monkeypatch, path):
+    agent = make_agent()
+    train(agent, 1)
+    with monkeypatch.context() as patch:
+        # Each tensor in a file carries the name of its device.
+        patch.setattr(th.serialization, "location_tag", lambda storage: "cuda:0")
+        agent.save(path)
+    monkeypatch.setattr(th.cuda, "is_available", lambda: False)
+    with zipfile.ZipFile(path.with_suffix(".zip")) as archive:
+        weights = io.BytesIO(archive.read("policy.pth"))
+    with pytest.raises(RuntimeError, match="CUDA"):
+        th.load(weights, weights_only=True)
+
+    for device in ("cpu", "auto"):
+        assert same(snapshot(NPG.load(path, device=device)), snapshot(agent))
+
+
+def test_agent_loads_and_trains_without_cupy(path):
+    make_agent("Box").save(path)
+    script = f"""
+        import sys
+        sys.modules["cupy"] = None  # any import of it fails now
+        from stable_baselines3.common.envs import IdentityEnvBox
+        from sb3_npg import NPG
+        agent = NPG.load({str(path)!r}, IdentityEnvBox(), device="cpu")
+        agent.learn({N_STEPS})
+        print("updates:", agent._n_updates)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert done.stdout == "updates: 1\n"
