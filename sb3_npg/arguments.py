@@ -13,6 +13,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_npg.checks import check_choice, check_flag, check_integer, check_number
+from sb3_npg.critic import CRITIC_SOLVERS
 from sb3_npg.schedules import make_schedule
 from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 
@@ -43,6 +44,7 @@ def check_hyperparameters(arguments: dict[str, Any], n_envs: int) -> None:
         check_number(name, arguments[name], minimum=0.0, maximum=1.0)
     check_number("ent_coef", arguments["ent_coef"])
     check_number("line_search_shrinking_factor", arguments["line_search_shrinking_factor"], above=0.0, below=1.0)
+    check_choice("critic_solver", arguments["critic_solver"], CRITIC_SOLVERS)
     check_choice("backend", arguments["backend"], BACKENDS)
     _check_rollout_size(arguments, n_envs)
 

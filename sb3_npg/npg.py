@@ -29,8 +29,7 @@ from sb3_npg.arguments import (
     make_damping,
     make_step_rule,
 )
-from sb3_npg.checks import check_choice
-from sb3_npg.critic import CRITIC_SOLVERS, fit_critic
+from sb3_npg.critic import fit_critic
 from sb3_npg.figures import policy_step_figures
 from sb3_npg.local_problem import LocalProblem, take_rows
 from sb3_npg.numerics import NumericalFailure, restored_on_failure
@@ -208,7 +207,6 @@ class NPG(OnPolicyAlgorithm):
         check_hyperparameters(vars(self), self.n_envs)
         check_spaces(self.observation_space, self.action_space, self.use_sde)
         check_features_extractor(self.policy_class, self.policy_kwargs, self.observation_space)
-        check_choice("critic_solver", self.critic_solver, CRITIC_SOLVERS)
         self._damping_schedule = make_damping(self.damping, self.adaptive_damping)
         self._step_rule = make_step_rule(self.target_kl, self.step_size)
         self._last_skipped_update = None

@@ -11,12 +11,12 @@ ROOT = Path(sb3_npg.__file__).parent
 #: Every room, and the rooms it may import. Arrows point down this list.
 ROOMS = {
     "npg": {
-        "arguments", "checks", "critic", "figures", "local_problem", "numerics", "policies", "policy_parts", "rollout",
+        "arguments", "critic", "figures", "local_problem", "numerics", "policies", "policy_parts", "rollout",
         "schedules", "solvers", "trust_region",
     },
     "policies": set(),
     "figures": {"solvers", "trust_region"},
-    "arguments": {"checks", "schedules", "trust_region"},
+    "arguments": {"checks", "critic", "schedules", "trust_region"},
     "critic": {"numerics", "policy_parts", "rollout"},
     "policy_parts": {"fisher", "local_problem", "parameters"},
     "rollout": {"numerics"},
