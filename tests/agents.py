@@ -62,6 +62,12 @@ def dict_space() -> spaces.Dict:
     return spaces.Dict({"vector": spaces.Box(-1.0, 1.0, (2,), np.float32), "kind": spaces.Discrete(3)})
 
 
+def image_in_dict_env() -> SimpleMultiObsEnv:
+    """Build SB3's environment of a vector and an image, which it draws by numpy's global generator."""
+    np.random.seed(0)
+    return SimpleMultiObsEnv()
+
+
 ENVIRONMENTS: dict[str, Callable[[], gym.Env[Any, Any]]] = {
     "Box": lambda: IdentityEnvBox(eps=0.5, ep_length=10),
     "Discrete": lambda: IdentityEnv(3, ep_length=10),
@@ -72,7 +78,7 @@ ENVIRONMENTS: dict[str, Callable[[], gym.Env[Any, Any]]] = {
     "Dict": lambda: TargetEnv(dict_space()),
     "image": lambda: FakeImageEnv(screen_height=36, screen_width=36),
     "image, Box": lambda: FakeImageEnv(screen_height=36, screen_width=36, discrete=False),
-    "image in a Dict": SimpleMultiObsEnv,
+    "image in a Dict": image_in_dict_env,
 }
 #: The environments that differ in the kind of action.
 ACTION_SPACES = ("Box", "Discrete", "MultiDiscrete", "MultiBinary")

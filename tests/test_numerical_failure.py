@@ -322,7 +322,7 @@ def test_saturated_policy_keeps_going(space, logit):
 
 
 @pytest.mark.parametrize("use_sde", [False, True])
-@pytest.mark.parametrize("log_std", [-60.0, -30.0, 30.0, 60.0])
+@pytest.mark.parametrize("log_std", [-60.0, -30.0, 30.0])
 def test_extreme_spread_keeps_going(log_std, use_sde):
     agent = make_agent(use_sde=use_sde, policy_kwargs={"log_std_init": log_std})
     run(agent, 3)
