@@ -45,7 +45,7 @@ def test_continue_training(tmp_path: Path):
     model, first_half, second_half = continue_training.main(8_192, tmp_path)
     assert model.num_timesteps == 8_192
     assert model.damping == 0.01
-    assert 0 < first_half < second_half
+    assert min(first_half, second_half) > 100  # untrained: about 10
 
 
 def test_natural_gradient_does_not_depend_on_the_units_and_the_vanilla_gradient_does(tmp_path: Path):

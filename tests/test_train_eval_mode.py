@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
 import sb3_npg.npg
-from tests.agents import N_STEPS, NormalizingExtractor, make_agent, make_env, same, train
+from tests.agents import N_STEPS, NormalizingExtractor, make_agent, make_env, same, snapshot, train
 
 
 def normalizing_agent(env: str = "Box", *, shared: bool = True, momentum: float = 0.1, **kwargs: Any) -> Any:
@@ -67,6 +67,25 @@ def test_averages_of_the_actor_are_those_of_the_last_rollout(shared):
         observations = agent.rollout_buffer.observations.astype(np.float64)
         assert np.allclose(normalize.running_mean, observations.mean(0), atol=1e-6)
         assert np.allclose(normalize.running_var, observations.var(0, ddof=1), atol=1e-6)
+
+
+class LeftInTrainingMode(BaseCallback):
+    """Does what a callback of the user's own may do."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.model.policy.set_training_mode(True)
+
+
+def test_update_does_not_depend_on_the_mode_that_a_callback_leaves():
+    ends = []
+    for callback in (None, LeftInTrainingMode()):
+        agent = normalizing_agent()
+        agent.learn(2 * N_STEPS, callback)
+        ends.append(snapshot(agent))
+    assert same(*ends)
 
 
 class Averages(BaseCallback):

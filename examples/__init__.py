@@ -1,0 +1,1 @@
+"""Examples: each is a script and a module with a ``main`` function."""
