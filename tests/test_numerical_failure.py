@@ -130,7 +130,7 @@ def test_compiled_policy_survives_a_bad_rollout(where):
     agent.policy = th.compile(agent.policy, backend="eager")
     states, messages = run(agent, 2)
     assert moved(states) == [False, True]
-    assert len(messages) == 1
+    assert sum(message.startswith("NPG skipped an update") for message in messages) == 1
 
 
 def test_observation_between_two_rollouts_skips_both():
