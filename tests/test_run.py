@@ -377,6 +377,14 @@ def test_agent_registered_by_the_environments_id_trains():
     assert_trains(agent)
 
 
+def test_arguments_reach_what_uses_them():
+    agent = make_agent("vector", gamma=0.7, gae_lambda=0.6, stats_window_size=7)
+    agent.learn(4 * N_STEPS)
+    assert agent.rollout_buffer.gamma == 0.7
+    assert agent.rollout_buffer.gae_lambda == 0.6
+    assert len(agent.ep_info_buffer) == 7
+
+
 # SB3's callbacks
 
 
