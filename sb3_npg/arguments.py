@@ -119,15 +119,15 @@ def check_policy_name(name: str, aliases: Iterable[str]) -> None:
         )
 
 
-def check_policy_class(policy_class: type) -> None:
+def check_policy_class(policy_class: Any) -> None:
     """
     Check that a policy is one that NPG can train.
 
-    :param policy_class: SB3 policy class
+    :param policy_class: what the user passed, or the class that the alias stands for
     :raises ValueError: if it is not an actor-critic policy, or needs more than an observation to act
     """
-    name = policy_class.__name__
-    if not issubclass(policy_class, ActorCriticPolicy):
+    name = getattr(policy_class, "__name__", repr(policy_class))
+    if not (inspect.isclass(policy_class) and issubclass(policy_class, ActorCriticPolicy)):
         raise ValueError(
             f"`policy`={name} is not an ActorCriticPolicy. Use 'MlpPolicy', 'CnnPolicy' or 'MultiInputPolicy', "
             "or derive a class of your own from stable_baselines3.common.policies.ActorCriticPolicy."

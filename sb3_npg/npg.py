@@ -310,7 +310,7 @@ class NPG(OnPolicyAlgorithm):
                     "stable_baselines3.common.vec_env.VecCheckNan finds the step at which an environment goes wrong; "
                     "VecNormalize keeps a NaN in its averages, and every later update is then skipped.",
                     RuntimeWarning,
-                    stacklevel=2,
+                    stacklevel=6,  # the line that called learn()
                 )
             self._last_skipped_update = self._n_updates
 
