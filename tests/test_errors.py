@@ -270,7 +270,7 @@ def test_class_of_another_kind_of_policy_is_refused(policy, way_out):
     assert way_out in message
 
 
-@pytest.mark.parametrize("policy", [None, 5])
+@pytest.mark.parametrize("policy", [5, 2.5])
 def test_policy_that_is_no_class_is_refused(policy):
     message = error(policy=policy)
     assert_names(message, "policy", policy)
