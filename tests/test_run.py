@@ -1,6 +1,7 @@
 """Training runs: every space, policy and option trains, logs what it did, and goes with SB3's tools."""
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -481,3 +482,15 @@ def test_tensorboard_has_the_figures(tmp_path):
 def test_verbose_agent_prints_its_figures(verbose, capsys):
     make_agent("vector", verbose=verbose).learn(2 * N_STEPS)
     assert "kl_predicted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("env", "policy", "advised"), [("Box", "MlpPolicy", True), ("image", "CnnPolicy", False)])
+def test_advice_on_the_device_is_for_small_networks_on_a_gpu(env, policy, advised):
+    agent = make_agent(env, policy=policy)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        agent._maybe_recommend_cpu()
+        assert not caught
+        agent.device = th.device("cuda")  # no GPU is needed to be advised
+        agent._maybe_recommend_cpu()
+    assert [("device='cpu'" in str(one.message), one.category) for one in caught] == [(True, UserWarning)] * advised
