@@ -1,7 +1,7 @@
 """What a Fisher solver is: x ≈ (F + λI)⁻¹ g for a problem that it sees through two methods."""
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch as th
 from torch import nn
@@ -73,7 +73,3 @@ class FisherSolver(nn.Module, ABC):
         :return: natural gradient and figures for the log
         :raises ArithmeticError: if the system cannot be solved in this precision; more damping may help
         """
-
-    def forward(self, *args: Any) -> Solution:
-        """Call :meth:`solve`."""
-        return self.solve(*args)
