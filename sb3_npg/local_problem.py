@@ -131,15 +131,12 @@ class LocalProblem:
 
     def surrogate_gradient(self) -> th.Tensor:
         """Return g = ∇L at the policy's present parameters, shape (p,)."""
-        total: th.Tensor | None = None
+        total = th.zeros_like(self._vector.get())
         for rows in self._chunks:
             with th.enable_grad():
                 surrogate = self._surrogate_of(self._forward(rows), rows).sum()
                 gradients = th.autograd.grad(surrogate, self.parameters, materialize_grads=True)
-            part = self._vector.flatten(gradients)
-            total = part if total is None else total.add_(part)
-        if total is None:
-            raise ValueError("the gradient of no rows is not defined")
+            total += self._vector.flatten(gradients)
         return total / self.n_rows
 
     def fisher_vector_product(self, vector: th.Tensor) -> th.Tensor:

@@ -4,10 +4,19 @@ import math
 
 import pytest
 import torch as th
+from gymnasium import spaces
 
 from sb3_npg.local_problem import LocalProblem
 from tests import reference
-from tests.cases import DISTRIBUTIONS, POLICIES, make_actions, make_observations, make_policy, make_problem
+from tests.cases import (
+    DISTRIBUTIONS,
+    POLICIES,
+    DistributionCase,
+    make_actions,
+    make_observations,
+    make_policy,
+    make_problem,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -183,3 +192,56 @@ def test_evaluation_of_a_policy_of_nan_is_nan_and_not_an_error():
     problem = make_problem("Gaussian", "Mlp", N)
     problem.vector.set(th.full_like(problem.vector.get(), math.nan))
     assert all(math.isnan(figure) for figure in problem.evaluate())
+
+
+class CubeWithoutBatchingRule(th.autograd.Function):
+    """x³, twice differentiable, which vmap cannot batch."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return _CubeBackward.apply(x, gradient)
+
+
+class _CubeBackward(th.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, gradient):
+        ctx.save_for_backward(x, gradient)
+        return 3 * x**2 * gradient
+
+    @staticmethod
+    def backward(ctx, outer):
+        x, gradient = ctx.saved_tensors
+        return 6 * x * gradient * outer, 3 * x**2 * outer
+
+
+def test_dense_fisher_of_operations_that_cannot_be_batched_is_the_same():
+    class Cube(th.nn.Module):
+        def forward(self, x):
+            return CubeWithoutBatchingRule.apply(x)
+
+    class PlainCube(th.nn.Module):
+        def forward(self, x):
+            return x**3
+
+    fishers = []
+    for activation in (Cube, PlainCube):
+        policy = make_policy("categorical", "Mlp")
+        policy.mlp_extractor.policy_net[1] = activation()
+        observations = make_observations(POLICIES["Mlp"].observation_space, N)
+        problem = LocalProblem(policy, observations, th.zeros(N), th.ones(N, dtype=th.float64))
+        fishers.append(problem.dense_fisher())
+    th.testing.assert_close(*fishers, rtol=1e-12, atol=1e-14)
+
+
+def test_a_single_action_has_no_fisher(monkeypatch):
+    monkeypatch.setitem(DISTRIBUTIONS, "single", DistributionCase(spaces.Discrete(1)))
+    problem = make_problem("single", "Mlp")
+    assert not problem.dense_fisher().any()
+    assert not problem.fisher_vector_product(problem.vector.get()).any()
+    assert not problem.surrogate_gradient().any()

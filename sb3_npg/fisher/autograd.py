@@ -125,20 +125,18 @@ class AutogradFisher:
         :return: F, shape (p, p)
         """
         p = len(self.model.parameters)
-        fisher: th.Tensor | None = None
+        fisher = self.model.parameters.tensors[0].new_zeros(p, p)
         for scores in self._scores(scores_at_once):
-            if fisher is None:
-                fisher = scores.new_zeros(p, p)
             fisher.addmm_(scores.T, scores, alpha=1.0 / self.model.n_rows)
-        if fisher is None:
-            raise ValueError("the Fisher of no rows is not defined")
         return fisher
 
     def _scores(self, at_once: int) -> Iterator[th.Tensor]:
         """Yield blocks of S, each of shape (rows · r, p)."""
         parameters = self.model.parameters
         with th.no_grad():
-            rank = max(1, self.model.metric.root(self.model.outputs(slice(0, 1))).shape[2])
+            rank = self.model.metric.root(self.model.outputs(slice(0, 1))).shape[2]
+        if rank == 0:  # a single action: nothing to tell apart
+            return
         for rows in split_rows(self.model.n_rows, max(1, at_once // rank)):
             with th.enable_grad():
                 outputs = self.model.outputs(rows)
