@@ -195,7 +195,7 @@ def test_evaluation_of_a_policy_of_nan_is_nan_and_not_an_error():
 
 
 class CubeWithoutBatchingRule(th.autograd.Function):
-    """x³, twice differentiable, which vmap cannot batch."""
+    """x³, whose backward pass looks at a value, which a batched one does not have."""
 
     @staticmethod
     def forward(ctx, x):
@@ -205,19 +205,7 @@ class CubeWithoutBatchingRule(th.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         (x,) = ctx.saved_tensors
-        return _CubeBackward.apply(x, gradient)
-
-
-class _CubeBackward(th.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, gradient):
-        ctx.save_for_backward(x, gradient)
-        return 3 * x**2 * gradient
-
-    @staticmethod
-    def backward(ctx, outer):
-        x, gradient = ctx.saved_tensors
-        return 6 * x * gradient * outer, 3 * x**2 * outer
+        return 3 * x**2 * gradient * (1.0 if gradient.sum().item() > -1e9 else 0.0)
 
 
 def test_dense_fisher_of_operations_that_cannot_be_batched_is_the_same():
