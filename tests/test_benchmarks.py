@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import memory, report, trpo_comparison
+from benchmarks import defaults, memory, report, trpo_comparison
 
 
 def test_trpo_comparison_writes_tables_and_resumes(tmp_path):
@@ -92,3 +92,25 @@ def test_memory_table_tells_what_does_not_fit():
     assert rows == ["| NPG | 1,024 | 1 | 3 | 1.0 |", "| TRPO | 1,024 |  | does not fit |  |"]
     assert "rows it keeps" in memory.verdict(1024, costs["NPG"][1024])
     assert "does **not** keep" in memory.verdict(1024, costs["TRPO"][1024])
+
+
+def test_study_of_the_defaults_tells_settings_apart(tmp_path):
+    store = report.Store(tmp_path)
+    runs = [
+        defaults.Run(task, seed, target_kl, 0.1, 2048)
+        for target_kl in (0.01, 0.02)
+        for task in ("CartPole-v1", "Pendulum-v1")
+        for seed in (0, 1)
+    ]
+    for run in runs:
+        store.save(run.settings(), {"return": 100.0 * run.target_kl + run.seed})
+    rows = defaults.table(store, runs).splitlines()[2:]
+    assert rows == ["| 0.01 | 0.1 | 2 ± 1 | 2 ± 1 | 2.0 |", "| 0.02 | 0.1 | 2 ± 1 | 2 ± 1 | 1.0 |"]
+
+
+def test_run_of_the_defaults_is_kept(tmp_path):
+    store, run = report.Store(tmp_path), defaults.Run("CartPole-v1", 0, 0.02, 0.1, 2048)
+    report.in_fresh_process(defaults.measure, store, run)
+    figures = store.load(run.settings())
+    assert figures is not None
+    assert 5.0 < figures["return"] <= 500.0
