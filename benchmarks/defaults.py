@@ -7,7 +7,6 @@ What the defaults of ``target_kl`` and ``damping`` rest on: one argument varied 
 import argparse
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -16,12 +15,11 @@ from typing import Any
 
 import mujoco  # type: ignore[import-untyped]
 import torch as th
-from rich.progress import track
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
-from benchmarks.report import Store, command_line, in_fresh_process, markdown_table, preamble, write_document
+from benchmarks.report import Store, command_line, markdown_table, measure_missing, preamble, write_document
 from sb3_npg import NPG
 
 N_ENVS = 8
@@ -116,11 +114,7 @@ def main(argv: Sequence[str]) -> None:
         for setting, seed, task in product(settings_under_study(), arguments.seeds, arguments.tasks)
     ]
     store = Store(arguments.results)
-    missing = [run for run in runs if store.load(run.settings()) is None]
-    with ThreadPoolExecutor(arguments.processes) as threads:
-        done = threads.map(lambda run: in_fresh_process(measure, store, run), missing)
-        for _ in track(done, f"{len(missing)} of {len(runs)} runs to do", total=len(missing)):
-            pass
+    measure_missing(store, runs, measure, arguments.processes)
     about = (
         f"Return of the final policy over {EVALUATION_EPISODES} deterministic episodes, mean ± standard deviation over "
         f"seeds {arguments.seeds}; {N_ENVS} environments, VecNormalize, {SHARED}, all else NPG's defaults, one thread. "

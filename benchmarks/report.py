@@ -6,16 +6,19 @@ import os
 import platform
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from rich.progress import track
 
 import sb3_npg
 
 P = ParamSpec("P")
 R = TypeVar("R")
+SomeRun = TypeVar("SomeRun", bound="Run")
 
 _PACKAGES = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "mujoco", "numpy")
 
@@ -89,6 +92,32 @@ def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     """
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as executor:
         return executor.submit(function, *args, **kwargs).result()
+
+
+class Run(Protocol):
+    """One run of a benchmark."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the run depends on."""
+        ...
+
+
+def measure_missing(
+    store: Store, runs: Sequence[SomeRun], measure: Callable[[Store, SomeRun], None], processes: int
+) -> None:
+    """
+    Do the runs that the store does not have, so many at once, each in a process of its own, and show progress.
+
+    :param store: where finished runs are
+    :param runs: all runs
+    :param measure: does one run and keeps its figures; importable by name
+    :param processes: runs at once
+    """
+    missing = [run for run in runs if store.load(run.settings()) is None]
+    with ThreadPoolExecutor(processes) as threads:
+        done = threads.map(lambda run: in_fresh_process(measure, store, run), missing)
+        for _ in track(done, f"{len(missing)} of {len(runs)} runs to do", total=len(missing)):
+            pass
 
 
 def command_line(module: str, argv: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import defaults, memory, report, trpo_comparison
+from benchmarks import defaults, memory, report, trpo_comparison, trpo_runs
 
 
 def test_trpo_comparison_writes_tables_and_resumes(tmp_path):
@@ -19,7 +19,7 @@ def test_trpo_comparison_writes_tables_and_resumes(tmp_path):
     for algorithm in ("TRPO", "NPG"):
         assert runs[algorithm]["steps"] == 4096
         assert len(runs[algorithm]["updates"]) == 2
-        assert len(runs[algorithm]["returns"]) == trpo_comparison.EVALUATION_EPISODES
+        assert len(runs[algorithm]["returns"]) == trpo_runs.EVALUATION_EPISODES
         assert all(0.0 < update["kl"] <= 0.021 for update in runs[algorithm]["updates"])
         assert all(update["accepted"] == 1.0 for update in runs[algorithm]["updates"])
     document = out.read_text()
@@ -35,24 +35,24 @@ def test_trpo_comparison_writes_tables_and_resumes(tmp_path):
 
 
 def test_both_algorithms_get_one_trust_region():
-    env = trpo_comparison.make_vec_env("Hopper-v5")
+    env = trpo_runs.make_vec_env("Hopper-v5")
     models = {
-        name: trpo_comparison.make_model(trpo_comparison.Run(name, "Hopper-v5", 0, 1, 0.06, 0.3, 1), env)
-        for name in trpo_comparison.ALGORITHMS
+        name: trpo_runs.make_model(trpo_runs.Run(name, "Hopper-v5", 0, 1, 0.06, 0.3, 1), env)
+        for name in trpo_runs.ALGORITHMS
     }
     npg, trpo = models["NPG"], models["TRPO"]
     assert (trpo.target_kl, trpo.cg_damping) == pytest.approx((0.02, 0.1))
     assert (npg.target_kl, npg.damping) == (0.06, 0.3)
     assert npg.fisher_solver_kwargs["max_steps"] == trpo.cg_max_steps
-    for name in trpo_comparison.SHARED.keys() - {"policy_kwargs"}:
+    for name in trpo_runs.SHARED.keys() - {"policy_kwargs"}:
         assert getattr(npg, name) == getattr(trpo, name)
 
 
-@pytest.mark.parametrize("algorithm", trpo_comparison.ALGORITHMS)
+@pytest.mark.parametrize("algorithm", trpo_runs.ALGORITHMS)
 def test_recorder_measures_the_kl_that_the_algorithm_reports(algorithm):
-    env = trpo_comparison.make_vec_env("Hopper-v5")
-    model = trpo_comparison.make_model(trpo_comparison.Run(algorithm, "Hopper-v5", 0, 1, 0.02, 0.1, 1), env)
-    recorder = trpo_comparison.Recorder()
+    env = trpo_runs.make_vec_env("Hopper-v5")
+    model = trpo_runs.make_model(trpo_runs.Run(algorithm, "Hopper-v5", 0, 1, 0.02, 0.1, 1), env)
+    recorder = trpo_runs.Recorder()
     model.learn(256, callback=recorder)
     logged = model.logger.name_to_value["train/kl_divergence_loss"]
     if algorithm == "NPG":
@@ -62,9 +62,9 @@ def test_recorder_measures_the_kl_that_the_algorithm_reports(algorithm):
 
 
 def test_comparison_refuses_discrete_actions():
-    env = trpo_comparison.make_vec_env("CartPole-v1")
+    env = trpo_runs.make_vec_env("CartPole-v1")
     with pytest.raises(ValueError, match="Box"):
-        trpo_comparison.make_model(trpo_comparison.Run("NPG", "CartPole-v1", 0, 1, 0.02, 0.1, 1), env)
+        trpo_runs.make_model(trpo_runs.Run("NPG", "CartPole-v1", 0, 1, 0.02, 0.1, 1), env)
 
 
 def test_store_is_keyed_by_settings_versions_and_machine(tmp_path, monkeypatch):
