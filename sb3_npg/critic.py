@@ -35,14 +35,16 @@ def fit_critic(
     acts = set(parts.acting_modules)
     modules = [module for module in policy.modules() if module not in acts]
     losses = []
-    for _ in range(n_epochs):
-        for batch in minibatches():
-            with training_mode(modules, len(batch.returns) > 1):  # BatchNorm has no variance for a rest of one row
-                loss = F.mse_loss(policy.predict_values(batch.observations).flatten(), batch.returns)
-            policy.optimizer.zero_grad()
-            th.autograd.backward(loss, inputs=parts.criticising)
-            policy.optimizer.step()
-            losses.append(loss.detach())
+    with training_mode(modules, True):
+        for _ in range(n_epochs):
+            for batch in minibatches():
+                # BatchNorm has no variance for a rest of one row.
+                with training_mode(modules if len(batch.returns) == 1 else [], False):
+                    loss = F.mse_loss(policy.predict_values(batch.observations).flatten(), batch.returns)
+                policy.optimizer.zero_grad()
+                th.autograd.backward(loss, inputs=parts.criticising)
+                policy.optimizer.step()
+                losses.append(loss.detach())
     require_finite("the critic's loss", *losses)
     require_finite("the critic after its regression", *parts.criticising, *policy.buffers())
     return float(th.stack(losses).mean())

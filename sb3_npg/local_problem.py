@@ -46,6 +46,8 @@ class LocalProblem:
 
     Schulman et al. (2015), Trust Region Policy Optimization, sections 4–6.
 
+    ``vector`` holds the parameters that act, as one vector of shape (p,).
+
     :param policy: SB3 actor-critic policy
     :param observations: what the rollout buffer returns, n rows (a tensor or a dict of tensors)
     :param actions: shape (n, action_dim), or (n,) for a Discrete space
@@ -77,11 +79,11 @@ class LocalProblem:
         self.n_rows = len(advantages)
         with th.no_grad():
             self.metric = make_output_fisher(policy.get_distribution(take_rows(observations, slice(0, 1))))
-        self._vector = acting_parameters(policy, observations) if parameters is None else parameters
+        self.vector = acting_parameters(policy, observations) if parameters is None else parameters
         chunk_rows = rows_within(
             memory_budget,
             self.n_rows,
-            lambda rows: Linearization(self._forward(rows).outputs, self._vector),
+            lambda rows: Linearization(self._forward(rows).outputs, self.vector),
             policy.parameters(),
         )
         self._chunks = split_rows(self.n_rows, chunk_rows)
@@ -92,7 +94,7 @@ class LocalProblem:
             OutputModel(
                 outputs=lambda rows: self._outputs(take_rows(fisher_observations, rows)),
                 n_rows=len(advantages[fisher_rows]),
-                parameters=self._vector,
+                parameters=self.vector,
                 metric=self.metric,
             ),
             chunk_rows,
@@ -101,12 +103,7 @@ class LocalProblem:
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The parameters that act, in flat order."""
-        return self._vector.tensors
-
-    @property
-    def vector(self) -> ParameterVector:
-        """The parameters that act, as one vector of shape (p,)."""
-        return self._vector
+        return self.vector.tensors
 
     def surrogate(self) -> th.Tensor:
         """Return L at the policy's present parameters, shape (), with its graph."""
@@ -131,12 +128,12 @@ class LocalProblem:
 
     def surrogate_gradient(self) -> th.Tensor:
         """Return g = ∇L at the policy's present parameters, shape (p,)."""
-        total = th.zeros_like(self._vector.get())
+        total = th.zeros_like(self.vector.get())
         for rows in self._chunks:
             with th.enable_grad():
                 surrogate = self._surrogate_of(self._forward(rows), rows).sum()
                 gradients = th.autograd.grad(surrogate, self.parameters, materialize_grads=True)
-            total += self._vector.flatten(gradients)
+            total += self.vector.flatten(gradients)
         return total / self.n_rows
 
     def fisher_vector_product(self, vector: th.Tensor) -> th.Tensor:

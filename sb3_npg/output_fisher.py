@@ -118,8 +118,9 @@ class CategoricalFisher(OutputFisher):
 
     def product(self, outputs: th.Tensor, vectors: th.Tensor) -> th.Tensor:
         """Return p∘u − p (pᵀu)."""
-        weighted = outputs.softmax(dim=1) * vectors
-        return weighted - outputs.softmax(dim=1) * weighted.sum(dim=1, keepdim=True)
+        probabilities = outputs.softmax(dim=1)
+        weighted = probabilities * vectors
+        return weighted - probabilities * weighted.sum(dim=1, keepdim=True)
 
     def root(self, outputs: th.Tensor) -> th.Tensor:
         """

@@ -71,7 +71,7 @@ def test_readme_code_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
 def test_dotted_names_exist(page):
     for name in dotted_names(page.read_text(encoding="utf-8")):
-        pkgutil.resolve_name(name)
+        assert pkgutil.resolve_name(name) is not None
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)

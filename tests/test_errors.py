@@ -86,7 +86,9 @@ def test_fraction_where_a_whole_number_belongs_is_refused(name, value, way_out):
 def test_numpy_integers_do_well(name):
     value = 4 if name != "n_steps" else N_STEPS
     options = {"n_critic_updates": 1, "batch_size": 4, name: np.int64(value)}
-    make_agent(**options).learn(N_STEPS)
+    agent = make_agent(**options).learn(N_STEPS)
+    assert getattr(agent, name) == value
+    assert agent._n_updates == 1
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, int], ids=lambda kind: kind.__name__)
