@@ -13,18 +13,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import mujoco  # type: ignore[import-untyped]
-import torch as th
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
+from benchmarks.environments import EVALUATION_EPISODES, N_ENVS, evaluation_env, prepare_process, training_env
 from benchmarks.report import Store, command_line, markdown_table, measure_missing, preamble, write_document
 from sb3_npg import NPG
 
-N_ENVS = 8
-EVALUATION_EPISODES = 20
-EVALUATION_SEED = 10_000
 #: Environment steps of each task.
 TASKS = {"CartPole-v1": 50_000, "Pendulum-v1": 100_000, "HalfCheetah-v5": 200_000, "Hopper-v5": 200_000}
 #: Rollouts of 2,048 rows, and what is not under study.
@@ -58,15 +52,12 @@ class Run:
 
 def measure(store: Store, run: Run) -> None:
     """Train, evaluate the final policy deterministically, and keep its mean return."""
-    th.set_num_threads(1)
-    mujoco.set_mju_user_warning(lambda _message: None)  # gymnasium's models use deprecated attributes
-    env = VecNormalize(make_vec_env(run.env_id, n_envs=N_ENVS, seed=run.seed))
+    prepare_process()
+    env = training_env(run.env_id, run.seed)
     arguments = {"target_kl": run.target_kl, "damping": run.damping, **SHARED}
     model = NPG("MlpPolicy", env, seed=run.seed, device="cpu", **arguments)
     model.learn(run.steps)
-    fresh = make_vec_env(run.env_id, n_envs=N_ENVS, seed=EVALUATION_SEED + run.seed)
-    evaluation = VecNormalize(fresh, training=False, norm_reward=False)
-    sync_envs_normalization(env, evaluation)
+    evaluation = evaluation_env(run.env_id, run.seed, env)
     final, _ = evaluate_policy(model, evaluation, EVALUATION_EPISODES, deterministic=True)
     store.save(run.settings(), {"return": final})
 

@@ -11,12 +11,11 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks.environments import EVALUATION_EPISODES, N_ENVS
 from benchmarks.report import Store, command_line, markdown_table, measure_missing, preamble, write_document
 from benchmarks.trpo_runs import (
     ALGORITHMS,
     CG_STEPS,
-    EVALUATION_EPISODES,
-    N_ENVS,
     RANDOM,
     SHARED,
     Figures,

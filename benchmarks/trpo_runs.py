@@ -7,32 +7,33 @@ trust region of ``NPG(target_kl=δ, damping=λ)``.
 """
 
 import time
-import warnings
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-import mujoco  # type: ignore[import-untyped]
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PolicyPredictor
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
+from stable_baselines3.common.vec_env import VecEnv
 
+from benchmarks.environments import (
+    EVALUATION_EPISODES,
+    N_ENVS,
+    evaluation_env,
+    prepare_process,
+    training_env,
+    unseen_env,
+)
 from benchmarks.report import Store
 from sb3_npg import NPG
 
-N_ENVS = 8
 CG_STEPS = 15
-EVALUATION_EPISODES = 20
-#: Episodes are drawn from environments that training does not see.
-EVALUATION_SEED = 10_000
 #: What both algorithms are given, under the same names.
 SHARED: dict[str, Any] = {
     "learning_rate": 1e-3,
@@ -184,24 +185,16 @@ def returns_of(agent: PolicyPredictor, env: VecEnv) -> list[float]:
     return [float(value) for value in returns]
 
 
-def evaluation_env(run: Run, env: VecNormalize) -> VecNormalize:
-    """Return environments with the statistics of the training environments, frozen, and the reward as it is."""
-    fresh = make_vec_env(run.env_id, n_envs=N_ENVS, seed=EVALUATION_SEED + run.seed)
-    evaluation = VecNormalize(fresh, training=False, norm_reward=False)
-    sync_envs_normalization(env, evaluation)
-    return evaluation
-
-
 def train(run: Run) -> Figures:
     """Train and evaluate one agent."""
-    env = VecNormalize(make_vec_env(run.env_id, n_envs=N_ENVS, seed=run.seed), gamma=SHARED["gamma"])
+    env = training_env(run.env_id, run.seed, SHARED["gamma"])
     model = make_model(run, env)
     recorder = Recorder()
     start = time.perf_counter()
     model.learn(run.steps, callback=recorder)
     wall_seconds = time.perf_counter() - start
     return {
-        "returns": returns_of(model, evaluation_env(run, env)),
+        "returns": returns_of(model, evaluation_env(run.env_id, run.seed, env)),
         "curve": recorder.curve,
         "updates": recorder.updates,
         "wall_seconds": wall_seconds,
@@ -210,18 +203,11 @@ def train(run: Run) -> Figures:
     }
 
 
-def warn_of_mujoco(message: str) -> None:
-    """Pass on MuJoCo's warnings, except that gymnasium's models use attributes that are deprecated."""
-    if "deprecated" not in message:
-        warnings.warn(f"MuJoCo: {message}", RuntimeWarning, stacklevel=1)
-
-
 def measure(store: Store, run: Run) -> None:
     """Do one run and keep its figures."""
-    th.set_num_threads(1)
-    mujoco.set_mju_user_warning(warn_of_mujoco)
+    prepare_process()
     if run.algorithm == RANDOM:
-        env = make_vec_env(run.env_id, n_envs=N_ENVS, seed=EVALUATION_SEED + run.seed)
+        env = unseen_env(run.env_id, run.seed)
         figures: Figures = {"returns": returns_of(RandomAgent(env), env)}
     else:
         figures = train(run)

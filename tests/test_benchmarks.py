@@ -4,8 +4,9 @@ import json
 import sys
 
 import pytest
+from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks import defaults, memory, report, trpo_comparison, trpo_runs
+from benchmarks import defaults, environments, memory, report, trpo_comparison, trpo_runs
 
 
 def test_trpo_comparison_writes_tables_and_resumes(tmp_path):
@@ -19,7 +20,7 @@ def test_trpo_comparison_writes_tables_and_resumes(tmp_path):
     for algorithm in ("TRPO", "NPG"):
         assert runs[algorithm]["steps"] == 4096
         assert len(runs[algorithm]["updates"]) == 2
-        assert len(runs[algorithm]["returns"]) == trpo_runs.EVALUATION_EPISODES
+        assert len(runs[algorithm]["returns"]) == environments.EVALUATION_EPISODES
         assert all(0.0 < update["kl"] <= 0.021 for update in runs[algorithm]["updates"])
         assert all(update["accepted"] == 1.0 for update in runs[algorithm]["updates"])
     document = out.read_text()
@@ -35,7 +36,7 @@ def test_trpo_comparison_writes_tables_and_resumes(tmp_path):
 
 
 def test_both_algorithms_get_one_trust_region():
-    env = trpo_runs.make_vec_env("Hopper-v5")
+    env = make_vec_env("Hopper-v5")
     models = {
         name: trpo_runs.make_model(trpo_runs.Run(name, "Hopper-v5", 0, 1, 0.06, 0.3, 1), env)
         for name in trpo_runs.ALGORITHMS
@@ -50,7 +51,7 @@ def test_both_algorithms_get_one_trust_region():
 
 @pytest.mark.parametrize("algorithm", trpo_runs.ALGORITHMS)
 def test_recorder_measures_the_kl_that_the_algorithm_reports(algorithm):
-    env = trpo_runs.make_vec_env("Hopper-v5")
+    env = make_vec_env("Hopper-v5")
     model = trpo_runs.make_model(trpo_runs.Run(algorithm, "Hopper-v5", 0, 1, 0.02, 0.1, 1), env)
     recorder = trpo_runs.Recorder()
     model.learn(256, callback=recorder)
@@ -62,7 +63,7 @@ def test_recorder_measures_the_kl_that_the_algorithm_reports(algorithm):
 
 
 def test_comparison_refuses_discrete_actions():
-    env = trpo_runs.make_vec_env("CartPole-v1")
+    env = make_vec_env("CartPole-v1")
     with pytest.raises(ValueError, match="Box"):
         trpo_runs.make_model(trpo_runs.Run("NPG", "CartPole-v1", 0, 1, 0.02, 0.1, 1), env)
 
