@@ -38,7 +38,7 @@ def check_hyperparameters(arguments: dict[str, Any], n_envs: int) -> None:
     for name in ("line_search_max_iter", "n_critic_updates"):
         check_integer(name, arguments[name], minimum=0, hint="0 switches it off.")
     check_integer("sde_sample_freq", arguments["sde_sample_freq"], minimum=-1, hint="-1: once a rollout.")
-    for name in ("normalize_advantage", "adaptive_damping", "use_sde"):
+    for name in ("normalize_advantage", "adaptive_damping", "relative_damping", "use_sde"):
         check_flag(name, arguments[name])
     for name in ("gamma", "gae_lambda"):
         check_number(name, arguments[name], minimum=0.0, maximum=1.0)

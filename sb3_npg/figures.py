@@ -13,11 +13,14 @@ def policy_step_figures(direction: Direction, step: Step, search: LineSearch) ->
     :param search: where the line search ended
     :return: log keys and values; KLs in nats
     """
+    step_size = search.coefficient * step.length
     figures = {
         "surrogate": search.surrogate,
+        "improvement": search.improvement,
+        "improvement_predicted": step_size * direction.slope,
         "kl": search.mean_kl,
         "kl_predicted": search.coefficient**2 * step.predicted_kl,
-        "step_size": search.coefficient * step.length,
+        "step_size": step_size,
         "line_search_steps": search.steps,
         "natural_gradient_norm": float(direction.natural_gradient.norm()),
         "damping": direction.damping,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import torch as th
@@ -9,8 +10,16 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_npg.fisher import AutogradFisher, OutputModel, rows_within, split_rows
-from sb3_npg.fisher.autograd import Linearization
+from sb3_npg.fisher import (
+    Acting,
+    ActingModel,
+    AutogradFisher,
+    LayeredFisher,
+    Linearization,
+    OutputModel,
+    rows_within,
+    split_rows,
+)
 from sb3_npg.output_fisher import make_output_fisher
 from sb3_npg.parameters import ParameterVector, reached_parameters
 from sb3_npg.trust_region import Evaluation
@@ -46,7 +55,8 @@ class LocalProblem:
 
     Schulman et al. (2015), Trust Region Policy Optimization, sections 4–6.
 
-    ``vector`` holds the parameters that act, as one vector of shape (p,).
+    ``vector`` holds the parameters that act, as one vector of shape (p,); ``scale`` says that the coordinates are
+    these parameters themselves.
 
     :param policy: SB3 actor-critic policy
     :param observations: what the rollout buffer returns, n rows (a tensor or a dict of tensors)
@@ -58,6 +68,8 @@ class LocalProblem:
     :param memory_budget: bytes that autograd may keep for one chunk of rows
     :raises ValueError: if the policy's distribution is of a kind whose Fisher is not known
     """
+
+    scale = 1.0
 
     def __init__(
         self,
@@ -89,16 +101,18 @@ class LocalProblem:
         self._chunks = split_rows(self.n_rows, chunk_rows)
         self._old_outputs, self._old_log_prob = self._snapshot()
         fisher_rows = slice(None, None, sub_sampling_factor)
-        fisher_observations = take_rows(observations, fisher_rows)
+        self._fisher_observations = take_rows(observations, fisher_rows)
+        self._fisher_actions = actions[fisher_rows]
         self._fisher = AutogradFisher(
             OutputModel(
-                outputs=lambda rows: self._outputs(take_rows(fisher_observations, rows)),
-                n_rows=len(advantages[fisher_rows]),
+                outputs=lambda rows: self.metric.outputs(policy.get_distribution(self._seen_in(rows))),
+                n_rows=len(self._fisher_actions),
                 parameters=self.vector,
                 metric=self.metric,
             ),
             chunk_rows,
         )
+        self._chunk_rows, self._memory_budget = chunk_rows, memory_budget
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -149,14 +163,35 @@ class LocalProblem:
         """Form the Fisher of θ_old, undamped, shape (p, p). Call it before the parameters move."""
         return self._fisher.dense()
 
+    @cached_property
+    def layers(self) -> LayeredFisher:
+        """The Fisher of θ_old layer by layer. Use it before the parameters move."""
+        acting = ActingModel(
+            module=self.policy,
+            act=self._act,
+            model=self._fisher.model,
+            noise=getattr(self.policy, "log_std", None),
+            noise_jacobian=self._noise_jacobian,
+        )
+        return LayeredFisher(acting, self._chunk_rows, self._memory_budget)
+
+    def _act(self, rows: slice) -> Acting:
+        distribution = self.policy.get_distribution(self._seen_in(rows))
+        return Acting(self.metric.parts(distribution), distribution.log_prob(self._fisher_actions[rows]))
+
+    def _noise_jacobian(self, rows: slice) -> th.Tensor | None:
+        distribution = self.policy.get_distribution(self._seen_in(rows))
+        return self.metric.noise_jacobian(distribution, self.policy.log_std)
+
+    def _seen_in(self, rows: slice) -> PyTorchObs:
+        """Return the observations of some of the Fisher's rows."""
+        return take_rows(self._fisher_observations, rows)
+
     def _forward(self, rows: slice) -> _Rows:
         distribution = self.policy.get_distribution(take_rows(self.observations, rows))
         log_prob = distribution.log_prob(self.actions[rows])
         entropy = distribution.entropy() if self.ent_coef != 0.0 else None
         return _Rows(self.metric.outputs(distribution), log_prob, entropy)
-
-    def _outputs(self, observations: PyTorchObs) -> th.Tensor:
-        return self.metric.outputs(self.policy.get_distribution(observations))
 
     @th.no_grad()
     def _snapshot(self) -> tuple[th.Tensor, th.Tensor]:

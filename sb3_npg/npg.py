@@ -78,12 +78,15 @@ class NPG(OnPolicyAlgorithm):
     :param batch_size: rows in one minibatch of the critic, and of the renewal of BatchNorm's averages; the policy
         step uses the whole rollout
     :param gamma: discount factor
-    :param fisher_solver: how (F + λI) x = g is solved: "cg" (conjugate gradient), "exact" (forms F, small
-        policies), "identity" (the plain gradient, to compare with), or a name registered in
+    :param fisher_solver: how (F + λI) x = g is solved: "cg" (conjugate gradient), "kfac" or "ekfac" (a Kronecker
+        product for each layer), "diagonal", "exact" (forms F, small policies), "woodbury" (in sample space, short
+        rollouts), "identity" (the plain gradient, to compare with), or a name registered in
         ``sb3_npg.solvers.FISHER_SOLVERS``
     :param fisher_solver_kwargs: arguments of the solver, such as ``{"max_steps": 15, "rtol": 0.01}`` for "cg"
     :param damping: λ ≥ 0, added to F in the solve and nowhere else; number or schedule
     :param adaptive_damping: multiply λ by a factor that follows how well F predicts the measured KL
+    :param relative_damping: take λ as a multiple of the mean eigenvalue of each layer's block of F, so that layers of
+        every scale are damped alike; try 0.1
     :param line_search_shrinking_factor: the step is multiplied by this until it is accepted
     :param line_search_max_iter: trials of the line search; 0 takes the full step without a search
     :param n_critic_updates: epochs of the critic on each rollout
@@ -133,6 +136,7 @@ class NPG(OnPolicyAlgorithm):
         fisher_solver_kwargs: dict[str, Any] | None = None,
         damping: float | Schedule | str = 0.1,
         adaptive_damping: bool = False,
+        relative_damping: bool = False,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         n_critic_updates: int = 10,
@@ -186,6 +190,7 @@ class NPG(OnPolicyAlgorithm):
         self.fisher_solver_kwargs = fisher_solver_kwargs
         self.damping = damping
         self.adaptive_damping = adaptive_damping
+        self.relative_damping = relative_damping
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
         self.n_critic_updates = n_critic_updates
@@ -215,7 +220,8 @@ class NPG(OnPolicyAlgorithm):
         self.fisher = make_fisher_solver(self.fisher_solver, self.fisher_solver_kwargs).to(self.device)
         self.policy.set_training_mode(False)
         example, _ = self.policy.obs_to_tensor(example_observation(self.observation_space))
-        self.fisher.check_size(len(split_policy(self.policy, example).acting))
+        n_fisher_rows = -(-self.n_steps * self.n_envs // self.sub_sampling_factor)
+        self.fisher.check_size(len(split_policy(self.policy, example).acting), n_fisher_rows)
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = make_schedule("learning_rate", self.learning_rate, minimum=0.0)
@@ -270,7 +276,7 @@ class NPG(OnPolicyAlgorithm):
         """Solve (F + λI) x = g."""
         damping = self._damping_factor * self._damping_schedule(self._current_progress_remaining)
         start = time.perf_counter()
-        direction = find_direction(self.fisher, problem, gradient, damping)
+        direction = find_direction(self.fisher, problem, gradient, damping, self.relative_damping)
         self.logger.record("time/solve", time.perf_counter() - start)
         return direction
 

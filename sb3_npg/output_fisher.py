@@ -28,15 +28,35 @@ class OutputFisher(ABC):
     """F_out of one family of distributions, for n states at once. Rows are states."""
 
     @abstractmethod
+    def parts(self, distribution: Distribution) -> tuple[th.Tensor, ...]:
+        """
+        Read the outputs from an SB3 distribution, with their graph, in the parts that have graphs of their own.
+
+        SB3's policies hand back one mutable distribution object; the tensors returned here are values.
+
+        :param distribution: of n states
+        :return: tensors of shape (n, k_i)
+        """
+
     def outputs(self, distribution: Distribution) -> th.Tensor:
         """
-        Read the outputs z from an SB3 distribution, with their graph.
-
-        SB3's policies hand back one mutable distribution object; the tensor returned here is a value.
+        Read the outputs z: all parts, joined.
 
         :param distribution: of n states
         :return: shape (n, k)
         """
+        return th.cat(self.parts(distribution), dim=1)
+
+    def noise_jacobian(self, distribution: Distribution, noise: th.Tensor) -> th.Tensor | None:
+        """
+        Differentiate the outputs by the parameter that scales SB3's exploration noise, in closed form.
+
+        :param distribution: of n states
+        :param noise: the policy's ``log_std``, which is read as a matrix of m rows and b columns
+        :return: shape (n, m, b, r), where column j of the matrix moves r log standard deviations of its own;
+            None if the distribution has no such parameter
+        """
+        return None
 
     @abstractmethod
     def product(self, outputs: th.Tensor, vectors: th.Tensor) -> th.Tensor:
@@ -77,12 +97,28 @@ class GaussianFisher(OutputFisher):
     too. A tanh after the Gaussian is a bijection and changes neither Fisher nor KL.
     """
 
-    def outputs(self, distribution: Distribution) -> th.Tensor:
-        """Return (μ, log σ)."""
-        normal = distribution.distribution
-        if not isinstance(normal, th.distributions.Normal):
-            raise TypeError(f"expected a Normal distribution, got {type(normal).__name__}")
-        return th.cat([normal.mean, normal.stddev.log()], dim=1)
+    def parts(self, distribution: Distribution) -> tuple[th.Tensor, ...]:
+        """Return μ and log σ."""
+        normal = _normal(distribution)
+        return normal.mean, normal.stddev.log()
+
+    def noise_jacobian(self, distribution: Distribution, noise: th.Tensor) -> th.Tensor | None:
+        """
+        Return ∂log σ / ∂log_std: 1 for a plain Gaussian. gSDE: h² σ(ls) dσ/dls / (h²ᵀσ(ls)² + ε), features h.
+
+        Raffin, Kober & Stulp (2022), Smooth Exploration for Robotic Reinforcement Learning, section 3.
+        """
+        variance = _normal(distribution).variance.detach()
+        if not isinstance(distribution, StateDependentNoiseDistribution):
+            return th.ones_like(variance).view(len(variance), 1, -1, 1)
+        features = distribution._latent_sde.detach()
+        with th.enable_grad():
+            log_std = noise.detach().expand(features.shape[1], variance.shape[1]).clone().requires_grad_()
+            std = distribution.get_std(log_std)
+            (slope,) = th.autograd.grad(std.sum(), log_std)
+        jacobian = features.square().unsqueeze(2) * (std.detach() * slope) / variance.unsqueeze(1)
+        # A column each has its own action; a single column has all of them.
+        return jacobian.unsqueeze(3) if distribution.full_std else jacobian.unsqueeze(2)
 
     def product(self, outputs: th.Tensor, vectors: th.Tensor) -> th.Tensor:
         """Return (u_μ / σ², 2 u_logσ)."""
@@ -109,12 +145,12 @@ class GaussianFisher(OutputFisher):
 class CategoricalFisher(OutputFisher):
     """Categorical with logits z and p = softmax(z): F_out = diag(p) − p pᵀ, of rank C − 1."""
 
-    def outputs(self, distribution: Distribution) -> th.Tensor:
+    def parts(self, distribution: Distribution) -> tuple[th.Tensor, ...]:
         """Return the logits."""
         categorical = distribution.distribution
         if not isinstance(categorical, th.distributions.Categorical):
             raise TypeError(f"expected a Categorical distribution, got {type(categorical).__name__}")
-        return categorical.logits
+        return (categorical.logits,)
 
     def product(self, outputs: th.Tensor, vectors: th.Tensor) -> th.Tensor:
         """Return p∘u − p (pᵀu)."""
@@ -160,12 +196,12 @@ class MultiCategoricalFisher(OutputFisher):
         self.action_dims = [int(n) for n in action_dims]
         self.block = CategoricalFisher()
 
-    def outputs(self, distribution: Distribution) -> th.Tensor:
-        """Return the logits of all categoricals, joined."""
+    def parts(self, distribution: Distribution) -> tuple[th.Tensor, ...]:
+        """Return the logits of each categorical."""
         categoricals = distribution.distribution
         if not isinstance(categoricals, list):
             raise TypeError(f"expected a list of Categorical distributions, got {type(categoricals).__name__}")
-        return th.cat([categorical.logits for categorical in categoricals], dim=1)  # type: ignore[attr-defined]
+        return tuple(categorical.logits for categorical in categoricals)  # type: ignore[attr-defined]
 
     def product(self, outputs: th.Tensor, vectors: th.Tensor) -> th.Tensor:
         """Multiply block by block."""
@@ -190,12 +226,12 @@ class MultiCategoricalFisher(OutputFisher):
 class BernoulliFisher(OutputFisher):
     """Independent Bernoullis with logits z and p = sigmoid(z): F_out = diag(p (1 − p))."""
 
-    def outputs(self, distribution: Distribution) -> th.Tensor:
+    def parts(self, distribution: Distribution) -> tuple[th.Tensor, ...]:
         """Return the logits."""
         bernoulli = distribution.distribution
         if not isinstance(bernoulli, th.distributions.Bernoulli):
             raise TypeError(f"expected a Bernoulli distribution, got {type(bernoulli).__name__}")
-        return bernoulli.logits
+        return (bernoulli.logits,)
 
     def product(self, outputs: th.Tensor, vectors: th.Tensor) -> th.Tensor:
         """Return p (1 − p) ∘ u."""
@@ -210,6 +246,14 @@ class BernoulliFisher(OutputFisher):
         on = old.sigmoid() * (F.logsigmoid(old) - F.logsigmoid(new))
         off = (-old).sigmoid() * (F.logsigmoid(-old) - F.logsigmoid(-new))
         return (on + off).sum(dim=1)
+
+
+def _normal(distribution: Distribution) -> th.distributions.Normal:
+    """Return the torch distribution inside a Gaussian one."""
+    normal = distribution.distribution
+    if not isinstance(normal, th.distributions.Normal):
+        raise TypeError(f"expected a Normal distribution, got {type(normal).__name__}")
+    return normal
 
 
 def make_output_fisher(distribution: Distribution) -> OutputFisher:

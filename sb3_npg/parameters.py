@@ -1,5 +1,6 @@
 """Which tensors the policy step may move, and those tensors as one flat vector."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import torch as th
@@ -19,6 +20,11 @@ class ParameterVector:
 
     def __len__(self) -> int:
         return sum(self.sizes)
+
+    def spans(self) -> list[slice]:
+        """Return where each tensor lies in the vector."""
+        stops = list(itertools.accumulate(self.sizes))
+        return [slice(stop - size, stop) for stop, size in zip(stops, self.sizes, strict=True)]
 
     def get(self) -> th.Tensor:
         """Return a copy of the parameters, shape (p,)."""

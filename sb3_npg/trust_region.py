@@ -143,6 +143,7 @@ class LineSearch(NamedTuple):
     :param coefficient: c of the step cβx; 0 if the parameters stay
     :param steps: number of trials
     :param surrogate: L at the end
+    :param improvement: L at the end less L at the start
     :param mean_kl: mean KL(π_old ‖ π_θ) in nats of the step taken; 0 if the parameters stay
     :param first_mean_kl: the same, of the full step
     """
@@ -151,6 +152,7 @@ class LineSearch(NamedTuple):
     coefficient: float
     steps: int
     surrogate: float
+    improvement: float
     mean_kl: float
     first_mean_kl: float
 
@@ -183,11 +185,12 @@ def backtrack(
         finite = math.isfinite(now.surrogate) and math.isfinite(now.mean_kl)
         improves = now.surrogate > at_start.surrogate and now.mean_kl <= kl_limit
         if finite and (improves or max_iter == 0):
-            return LineSearch(True, coefficient, trial + 1, now.surrogate, now.mean_kl, first_mean_kl)
+            improvement = now.surrogate - at_start.surrogate
+            return LineSearch(True, coefficient, trial + 1, now.surrogate, improvement, now.mean_kl, first_mean_kl)
     problem.vector.set(start)
     if max_iter == 0:
         raise NumericalFailure("the policy after the full step is not finite")
-    return LineSearch(False, 0.0, max_iter, at_start.surrogate, 0.0, first_mean_kl)
+    return LineSearch(False, 0.0, max_iter, at_start.surrogate, 0.0, 0.0, first_mean_kl)
 
 
 def adapted_damping_factor(

@@ -28,7 +28,7 @@ INTEGERS = (
     "sub_sampling_factor",
     "sde_sample_freq",
 )
-FLAGS = ("normalize_advantage", "adaptive_damping", "use_sde")
+FLAGS = ("normalize_advantage", "adaptive_damping", "relative_damping", "use_sde")
 
 
 def error(**options: Any) -> str:
@@ -202,7 +202,11 @@ def test_batch_size_that_does_not_divide_the_rollout_is_warned_of(n_envs, batch_
 
 @pytest.mark.parametrize(
     ("name", "known"),
-    [("fisher_solver", ["cg", "exact", "identity"]), ("critic_solver", ["adam"]), ("backend", ["auto", "torch"])],
+    [
+        ("fisher_solver", ["cg", "diagonal", "ekfac", "exact", "identity", "kfac", "woodbury"]),
+        ("critic_solver", ["adam"]),
+        ("backend", ["auto", "torch"]),
+    ],
 )
 @pytest.mark.parametrize("value", ["unheard of", "", None, 3, ["cg"]], ids=repr)
 def test_unknown_choice_is_refused_with_what_is_known(name, known, value):
@@ -234,6 +238,161 @@ def test_bad_solver_arguments_are_refused(solver, kwargs, said):
     message = error(fisher_solver=solver, fisher_solver_kwargs=kwargs)
     assert message.startswith("`fisher_solver_kwargs")
     assert all(words in message for words in said)
+
+
+#: Arguments of solvers by what is asked of them.
+INTERVALS = [(solver, key) for solver in ("kfac", "ekfac") for key in ("statistics_interval", "inverse_interval")]
+SOLVER_INTEGERS = [
+    *((solver, key, 1) for solver, key in [("diagonal", "statistics_interval"), *INTERVALS]),
+    *((solver, "largest_eigen", 0) for solver in ("kfac", "ekfac")),
+    ("woodbury", "max_rows", 1),
+]
+SOLVER_FRACTIONS = [("diagonal", "decay"), ("ekfac", "decay"), ("kfac", "decay"), ("cg", "momentum")]
+SOLVER_CHOICES = [
+    *((solver, "columns", ["exact", "propagated", "sampled"]) for solver in ("diagonal", "ekfac", "kfac")),
+    *((solver, "weight_sharing", ["expand", "reduce"]) for solver in ("ekfac", "kfac")),
+    ("cg", "preconditioner", ["diagonal", "ekfac", "kfac"]),
+]
+COLUMNS = "columns", "decay", "statistics_interval"
+
+
+@pytest.mark.parametrize(("solver", "key", "minimum"), SOLVER_INTEGERS)
+def test_bad_whole_number_of_a_solver_is_refused(solver, key, minimum):
+    for value, said in [
+        (minimum - 1, f"at least {minimum}"),
+        (2.5, "write 2"),
+        ("3", YAML_HINT),
+        (NAN, "finite"),
+        (None, "must be a number"),
+        (True, "must be a number, got bool"),
+    ]:
+        message = error(fisher_solver=solver, fisher_solver_kwargs={key: value})
+        assert_names(message, f"fisher_solver_kwargs['{key}']", value)
+        assert said in message
+    make_agent(fisher_solver=solver, fisher_solver_kwargs={key: max(minimum, np.int64(N_STEPS))})
+
+
+@pytest.mark.parametrize(("solver", "key"), SOLVER_FRACTIONS)
+def test_bad_fraction_of_a_solver_is_refused(solver, key):
+    for value, said in [
+        (-0.1, "at least 0 and less than 1"),
+        (1.0, "at least 0 and less than 1"),
+        (1, "at least 0 and less than 1"),
+        ("0.9", YAML_HINT),
+        (INFINITY, "finite"),
+        (None, "must be a number"),
+        (True, "must be a number, got bool"),
+    ]:
+        message = error(fisher_solver=solver, fisher_solver_kwargs={key: value})
+        assert_names(message, f"fisher_solver_kwargs['{key}']", value)
+        assert said in message
+    make_agent(fisher_solver=solver, fisher_solver_kwargs={key: 0.0})
+
+
+@pytest.mark.parametrize(("solver", "key", "known"), SOLVER_CHOICES)
+def test_unknown_choice_of_a_solver_is_refused(solver, key, known):
+    for value in ("unheard of", "", 3, True, ["kfac"], *([] if key == "preconditioner" else [None])):
+        message = error(fisher_solver=solver, fisher_solver_kwargs={key: value})
+        assert_names(message, f"fisher_solver_kwargs['{key}']", value)
+        assert str(known) in message
+    for value in known:
+        make_agent(fisher_solver=solver, fisher_solver_kwargs={key: value})
+
+
+@pytest.mark.parametrize("value", ["yes", 2, None], ids=repr)
+def test_warm_start_that_is_no_flag_is_refused(value):
+    message = error(fisher_solver_kwargs={"warm_start": value})
+    assert_names(message, "fisher_solver_kwargs['warm_start']", value)
+    assert "True or False" in message
+
+
+def test_warm_start_and_momentum_exclude_each_other():
+    message = error(fisher_solver_kwargs={"warm_start": True, "momentum": 0.5})
+    assert_names(message, "fisher_solver_kwargs['warm_start']", True)
+    assert_names(message, "fisher_solver_kwargs['momentum']", 0.5)
+    assert "Give one of them" in message
+    make_agent(fisher_solver_kwargs={"warm_start": True, "momentum": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("solver", "known"),
+    [
+        ("cg", ("max_steps", "rtol", "preconditioner", "preconditioner_kwargs", "warm_start", "momentum")),
+        ("diagonal", COLUMNS),
+        ("ekfac", (*COLUMNS, "inverse_interval", "weight_sharing", "largest_eigen")),
+        ("kfac", (*COLUMNS, "inverse_interval", "weight_sharing", "largest_eigen")),
+        ("woodbury", ("max_rows",)),
+    ],
+)
+def test_unknown_argument_of_a_solver_is_refused_with_what_is_known(solver, known):
+    message = error(fisher_solver=solver, fisher_solver_kwargs={"unheard_of": 1})
+    assert message.startswith("`fisher_solver_kwargs` has ['unheard_of']")
+    assert f"fisher_solver='{solver}'" in message
+    assert str(list(known)) in message
+
+
+# Preconditioners
+
+
+def test_preconditioner_arguments_need_a_preconditioner():
+    kwargs = {"decay": 0.9}
+    message = error(fisher_solver_kwargs={"preconditioner_kwargs": kwargs})
+    assert_names(message, "fisher_solver_kwargs['preconditioner_kwargs']", kwargs)
+    assert "'preconditioner': ..." in message
+    assert "['diagonal', 'ekfac', 'kfac']" in message
+    make_agent(fisher_solver_kwargs={"preconditioner_kwargs": {}})
+
+
+@pytest.mark.parametrize("value", ["decay", ["decay", 0.9], 3], ids=repr)
+@pytest.mark.parametrize("preconditioner", [None, "kfac"])
+def test_preconditioner_arguments_must_be_a_dict(preconditioner, value):
+    message = error(fisher_solver_kwargs={"preconditioner": preconditioner, "preconditioner_kwargs": value})
+    assert_names(message, "fisher_solver_kwargs['preconditioner_kwargs']", value)
+
+
+@pytest.mark.parametrize(
+    ("preconditioner", "kwargs", "said"),
+    [
+        ("kfac", {"unheard_of": 1}, ["has ['unheard_of']", "'kfac'", "'inverse_interval'"]),
+        ("diagonal", {"inverse_interval": 2}, ["has ['inverse_interval']", "'diagonal'", "'statistics_interval'"]),
+        ("kfac", {"decay": 1.0}, ["['preconditioner_kwargs']['decay']`=1.0", "less than 1"]),
+        ("ekfac", {"inverse_interval": 0}, ["['preconditioner_kwargs']['inverse_interval']`=0", "at least 1"]),
+        ("diagonal", {"columns": "all"}, ["['preconditioner_kwargs']['columns']`='all'", "'propagated'"]),
+    ],
+)
+def test_bad_preconditioner_arguments_are_refused(preconditioner, kwargs, said):
+    message = error(fisher_solver_kwargs={"preconditioner": preconditioner, "preconditioner_kwargs": kwargs})
+    assert message.startswith("`fisher_solver_kwargs['preconditioner_kwargs']")
+    assert all(words in message for words in said)
+
+
+@pytest.mark.parametrize("preconditioner", ["cg", "exact", "identity", "woodbury"])
+def test_solver_that_is_no_preconditioner_is_refused(preconditioner):
+    message = error(fisher_solver_kwargs={"preconditioner": preconditioner})
+    assert_names(message, "fisher_solver_kwargs['preconditioner']", preconditioner)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({}, N_STEPS),
+        ({"env": make_env("vector", 2)}, 2 * N_STEPS),
+        ({"n_steps": 3 * N_STEPS, "sub_sampling_factor": 4}, 24),
+        ({"sub_sampling_factor": 5}, 7),
+    ],
+    ids=["rollout", "environments", "sub-sampled", "sub-sampled unevenly"],
+)
+def test_rollout_too_long_for_the_woodbury_solver_is_refused(options, rows):
+    kwargs = {"fisher_solver": "woodbury", "batch_size": 8, **options}
+    message = error(fisher_solver_kwargs={"max_rows": rows - 1}, **kwargs)
+    assert_names(message, "fisher_solver", "woodbury")
+    assert f"{rows} × {rows} rows" in message
+    assert f"limit of {rows - 1}" in message
+    assert "sub_sampling_factor" in message
+    make_agent(fisher_solver_kwargs={"max_rows": rows}, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -380,6 +539,7 @@ def test_vector_observations_need_the_policy_for_them(policy):
         ("n_steps", 2.5),
         ("fisher_solver", "unheard of"),
         ("backend", "unheard of"),
+        ("relative_damping", "unheard of"),
         ("critic_solver", "unheard of"),
         ("fisher_solver_kwargs", "unheard of"),
         ("sub_sampling_factor", 1000),

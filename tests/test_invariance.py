@@ -7,13 +7,14 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_npg.fisher import AutogradFisher, OutputModel
+from sb3_npg.fisher import AutogradFisher, LayerBlock, OutputModel
 from sb3_npg.fisher.autograd import Linearization
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.output_fisher import CategoricalFisher, GaussianFisher
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.solvers import make_fisher_solver
 from tests.cases import make_problem
+from tests.networks import freeze_problem, make_network_policy, make_observations
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -49,8 +50,9 @@ def reparametrize(module: nn.Module) -> None:
 
 def change_of_policy(problem: LocalProblem, solver: str, damping: float = 0.0) -> th.Tensor:
     """Return the first-order change of the policy's outputs along x, per unit of root KL."""
-    solution = make_fisher_solver(solver).solve(problem, problem.surrogate_gradient(), damping)
-    x = solution.natural_gradient
+    made = make_fisher_solver(solver)
+    made.update(problem)
+    x = made.solve(problem, problem.surrogate_gradient(), damping).natural_gradient
     x = x / (x @ problem.fisher_vector_product(x)).sqrt()
     distribution = problem.policy.get_distribution(problem.observations)
     return Linearization(problem.metric.outputs(distribution), problem.vector).push(x)
@@ -78,6 +80,81 @@ def test_exact_natural_gradient_changes_the_policy_alike_in_any_coordinates(dist
     assert little < 0.1 * much
     assert little < 5e-3
     assert difference(change_of_policy(plain, "identity"), change_of_policy(twin, "identity")) > 0.1
+
+
+class InOtherCoordinates(nn.Module):
+    """A linear layer that sees an affine map of its input, and whose output is mapped back linearly."""
+
+    def __init__(self, layer: nn.Linear, before: bool, after: bool):
+        super().__init__()
+        n_in, n_out = layer.in_features, layer.out_features
+        self.inner = well_conditioned(n_in) if before else th.eye(n_in, dtype=th.float64)
+        self.shift = th.randn(n_in, dtype=th.float64) if before else th.zeros(n_in, dtype=th.float64)
+        self.outer = well_conditioned(n_out) if after else th.eye(n_out, dtype=th.float64)
+        self.layer = copy.deepcopy(layer)
+        with th.no_grad():
+            weight = th.linalg.solve(self.outer, layer.weight @ th.linalg.inv(self.inner))
+            self.layer.weight.copy_(weight)
+            self.layer.bias.copy_(th.linalg.solve(self.outer, layer.bias) - weight @ self.shift)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return self.layer(x @ self.inner.T + self.shift) @ self.outer.T
+
+
+def in_other_coordinates(policy: nn.Module, before: bool, after: bool) -> nn.Module:
+    """Map the inputs, such as the observations, or the outputs of each layer that acts."""
+    policy = copy.deepcopy(policy)
+    network = policy.mlp_extractor.policy_net
+    for i, layer in enumerate(network):
+        if isinstance(layer, nn.Linear):
+            network[i] = InOtherCoordinates(layer, before, after)
+    policy.action_net = InOtherCoordinates(policy.action_net, before, after)
+    return policy
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("distribution", ["Gaussian", "categorical", "multi-categorical", "Bernoulli"])
+def test_kfac_changes_the_policy_alike_in_any_coordinates_of_its_layers(distribution, before, after):
+    """
+    Luk & Grosse (2018), A Coordinate-Free Construction of Scalable Natural Gradient: K-FAC does not see an
+    affine map of what goes into a layer, the observations among it, nor a linear map of what comes out.
+    """
+    plain = make_problem(distribution, "Mlp", 200)
+    mixed = in_other_coordinates(plain.policy, before, after)
+    twin = LocalProblem(mixed, plain.observations, plain.actions, plain.advantages)
+    outputs = [p.metric.outputs(p.policy.get_distribution(p.observations)) for p in (plain, twin)]
+    th.testing.assert_close(outputs[0], outputs[1], rtol=1e-10, atol=1e-10)
+    assert {type(block) for block in twin.layers.blocks if block.name != "log_std"} == {LayerBlock}
+
+    def differ(solver: str, damping: float) -> float:
+        return difference(change_of_policy(plain, solver, damping), change_of_policy(twin, solver, damping))
+
+    for solver in ("exact", "kfac"):
+        much, little = differ(solver, 1e-6), differ(solver, 1e-11)
+        assert little < 0.1 * much
+        assert little < 5e-3
+    for solver in ("diagonal", "identity"):
+        assert differ(solver, 1e-11) > 0.1
+
+
+@pytest.mark.parametrize("solver", ["exact", "kfac"])
+def test_hidden_units_of_a_linear_network_may_be_mixed(solver):
+    """s₂ = W₂ M⁻¹ (M W₁ x + M b₁) + b₂: the maps of two layers that belong to one representation."""
+    policy = make_network_policy(
+        nn.Flatten, (3,), "categorical", net_arch={"pi": [4], "vf": []}, activation_fn=nn.Identity
+    )
+    plain = freeze_problem(policy, make_observations((3,), 100))
+    mixed, mix = copy.deepcopy(policy), well_conditioned(4)
+    hidden, last = mixed.mlp_extractor.policy_net[0], mixed.action_net
+    with th.no_grad():
+        hidden.weight.copy_(mix @ hidden.weight)
+        hidden.bias.copy_(mix @ hidden.bias)
+        last.weight.copy_(last.weight @ th.linalg.inv(mix))
+    twin = LocalProblem(mixed, plain.observations, plain.actions, plain.advantages)
+    alike = difference(change_of_policy(plain, solver, 1e-11), change_of_policy(twin, solver, 1e-11))
+    assert alike < 1e-3
+    for other in ("diagonal", "identity"):
+        assert difference(change_of_policy(plain, other, 1e-11), change_of_policy(twin, other, 1e-11)) > 0.1
 
 
 def test_conjugate_gradient_run_long_finds_the_same_change():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch as th
 
 from sb3_npg import NPG
 from sb3_npg.solvers import FISHER_SOLVERS, FisherSolver, Problem, Solution
+from sb3_npg.solvers.memory import Memory
 from sb3_npg.trust_region import FixedStep, TrustRegion
 from tests.agents import N_STEPS, POLICIES, make_agent, make_env, parameters, same, snapshot, train
 
@@ -74,8 +76,27 @@ def test_file_may_be_a_buffer_and_load_without_environment():
         {"learning_rate": lambda progress: 1e-3 * progress, "target_kl": "lin_0.02"},
         {"fisher_solver": "exact", "policy_kwargs": {"net_arch": [8]}},
         {"policy_kwargs": {"optimizer_class": th.optim.SGD, "optimizer_kwargs": {"momentum": 0.9}}},
+        {"fisher_solver": "diagonal", "fisher_solver_kwargs": {"decay": 0.9}},
+        {"fisher_solver": "ekfac", "fisher_solver_kwargs": {"decay": 0.9, "inverse_interval": 3}},
+        {"fisher_solver": "ekfac", "fisher_solver_kwargs": {"statistics_interval": 3, "columns": "propagated"}},
+        {"fisher_solver": "kfac", "fisher_solver_kwargs": {"columns": "propagated", "largest_eigen": 8}},
+        {"fisher_solver": "woodbury", "relative_damping": True},
+        {"fisher_solver_kwargs": {"warm_start": True}},
     ],
-    ids=["defaults", "gSDE", "adaptive damping", "schedules", "exact", "SGD"],
+    ids=[
+        "defaults",
+        "gSDE",
+        "adaptive damping",
+        "schedules",
+        "exact",
+        "SGD",
+        "diagonal with memory",
+        "ekfac with memory",
+        "ekfac, one column",
+        "kfac, one column",
+        "woodbury",
+        "warm start",
+    ],
 )
 def test_training_goes_on_as_if_never_interrupted(options, path):
     agent = make_agent("vector", **options)
@@ -97,6 +118,76 @@ def test_training_goes_on_as_if_never_interrupted(options, path):
     assert agent._damping_factor == loaded._damping_factor
     assert (agent._damping_factor == 1.0) == ("adaptive_damping" not in options)
     assert agent.num_timesteps == loaded.num_timesteps == 4 * N_STEPS
+
+
+#: What a solver has learnt is part of how training goes on.
+WITH_MEMORY: dict[str, dict[str, Any]] = {
+    "kfac": {
+        "fisher_solver": "kfac",
+        "fisher_solver_kwargs": {"decay": 0.9, "statistics_interval": 2, "inverse_interval": 3},
+    },
+    "cg": {
+        "fisher_solver": "cg",
+        "fisher_solver_kwargs": {
+            "momentum": 0.8,
+            "preconditioner": "kfac",
+            "preconditioner_kwargs": {"decay": 0.9, "inverse_interval": 2},
+        },
+    },
+}
+
+
+def test_training_goes_on_in_a_new_process_as_if_never_interrupted(tmp_path):
+    agents = {name: make_agent("vector", **options) for name, options in WITH_MEMORY.items()}
+    for name, agent in agents.items():
+        train(agent, 4)
+        agent.save(tmp_path / name)
+    script = f"""
+        from pathlib import Path
+        import torch as th
+        from sb3_npg import NPG
+        from tests.agents import N_STEPS, make_env, snapshot
+        th.set_num_threads(1)
+        for name in {list(agents)}:
+            path = Path({str(tmp_path)!r}) / name
+            agent = NPG.load(path, make_env("vector", seed=7), device="cpu")
+            agent.set_random_seed(11)
+            agent.learn(4 * N_STEPS, reset_num_timesteps=False)
+            th.save(snapshot(agent), path.with_suffix(".pt"))
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=Path(__file__).parents[1])
+    for name, agent in agents.items():
+        agent.set_env(make_env("vector", seed=7))
+        agent.set_random_seed(11)
+        agent.learn(4 * N_STEPS, reset_num_timesteps=False)
+        assert same(th.load(tmp_path / f"{name}.pt", weights_only=True), snapshot(agent))
+
+
+@pytest.mark.parametrize("solver", WITH_MEMORY)
+def test_training_would_go_on_otherwise_without_what_the_solver_learnt(solver, path):
+    agent = make_agent("vector", **WITH_MEMORY[solver])
+    train(agent, 4)
+    agent.save(path)
+    states = []
+    for forgetful in (False, True):
+        one = NPG.load(path, make_env("vector", seed=7), device="cpu")
+        if forgetful:
+            for memory in (module for module in one.fisher.modules() if isinstance(module, Memory)):
+                memory.tensors.clear()
+        one.set_random_seed(11)
+        one.learn(N_STEPS, reset_num_timesteps=False)
+        states.append(snapshot(one))
+    assert not same(*states)
+
+
+def test_solver_may_change_when_an_agent_is_loaded(path):
+    agent = make_agent("vector", **WITH_MEMORY["kfac"])
+    train(agent, 2)
+    agent.save(path)
+    for solver in FISHER_SOLVERS:
+        loaded = NPG.load(path, make_env(), device="cpu", fisher_solver=solver, fisher_solver_kwargs=None)
+        train(loaded, 1)
+        assert loaded._n_skipped_updates == 0
 
 
 # Overrides
@@ -247,6 +338,18 @@ def test_file_holds_no_curvature(path):
     assert agent.fisher._fisher.nbytes > 500_000
     agent.save(path)
     assert_small(path)
+
+
+@pytest.mark.parametrize("solver", ["cg", "diagonal", "ekfac", "kfac", "woodbury"])
+def test_file_holds_no_curvature_that_is_measured_anew(solver, path):
+    agent = make_agent(fisher_solver=solver, policy_kwargs={"net_arch": [100, 100]})
+    agent.save(path)
+    size = path.with_suffix(".zip").stat().st_size
+    train(agent, 1)
+    agent.save(path)
+    # Adam's moments are twice the parameters.
+    n_parameters = sum(parameter.numel() for parameter in agent.policy.parameters())
+    assert path.with_suffix(".zip").stat().st_size < size + 2 * 4 * n_parameters + 20_000
 
 
 def test_hyperparameters_are_in_the_file_under_their_names(path):

@@ -64,7 +64,7 @@ def test_fixed_step_is_kakades_whatever_the_curvature():
     rule = FixedStep(lambda progress: 0.5 * progress)
     x = th.tensor([1.0, -2.0])
     for curvature in (0.1, 10.0):
-        step = rule.step(Direction(x, curvature, 0.1, {}), 0.5)
+        step = rule.step(Direction(x, curvature, 1.0, 0.1, {}), 0.5)
         assert th.equal(step.vector, 0.25 * x)
         assert step.predicted_kl == pytest.approx(0.5 * 0.25**2 * curvature)
     assert rule.kl_limit(0.5) == math.inf
@@ -72,7 +72,7 @@ def test_fixed_step_is_kakades_whatever_the_curvature():
 
 def test_a_step_that_is_not_finite_is_a_numerical_failure():
     with pytest.raises(NumericalFailure, match="the step is not finite"):
-        FixedStep(lambda _: 1e30).step(Direction(th.full((2,), 1e30), 1.0, 0.1, {}), 1.0)
+        FixedStep(lambda _: 1e30).step(Direction(th.full((2,), 1e30), 1.0, 1.0, 0.1, {}), 1.0)
 
 
 @pytest.mark.usefixtures("float64")
@@ -90,9 +90,10 @@ def test_line_search_never_accepts_too_much_kl_or_a_lower_surrogate(seed, length
         assert after.mean_kl <= kl_limit
         assert after.surrogate > before.surrogate
         assert (search.surrogate, search.mean_kl) == after
+        assert search.improvement == after.surrogate - before.surrogate
     else:
         assert th.equal(problem.vector.get(), start)
-        assert (search.steps, search.coefficient, search.mean_kl) == (6, 0.0, 0.0)
+        assert (search.steps, search.coefficient, search.improvement, search.mean_kl) == (6, 0.0, 0.0, 0.0)
         assert search.surrogate == before.surrogate
 
 
@@ -164,7 +165,7 @@ def test_without_a_search_a_step_to_nan_is_taken_back(vector):
 
 
 def outcome(accepted=True, steps=1, first_mean_kl=0.01):
-    return LineSearch(accepted, 1.0, steps, 0.0, first_mean_kl, first_mean_kl)
+    return LineSearch(accepted, 1.0, steps, 0.0, 0.0, first_mean_kl, first_mean_kl)
 
 
 @pytest.mark.parametrize(

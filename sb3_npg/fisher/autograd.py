@@ -1,12 +1,18 @@
 """F·v and the dense F of any differentiable policy, through autograd."""
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch as th
 
 from sb3_npg.fisher.chunks import split_rows
 from sb3_npg.parameters import ParameterVector
+
+#: Rows of S in one batched backward pass, passes in one product SᵀS, and the numbers that a pass may hold.
+_SCORES_AT_ONCE = 256
+_BLOCKS_AT_ONCE = 8
+_LARGEST_TEMPORARY = 2**24
 
 
 class OutputMetric(Protocol):
@@ -117,22 +123,27 @@ class AutogradFisher:
                 total += jacobian.pull(self.model.metric.product(outputs, jacobian.push(vector)))
         return total / self.model.n_rows
 
-    def dense(self, scores_at_once: int = 256) -> th.Tensor:
-        """
-        Form the Fisher: F = SᵀS/N, where the rows of S are the columns of Jᵀ_n B_n.
-
-        :param scores_at_once: rows of S to hold at once
-        :return: F, shape (p, p)
-        """
+    def dense(self) -> th.Tensor:
+        """Form the Fisher, shape (p, p): F = SᵀS/N, where the rows of S are the columns of Jᵀ_n B_n."""
         p = len(self.model.parameters)
         fisher = self.model.parameters.tensors[0].new_zeros(p, p)
-        for scores in self._scores(scores_at_once):
-            fisher.addmm_(scores.T, scores, alpha=1.0 / self.model.n_rows)
-        return fisher
+        blocks = self._scores()
+        while block := list(itertools.islice(blocks, _BLOCKS_AT_ONCE)):
+            _add_gram(fisher, th.cat(block, dim=1))
+        fisher.triu_()
+        return (fisher + fisher.triu(1).T).div_(self.model.n_rows)
 
-    def _scores(self, at_once: int) -> Iterator[th.Tensor]:
-        """Yield blocks of S, each of shape (rows · r, p)."""
+    def diagonal(self) -> th.Tensor:
+        """Form the diagonal of the Fisher, shape (p,)."""
+        diagonal = self.model.parameters.tensors[0].new_zeros(len(self.model.parameters))
+        for scores in self._scores():
+            diagonal += scores.square().sum(dim=(0, 1)) / self.model.n_rows
+        return diagonal
+
+    def _scores(self) -> Iterator[th.Tensor]:
+        """Yield blocks of S, each of shape (r, rows, p)."""
         parameters = self.model.parameters
+        at_once = max(1, min(_SCORES_AT_ONCE, _LARGEST_TEMPORARY // len(parameters)))
         with th.no_grad():
             rank = self.model.metric.root(self.model.outputs(slice(0, 1))).shape[2]
         if rank == 0:  # a single action: nothing to tell apart
@@ -144,26 +155,67 @@ class AutogradFisher:
                 root = self.model.metric.root(outputs.detach())
             n, k, r = root.shape
             # Row n's cotangents are zero in every other row, so one batched backward pass serves all.
-            cotangents = outputs.new_zeros(n, r, n, k)
+            cotangents = outputs.new_zeros(r, n, n, k)
             each = th.arange(n, device=outputs.device)
-            cotangents[each, :, each] = root.transpose(1, 2)
-            yield _pull_all(outputs, parameters, cotangents.view(n * r, n, k))
+            cotangents[:, each, each] = root.permute(2, 0, 1)
+            yield pull_all(outputs, parameters, cotangents.view(r * n, n, k)).view(r, n, -1)
 
 
-def _pull_all(outputs: th.Tensor, parameters: ParameterVector, cotangents: th.Tensor) -> th.Tensor:
-    """Return Jᵀu for each of m cotangents of shape (m, n, k), as rows of shape (m, p)."""
+def _add_gram(matrix: th.Tensor, scores: th.Tensor, n_strips: int = 8) -> None:
+    """
+    Add the upper triangle of SᵀS to a matrix, strip by strip; what comes to lie below is of no meaning.
+
+    A column of F_out's root that moves few parameters, such as that of a free log_std, is multiplied for these alone.
+
+    :param matrix: shape (p, p)
+    :param scores: rows of S, shape (r, n, p)
+    :param n_strips: more of them waste less of the lower triangle
+    """
+    touched = (scores != 0).any(dim=1)
+    p = touched.shape[1]
+    few = 2 * touched.sum(dim=1) < p
+    if bool(few.any()):
+        (places,) = touched[few].any(dim=0).nonzero(as_tuple=True)
+        part = scores[few][:, :, places].flatten(0, 1)
+        matrix[places.unsqueeze(1), places] += part.T @ part
+    rows = scores[~few].flatten(0, 1)
+    step = -(-p // n_strips)
+    for start in range(0, p, step):
+        strip = slice(start, start + step)
+        matrix[strip, start:].addmm_(rows[:, strip].T, rows[:, start:])
+
+
+def pull_all(outputs: th.Tensor, parameters: ParameterVector, cotangents: th.Tensor) -> th.Tensor:
+    """
+    Pull several cotangents back.
+
+    :param outputs: z with its graph, of any shape
+    :param parameters: θ
+    :param cotangents: u, m of them, shape (m, *outputs.shape)
+    :return: Jᵀu as rows, shape (m, p)
+    """
+    gradients = batched_gradients(outputs, parameters.tensors, cotangents)
+    return th.cat([gradient.reshape(len(cotangents), -1) for gradient in gradients], dim=1)
+
+
+def batched_gradients(outputs: th.Tensor, targets: Sequence[th.Tensor], cotangents: th.Tensor) -> tuple[th.Tensor, ...]:
+    """
+    Differentiate for several cotangents at once.
+
+    :param outputs: with their graph
+    :param targets: what to differentiate by
+    :param cotangents: m of them, shape (m, *outputs.shape)
+    :return: for each target a tensor of shape (m, *target.shape)
+    """
     try:
-        gradients = th.autograd.grad(
-            outputs, parameters.tensors, cotangents, retain_graph=True, is_grads_batched=True, materialize_grads=True
+        batched = th.autograd.grad(
+            outputs, targets, cotangents, retain_graph=True, is_grads_batched=True, allow_unused=True
         )
-        return th.cat([gradient.reshape(len(cotangents), -1) for gradient in gradients], dim=1)
     except RuntimeError:
         # Some operations of custom policies have no batching rule: one at a time then.
-        return th.stack(
-            [
-                parameters.flatten(
-                    th.autograd.grad(outputs, parameters.tensors, u, retain_graph=True, materialize_grads=True)
-                )
-                for u in cotangents
-            ]
-        )
+        each = [th.autograd.grad(outputs, targets, u, retain_graph=True, materialize_grads=True) for u in cotangents]
+        return tuple(th.stack(gradients) for gradients in zip(*each, strict=True))
+    return tuple(
+        target.new_zeros(len(cotangents), *target.shape) if gradient is None else gradient
+        for target, gradient in zip(targets, batched, strict=True)
+    )

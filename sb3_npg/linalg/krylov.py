@@ -4,59 +4,103 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch as th
+
+Operator = Callable[[th.Tensor], th.Tensor]
 
 
 class ConjugateGradientResult(NamedTuple):
     """What :func:`conjugate_gradient` found.
 
     :param x: the approximate solution, shape (p,)
-    :param steps: number of products with A
+    :param steps: number of search directions, one product with A each
     :param residual: ‖b − Ax‖ / ‖b‖ as tracked by the recursion; 0 when b = 0
+    :param condition: ratio of the largest to the smallest Ritz value: a lower bound of the condition number of A,
+        or of M⁻¹A with a preconditioner M; 1 when no step succeeded
     """
 
     x: th.Tensor
     steps: int
     residual: float
+    condition: float
 
 
 def conjugate_gradient(
-    matvec: Callable[[th.Tensor], th.Tensor], b: th.Tensor, max_steps: int, rtol: float = 0.0
+    matvec: Operator,
+    b: th.Tensor,
+    max_steps: int,
+    rtol: float = 0.0,
+    preconditioner: Operator | None = None,
+    x0: th.Tensor | None = None,
 ) -> ConjugateGradientResult:
     """
     Solve A x = b for a symmetric positive definite A given by its products.
 
-    Starts at x = 0: no random number is drawn, no product is spent on the first residual, and the
-    first iterate is a positive multiple of b. Stops after ``max_steps`` products, as soon as
-    ‖b − Ax‖ ≤ ``rtol`` ‖b‖, or when a search direction shows no positive curvature (A is not
-    positive definite in this precision); x is then the last iterate before it.
+    Starts at x = 0 unless told otherwise: no random number is drawn and no product is spent on the first
+    residual. Stops after ``max_steps`` steps, as soon as ‖b − Ax‖ ≤ ``rtol`` ‖b‖, or when a search
+    direction shows no positive curvature (A is not positive definite in this precision); x is then the last
+    iterate before it.
 
     Hestenes & Stiefel (1952), Methods of conjugate gradients for solving linear systems;
-    Nocedal & Wright (2006), Numerical Optimization, algorithm 5.2.
+    Nocedal & Wright (2006), Numerical Optimization, algorithms 5.2 and 5.3.
 
     :param matvec: v ↦ A v, for v of shape (p,)
     :param b: right-hand side, shape (p,)
-    :param max_steps: largest number of products with A, at least 1
+    :param max_steps: largest number of steps, at least 1
     :param rtol: relative tolerance on the residual's 2-norm, at least 0
-    :return: solution, number of products and relative residual
+    :param preconditioner: r ↦ M⁻¹ r for a symmetric positive definite M near A; the identity if None
+    :param x0: where to start, at the price of one more product; zero if None
+    :return: solution, number of steps, relative residual and a condition estimate
     """
-    x = th.zeros_like(b)
-    residual = b.clone()
-    direction = b.clone()
-    squared_residual = initial = float(b @ b)
+    if preconditioner is None:
+        preconditioner = th.clone
+    x, residual = (th.zeros_like(b), b.clone()) if x0 is None else (x0.clone(), b - matvec(x0))
+    squared_b = float(b @ b)
     # Below the smallest normal number squares mean nothing: such a residual counts as zero.
-    target = max(rtol**2 * initial, th.finfo(b.dtype).tiny)
-    steps = 0
+    target = max(rtol**2 * squared_b, th.finfo(b.dtype).tiny)
+    squared_residual = float(residual @ residual)
+    lengths: list[float] = []
+    improvements: list[float] = []
+    direction, inner, steps = th.zeros_like(b), math.inf, 0
     while steps < max_steps and squared_residual > target:
+        preconditioned = preconditioner(residual)
+        previous, inner = inner, float(residual @ preconditioned)
+        improvement = inner / previous
+        direction.mul_(improvement).add_(preconditioned)
         product = matvec(direction)
         steps += 1
         curvature = float(direction @ product)
-        if not (0.0 < curvature < math.inf):
+        if not (0.0 < curvature < math.inf and 0.0 < inner < math.inf):
             break
-        length = squared_residual / curvature
+        length = inner / curvature
         x.add_(direction, alpha=length)
         residual.sub_(product, alpha=length)
-        previous, squared_residual = squared_residual, float(residual @ residual)
-        direction.mul_(squared_residual / previous).add_(residual)
-    relative = math.sqrt(squared_residual / initial) if initial > 0.0 else 0.0
-    return ConjugateGradientResult(x, steps, relative)
+        squared_residual = float(residual @ residual)
+        lengths.append(length)
+        improvements.append(improvement)
+    relative = math.sqrt(squared_residual / squared_b) if squared_b > 0.0 else 0.0
+    return ConjugateGradientResult(x, steps, relative, ritz_condition(lengths, improvements))
+
+
+def ritz_condition(lengths: list[float], improvements: list[float]) -> float:
+    """
+    Estimate the condition number of the operator that conjugate gradient went through.
+
+    Its coefficients are those of the Lanczos tridiagonal matrix T, whose eigenvalues lie between the smallest
+    and the largest of the operator.
+
+    Saad (2003), Iterative Methods for Sparse Linear Systems, section 6.7.3.
+
+    :param lengths: α_j of each step
+    :param improvements: β_j of each step, the first of which is not used
+    :return: λ_max(T) / λ_min(T), at least 1; 1 for no step
+    """
+    if not lengths:
+        return 1.0
+    alpha, beta = np.array(lengths), np.array(improvements)[1:]
+    diagonal = 1.0 / alpha
+    diagonal[1:] += beta / alpha[:-1]
+    off_diagonal = np.sqrt(beta) / alpha[:-1]
+    ritz = np.linalg.eigvalsh(np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1))
+    return float(ritz[-1] / ritz[0]) if ritz[0] > 0.0 else math.inf

@@ -1,10 +1,39 @@
-"""What a Fisher solver is: x ≈ (F + λI)⁻¹ g for a problem that it sees through two methods."""
+"""What a Fisher solver is: x ≈ (F + λI)⁻¹ g for a problem that it sees through a few methods."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch as th
 from torch import nn
+
+from sb3_npg.fisher import Block, Columns, DenseBlock, LayerRecord
+
+
+class Layers(Protocol):
+    """The Fisher of a policy layer by layer. ``LayeredFisher`` is one."""
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The blocks, which cover the parameter vector once."""
+        ...
+
+    @property
+    def n_rows(self) -> int:
+        """N, the rows that F is a mean over."""
+        ...
+
+    def records(self, columns: Columns = "exact", seed: int = 0) -> Iterator[Sequence[LayerRecord]]:
+        """Yield the records of all layers, a chunk of rows at a time."""
+        ...
+
+    def dense_block(self, block: DenseBlock) -> th.Tensor:
+        """Return the Fisher of parameters that belong to no layer, shape (b, m, m)."""
+        ...
+
+    def scores(self, block: DenseBlock) -> th.Tensor:
+        """Return each row's derivative of log π(a|s) by such parameters, shape (N, size)."""
+        ...
 
 
 class Problem(Protocol):
@@ -16,6 +45,16 @@ class Problem(Protocol):
 
     def dense_fisher(self) -> th.Tensor:
         """Return F, undamped, of shape (p, p)."""
+        ...
+
+    @property
+    def layers(self) -> Layers:
+        """F layer by layer."""
+        ...
+
+    @property
+    def scale(self) -> th.Tensor | float:
+        """The coordinates are the parameters times this: 1, or a tensor of shape (p,)."""
         ...
 
 
@@ -35,20 +74,21 @@ class FisherSolver(nn.Module, ABC):
     """
     Approximates (F + λI)⁻¹ g, where F is the Fisher information matrix of the policy.
 
-    A module, so that learnt curvature kept in buffers follows ``.to(device)`` and is saved with the
-    agent. What can be recomputed stays in plain attributes, which are not saved.
+    A module, so that learnt curvature follows ``.to(device)`` and is saved with the agent. What can be
+    recomputed stays in plain attributes, which are not saved.
 
     A solver of your own: subclass, implement :meth:`solve`, and register the class with
     ``FISHER_SOLVERS["my_solver"] = MySolver``. Keyword arguments of its constructor are what
     ``fisher_solver_kwargs`` may hold.
     """
 
-    def check_size(self, n_parameters: int) -> None:
+    def check_size(self, n_parameters: int, n_rows: int) -> None:
         """
-        Refuse a policy that this solver cannot serve. Called once, before training.
+        Refuse a policy or a rollout that this solver cannot serve. Called once, before training.
 
         :param n_parameters: p, the number of parameters that act
-        :raises ValueError: if the policy is too large for this solver
+        :param n_rows: N, the rows of a rollout that the Fisher uses
+        :raises ValueError: if one is too large for this solver
         """
         return
 
@@ -59,6 +99,25 @@ class FisherSolver(nn.Module, ABC):
         :param problem: the policy update at θ_old
         """
         return
+
+    def get_extra_state(self) -> str:
+        """Return what kind of solver this is, which is saved beside what it has learnt."""
+        return type(self).__name__
+
+    def set_extra_state(self, state: str) -> None:
+        """Take note of nothing: :meth:`load_state_dict` has compared the kinds."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """
+        Go on with what a saved solver had learnt; what a solver of another kind had learnt is left out.
+
+        :param state_dict: what :meth:`state_dict` returned
+        :param strict: see torch
+        :param assign: see torch
+        :return: see torch
+        """
+        own = self.state_dict()
+        return super().load_state_dict(state_dict if _kinds(state_dict) == _kinds(own) else own, strict, assign)
 
     @abstractmethod
     def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:
@@ -73,3 +132,8 @@ class FisherSolver(nn.Module, ABC):
         :return: natural gradient and figures for the log
         :raises ArithmeticError: if the system cannot be solved in this precision; more damping may help
         """
+
+
+def _kinds(state_dict: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the kinds of solver that a state belongs to, by the names of its entries."""
+    return {name: value if isinstance(value, str) else None for name, value in state_dict.items()}

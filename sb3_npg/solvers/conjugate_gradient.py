@@ -1,35 +1,119 @@
 """Conjugate gradient on Fisher-vector products: the full Fisher, never formed."""
 
+import math
+from typing import Any
+
 import torch as th
 
-from sb3_npg.checks import check_integer, check_number
+from sb3_npg.checks import check_choice, check_flag, check_integer, check_number
 from sb3_npg.linalg import conjugate_gradient
 from sb3_npg.solvers.base import FisherSolver, Problem, Solution
+from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
+from sb3_npg.solvers.construction import construct
+from sb3_npg.solvers.diagonal import DiagonalSolver
+from sb3_npg.solvers.kronecker import EKFACSolver, KFACSolver
+from sb3_npg.solvers.memory import Memory
+
+#: What F may be approximated by, so that conjugate gradient has less to do.
+PRECONDITIONERS: dict[str, type[BlockDiagonalSolver]] = {
+    "diagonal": DiagonalSolver,
+    "ekfac": EKFACSolver,
+    "kfac": KFACSolver,
+}
 
 
 class ConjugateGradientSolver(FisherSolver):
     """
     Solves (F + λI) x = g by conjugate gradient, one Fisher-vector product a step.
 
-    Schulman et al. (2015), Trust Region Policy Optimization, appendix C.
+    A preconditioner M ≈ F + λI, inverted at each step, turns the steps towards the directions that matter; the
+    solution stays that of the full Fisher. With momentum the system is (F + λI) x = g + λμ x₋, where x₋ is the
+    natural gradient of the update before: what this rollout says nothing about is carried over.
 
-    :param max_steps: largest number of Fisher-vector products in a solve
-    :param rtol: stop earlier, when ‖g − (F + λI)x‖ ≤ rtol ‖g‖
-    :raises ValueError: if ``max_steps`` < 1 or ``rtol`` is outside [0, 1)
+    Schulman et al. (2015), Trust Region Policy Optimization, appendix C; Martens (2010), Deep learning via
+    Hessian-free optimization, sections 4.5 and 4.7; momentum: Goldshlager, Abrahamsen & Lin (2024), A
+    Kaczmarz-inspired approach to accelerate the optimization of neural network wavefunctions (SPRING), section 3.
+
+    :param max_steps: largest number of steps in a solve
+    :param rtol: stop earlier, when the residual's norm is at most so much of the right-hand side's
+    :param preconditioner: "kfac", "ekfac", "diagonal", or None
+    :param preconditioner_kwargs: arguments of the solver of that name
+    :param warm_start: start at x₋ and not at zero, for one more product
+    :param momentum: μ, in [0, 1); starts at μ x₋, for one more product. Above 0.95 it may diverge
+    :raises ValueError: if an argument is unknown or out of range, or two of them contradict each other
     """
 
-    def __init__(self, max_steps: int = 15, rtol: float = 0.01):
+    def __init__(
+        self,
+        max_steps: int = 15,
+        rtol: float = 0.01,
+        preconditioner: str | None = None,
+        preconditioner_kwargs: dict[str, Any] | None = None,
+        warm_start: bool = False,
+        momentum: float = 0.0,
+    ):
         super().__init__()
         check_integer("fisher_solver_kwargs['max_steps']", max_steps, minimum=1)
         check_number("fisher_solver_kwargs['rtol']", rtol, minimum=0.0, below=1.0)
+        check_flag("fisher_solver_kwargs['warm_start']", warm_start)
+        check_number("fisher_solver_kwargs['momentum']", momentum, minimum=0.0, below=1.0)
+        if warm_start and momentum > 0.0:
+            raise ValueError(
+                f"`fisher_solver_kwargs['warm_start']`={warm_start} starts at x₋ and "
+                f"`fisher_solver_kwargs['momentum']`={momentum} at μ x₋. Give one of them."
+            )
         self.max_steps = max_steps
         self.rtol = rtol
+        self.warm_start = warm_start
+        self.momentum = momentum
+        self.preconditioner = _make_preconditioner(preconditioner, preconditioner_kwargs)
+        self.memory = Memory(saved=warm_start or momentum > 0.0)
+
+    def update(self, problem: Problem) -> None:
+        """Let the preconditioner look at the curvature; the last natural gradient becomes x₋."""
+        if self.preconditioner is not None:
+            self.preconditioner.update(problem)
+        if "latest" in self.memory.tensors:
+            self.memory.tensors["previous"] = self.memory.tensors["latest"]
 
     def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:
-        """Run conjugate gradient from x = 0."""
+        """Run conjugate gradient."""
 
         def damped_product(vector: th.Tensor) -> th.Tensor:
             return problem.fisher_vector_product(vector).add_(vector, alpha=damping)
 
-        x, steps, residual = conjugate_gradient(damped_product, gradient, self.max_steps, self.rtol)
-        return Solution(x, {"steps": float(steps), "residual": residual})
+        def preconditioned(vector: th.Tensor) -> th.Tensor:
+            if self.preconditioner is None:
+                return vector.clone()
+            return self.preconditioner.apply_inverse(vector, damping)
+
+        right, start = self._system(problem, gradient, damping)
+        result = conjugate_gradient(damped_product, right, self.max_steps, self.rtol, preconditioned, start)
+        if start is not None and not float(gradient @ result.x) > 0.0:
+            # What was carried over points downhill for this rollout, and more damping would only keep more of it.
+            result = conjugate_gradient(damped_product, gradient, self.max_steps, self.rtol, preconditioned)
+        if self.memory.saved and 0.0 < float(gradient @ result.x) < math.inf:
+            self.memory.tensors["latest"] = result.x / problem.scale
+        return Solution(result.x, {"steps": float(result.steps), "condition": result.condition})
+
+    def _system(self, problem: Problem, gradient: th.Tensor, damping: float) -> tuple[th.Tensor, th.Tensor | None]:
+        """Return the right-hand side and where to start."""
+        if not self.memory.has("previous", *gradient.shape):  # the first update, or other parameters act now
+            return gradient, None
+        previous = self.memory.tensors["previous"] * problem.scale
+        if self.warm_start:
+            return gradient, previous
+        return gradient.add(previous, alpha=damping * self.momentum), self.momentum * previous
+
+
+def _make_preconditioner(name: str | None, kwargs: dict[str, Any] | None) -> BlockDiagonalSolver | None:
+    """Build the preconditioner, or complain about its arguments."""
+    if name is None:
+        if kwargs:
+            raise ValueError(
+                f"`fisher_solver_kwargs['preconditioner_kwargs']`={kwargs!r} has no preconditioner to go to. "
+                f"Give fisher_solver_kwargs={{'preconditioner': ...}}, one of {sorted(PRECONDITIONERS)}."
+            )
+        return None
+    check_choice("fisher_solver_kwargs['preconditioner']", name, tuple(sorted(PRECONDITIONERS)))
+    return construct(PRECONDITIONERS[name], kwargs, "fisher_solver_kwargs['preconditioner_kwargs']", f"{name!r}")

@@ -3,6 +3,7 @@
 import torch as th
 
 from sb3_npg.checks import check_integer
+from sb3_npg.linalg import damped_cholesky
 from sb3_npg.solvers.base import FisherSolver, Problem, Solution
 
 
@@ -22,7 +23,7 @@ class ExactSolver(FisherSolver):
         self.max_parameters = max_parameters
         self._fisher: th.Tensor | None = None
 
-    def check_size(self, n_parameters: int) -> None:
+    def check_size(self, n_parameters: int, n_rows: int) -> None:
         """Refuse a policy whose Fisher would not fit."""
         if n_parameters > self.max_parameters:
             raise ValueError(
@@ -39,12 +40,8 @@ class ExactSolver(FisherSolver):
     def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:
         """Factorise F + λI and solve."""
         fisher = problem.dense_fisher() if self._fisher is None else self._fisher
-        damped = fisher.double()
-        if damped is fisher:
-            damped = fisher.clone()
-        damped.diagonal().add_(damping)
-        factor, info = th.linalg.cholesky_ex(damped)
-        if int(info) != 0:
-            raise ArithmeticError(f"F + λI is not positive definite at λ = {damping:g}")
+        factor = damped_cholesky(fisher, damping)
         x = th.cholesky_solve(gradient.double().unsqueeze(1), factor).squeeze(1)
-        return Solution(x.to(gradient.dtype), {"steps": 1.0})
+        diagonal = factor.diagonal()
+        condition = float((diagonal.max() / diagonal.min()) ** 2)
+        return Solution(x.to(gradient.dtype), {"steps": 1.0, "condition": condition})

@@ -1,0 +1,102 @@
+"""How the parameter vector is cut into the blocks of a block-diagonal Fisher."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch as th
+
+
+@dataclass(frozen=True, eq=False)
+class LayerBlock:
+    """
+    The parameters of a linear map s = W a + b that is applied once or several times to each row.
+
+    As a matrix they have the shape (g, a): one row for each output, the bias in the last column, where the
+    input has a coordinate that is always one.
+
+    :param name: of the module
+    :param weight: where W lies in the parameter vector; None if it does not act
+    :param bias: where b lies; None if it does not act
+    :param n_outputs: g
+    """
+
+    name: str
+    weight: slice | None
+    bias: slice | None
+    n_outputs: int
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(span_length(span) for span in (self.weight, self.bias) if span is not None)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (g, a) of the block as a matrix."""
+        return self.n_outputs, self.size // self.n_outputs
+
+    def gather(self, vector: th.Tensor) -> th.Tensor:
+        """Return the block of a parameter vector as a matrix of shape (g, a)."""
+        spans = [span for span in (self.weight, self.bias) if span is not None]
+        return th.cat([vector[span].view(self.n_outputs, -1) for span in spans], dim=1)
+
+    def scatter(self, matrix: th.Tensor, vector: th.Tensor) -> None:
+        """Write a matrix of shape (g, a) into its place in a parameter vector."""
+        columns = matrix.shape[1] - (self.bias is not None)
+        if self.weight is not None:
+            vector[self.weight] = matrix[:, :columns].reshape(-1)
+        if self.bias is not None:
+            vector[self.bias] = matrix[:, columns]
+
+
+@dataclass(frozen=True, eq=False)
+class DenseBlock:
+    """
+    Parameters that belong to no layer, as b groups of m whose Fisher is formed: m = 1 leaves its diagonal.
+
+    :param name: of the parameter
+    :param span: where it lies in the parameter vector, as a matrix of m rows and b columns
+    :param n_groups: b
+    :param note: words for the user where this is an approximation; None where it is not
+    """
+
+    name: str
+    span: slice
+    n_groups: int
+    note: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return span_length(self.span)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (b, m) of the block as a matrix, one group a row."""
+        return self.n_groups, self.size // self.n_groups
+
+    def gather(self, vector: th.Tensor) -> th.Tensor:
+        """Return the block of a parameter vector, one group a row: shape (b, m)."""
+        return vector[self.span].view(-1, self.n_groups).T
+
+    def scatter(self, matrix: th.Tensor, vector: th.Tensor) -> None:
+        """Write a matrix of shape (b, m) into its place in a parameter vector."""
+        vector[self.span] = matrix.T.reshape(-1)
+
+
+Block = LayerBlock | DenseBlock
+
+
+def layer_blocks(blocks: Sequence[Block]) -> list[LayerBlock]:
+    """Return the blocks that are layers."""
+    return [block for block in blocks if isinstance(block, LayerBlock)]
+
+
+def dense_blocks(blocks: Sequence[Block]) -> list[DenseBlock]:
+    """Return the blocks that are formed."""
+    return [block for block in blocks if isinstance(block, DenseBlock)]
+
+
+def span_length(span: slice) -> int:
+    """Return how many entries a slice of a vector has."""
+    return int(span.stop) - int(span.start)

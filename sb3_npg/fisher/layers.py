@@ -1,0 +1,257 @@
+"""The Fisher of a policy layer by layer: inputs and backpropagated outputs of its Linear and Conv2d layers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Literal, NamedTuple
+
+import torch as th
+from torch import nn
+
+from sb3_npg.fisher.autograd import AutogradFisher, OutputModel, batched_gradients, pull_all
+from sb3_npg.fisher.blocks import Block, DenseBlock
+from sb3_npg.fisher.chunks import split_rows
+from sb3_npg.fisher.partition import PROBE_ROWS, LayerUse, find_layers, untreated_block
+from sb3_npg.fisher.recording import Call, layers_that_mix_rows, recorded_calls
+from sb3_npg.fisher.statistics import LayerRecord
+from sb3_npg.parameters import ParameterVector
+
+#: Which columns are propagated backwards: all of F_out's root, one random sum of them, or the taken action's score.
+Columns = Literal["exact", "propagated", "sampled"]
+
+
+class Acting(NamedTuple):
+    """
+    What some rows' actions are distributed by, with graphs.
+
+    :param parts: the outputs z in parts of shape (n, k_i) that have graphs of their own
+    :param log_prob: of the actions taken, shape (n,)
+    """
+
+    parts: tuple[th.Tensor, ...]
+    log_prob: th.Tensor
+
+
+class ActingModel(NamedTuple):
+    """
+    A policy on N rows, as its layers are seen.
+
+    :param module: where the layers are found
+    :param act: rows ↦ outputs and log-probabilities
+    :param model: the same outputs joined, with N, θ and F_out
+    :param noise: the parameter that scales the exploration noise, if it acts
+    :param noise_jacobian: rows ↦ its Jacobian, shape (n, m, b, r); None where no closed form is known
+    """
+
+    module: nn.Module
+    act: Callable[[slice], Acting]
+    model: OutputModel
+    noise: nn.Parameter | None
+    noise_jacobian: Callable[[slice], th.Tensor | None]
+
+
+class LayeredFisher:
+    """
+    The diagonal blocks of F, one for each layer, by the pieces that they are made of.
+
+    Linear layers and convolutions, used once or several times, are read by hooks, and only if their records
+    reproduce autograd's gradient row by row: names and types alone decide nothing. Other parameters become
+    blocks that are formed.
+
+    :param acting: the policy on the rows
+    :param chunk_rows: largest number of rows to differentiate at once
+    :param memory_budget: bytes that the records of one chunk may take
+    """
+
+    def __init__(self, acting: ActingModel, chunk_rows: int, memory_budget: int):
+        self.acting = acting
+        self.n_rows = acting.model.n_rows
+        found, bytes_per_row, self._reached = self._probe()
+        at_once = min(chunk_rows, max(1, memory_budget // max(1, bytes_per_row)))
+        self.chunks = split_rows(self.n_rows, at_once)
+        mixing = self._mixing_rows(found)
+        self._layers = [use for use in found if mixing.isdisjoint(use.layers)]
+        self._kept: tuple[tuple[str, int], list[LayerRecord]] | None = None
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """The blocks, which cover the parameter vector once."""
+        parameters = self.acting.model.parameters
+        spans = parameters.spans()
+        covered = {span.start for use in self._layers for span in (use.block.weight, use.block.bias) if span}
+        names = {id(parameter): name for name, parameter in self.acting.module.named_parameters()}
+        blocks: list[Block] = [use.block for use in self._layers]
+        for parameter, span in zip(parameters.tensors, spans, strict=True):
+            if span.start not in covered:
+                name = names.get(id(parameter), "a parameter")
+                blocks.append(self._noise_block(span, name) or untreated_block(name, span))
+        return blocks
+
+    def records(self, columns: Columns = "exact", seed: int = 0) -> Iterator[list[LayerRecord]]:
+        """
+        Yield the records of all layers, a chunk of rows at a time. One chunk is kept and serves the next call too.
+
+        :param columns: "exact", all columns of F_out's root; "propagated", one random sum of them with signs ±1
+            (Martens, Sutskever & Swersky 2012, Estimating the Hessian by Back-propagating Curvature); "sampled",
+            the score of the action taken
+        :param seed: of the random signs
+        """
+        key = (columns, seed)
+        if self._kept is not None and self._kept[0] == key:
+            yield self._kept[1]
+            return
+        generator = th.Generator().manual_seed(seed)
+        for rows in self.chunks:
+            records = self._records_of(rows, columns, generator)
+            if len(self.chunks) == 1:
+                self._kept = key, records
+            yield records
+
+    def dense_block(self, block: DenseBlock) -> th.Tensor:
+        """
+        Form the Fisher of parameters that belong to no layer.
+
+        :param block: one of :attr:`blocks`
+        :return: shape (b, m, m)
+        """
+        if self._is_noise(block.span) and block.note is None:
+            chunks = [self.acting.noise_jacobian(rows) for rows in self.chunks]
+            return noise_fisher([chunk for chunk in chunks if chunk is not None]) / self.n_rows
+        fisher = self._fisher_of(block.span, self.n_rows)
+        return fisher.dense().unsqueeze(0) if block.n_groups == 1 else fisher.diagonal().view(-1, 1, 1)
+
+    def scores(self, block: DenseBlock, at_once: int = 256) -> th.Tensor:
+        """
+        Differentiate each row's log π(a|s) by parameters that belong to no layer.
+
+        :param block: one of :attr:`blocks`
+        :param at_once: rows in one batched backward pass
+        :return: shape (N, size of the block)
+        """
+        parameters = self._vector_of(block.span)
+        scores = []
+        for rows in split_rows(self.n_rows, at_once):
+            with th.enable_grad():
+                log_prob = self.acting.act(rows).log_prob
+            each = th.eye(len(log_prob), dtype=log_prob.dtype, device=log_prob.device)
+            scores.append(pull_all(log_prob, parameters, each))
+        return th.cat(scores)
+
+    def _probe(self) -> tuple[list[LayerUse], int, list[bool]]:
+        """Find layers on a few rows, the bytes that a row's records take, and the parts that depend on a layer."""
+        n = min(PROBE_ROWS, self.n_rows)
+        modules = [module for module in self.acting.module.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+        with recorded_calls(modules) as calls, th.enable_grad():
+            parts = self.acting.act(slice(0, n)).parts
+            layers = find_layers(calls, parts, self.acting.model.parameters, self.acting.module)
+        treated = {id(layer) for use in layers for layer in use.layers}
+        calls = [call for call in calls if id(call.layer) in treated]
+        n_columns = sum(part.shape[1] for part in parts)
+        numbers = sum(call.inputs().numel() + n_columns * call.output.numel() for call in calls)
+        itemsize = parts[0].element_size()
+        outputs = [call.output for call in calls]
+        return layers, numbers * itemsize // n, [_reaches(part, outputs) for part in parts]
+
+    def _mixing_rows(self, layers: Sequence[LayerUse]) -> set[nn.Module]:
+        """Find layers that did well on a few rows and do not on all."""
+        modules = {layer for use in layers for layer in use.layers}
+        mixing: set[nn.Module] = set()
+        for rows in self.chunks:
+            mixing |= layers_that_mix_rows(modules, partial(self.acting.act, rows), rows.stop - rows.start)
+        return mixing
+
+    def _records_of(self, rows: slice, columns: Columns, generator: th.Generator) -> list[LayerRecord]:
+        layers = {id(layer): layer for use in self._layers for layer in use.layers}
+        with recorded_calls(layers.values()) as calls, th.enable_grad():
+            acting = self.acting.act(rows)
+            if not calls:
+                return []
+            gradients = self._backpropagated(acting, columns, generator, [call.output for call in calls])
+        deltas = {id(call): call.derivatives(gradient) for call, gradient in zip(calls, gradients, strict=True)}
+        inputs = {id(call): call.inputs() for call in calls}
+        return [self._record(use, calls, inputs, deltas) for use in self._layers]
+
+    @staticmethod
+    def _record(
+        use: LayerUse, calls: Sequence[Call], inputs: dict[int, th.Tensor], deltas: dict[int, th.Tensor]
+    ) -> LayerRecord:
+        mine = [call for call in calls if any(call.layer is layer for layer in use.layers)]
+        positions = [use.homogeneous(inputs[id(call)]) for call in mine]
+        derivatives = [deltas[id(call)] for call in mine]
+        if len(mine) == 1:  # spare the copies
+            return LayerRecord(use.block, positions[0], derivatives[0])
+        return LayerRecord(use.block, th.cat(positions, dim=1), th.cat(derivatives, dim=2))
+
+    def _backpropagated(
+        self, acting: Acting, columns: Columns, generator: th.Generator, targets: Sequence[th.Tensor]
+    ) -> tuple[th.Tensor, ...]:
+        """Differentiate each column by the layers' outputs: shapes (c, *target.shape)."""
+        if columns == "sampled":
+            gradients = th.autograd.grad(acting.log_prob.sum(), targets, materialize_grads=True)
+            return tuple(gradient.unsqueeze(0) for gradient in gradients)
+        outputs = th.cat(acting.parts, dim=1)
+        with th.no_grad():
+            root = self.acting.model.metric.root(outputs.detach())
+            # A part that no layer moves, such as a free log_std, needs no backward pass.
+            reached = [th.full((part.shape[1],), r) for part, r in zip(acting.parts, self._reached, strict=True)]
+            root = root[:, :, (root[:, th.cat(reached)] != 0).any(dim=0).any(dim=0)]
+            if columns == "propagated":
+                signs = th.randint(2, (len(root), root.shape[2], 1), generator=generator).to(root) * 2 - 1
+                root = root @ signs
+        if root.shape[2] == 0:
+            return tuple(target.new_zeros(0, *target.shape) for target in targets)
+        return batched_gradients(outputs, targets, root.permute(2, 0, 1).contiguous())
+
+    def _noise_block(self, span: slice, name: str) -> DenseBlock | None:
+        """Return the closed form's block, if the parameter is the noise's and does what SB3 lets it do."""
+        if not self._is_noise(span):
+            return None
+        n = min(PROBE_ROWS, self.n_rows)
+        jacobian = self.acting.noise_jacobian(slice(0, n))
+        if jacobian is None:
+            return None
+        block = DenseBlock(name, span, n_groups=jacobian.shape[2])
+        closed = noise_fisher([jacobian]) / n
+        formed = self._fisher_of(span, n).dense()
+        size, each = block.size, th.arange(block.size, device=formed.device)
+        index = block.gather(each)  # (b, m)
+        expected = formed.new_zeros(size, size)
+        expected[index.unsqueeze(2), index.unsqueeze(1)] = closed
+        return block if th.allclose(formed, expected, rtol=1e-3, atol=1e-3 * float(formed.abs().max())) else None
+
+    def _is_noise(self, span: slice) -> bool:
+        noise = self.acting.noise
+        tensors, spans = self.acting.model.parameters.tensors, self.acting.model.parameters.spans()
+        return noise is not None and any(
+            tensor is noise and other == span for tensor, other in zip(tensors, spans, strict=True)
+        )
+
+    def _vector_of(self, span: slice) -> ParameterVector:
+        parameters = self.acting.model.parameters
+        pairs = zip(parameters.tensors, parameters.spans(), strict=True)
+        return ParameterVector([tensor for tensor, other in pairs if other == span])
+
+    def _fisher_of(self, span: slice, n_rows: int) -> AutogradFisher:
+        model = self.acting.model._replace(parameters=self._vector_of(span), n_rows=n_rows)
+        return AutogradFisher(model, n_rows)
+
+
+def noise_fisher(jacobians: Sequence[th.Tensor]) -> th.Tensor:
+    """
+    Sum 2 Σ_r J_r J_rᵀ over rows: F_out of a log standard deviation is 2.
+
+    :param jacobians: chunks of shape (n, m, b, r)
+    :return: shape (b, m, m)
+    """
+    total = jacobians[0].new_zeros(())
+    for chunk in jacobians:
+        flat = chunk.permute(2, 1, 0, 3).flatten(2)  # (b, m, n·r)
+        total = total + 2.0 * flat @ flat.mT
+    return total
+
+
+def _reaches(part: th.Tensor, outputs: Sequence[th.Tensor]) -> bool:
+    """Tell whether a part of the outputs depends on one of the layers, by its graph."""
+    if not part.requires_grad or not outputs:
+        return False
+    gradients = th.autograd.grad(part.sum(), outputs, retain_graph=True, allow_unused=True)
+    return any(gradient is not None for gradient in gradients)

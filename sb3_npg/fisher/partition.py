@@ -1,0 +1,120 @@
+"""Which layers a policy has, found by what they do on a few rows and not by their names."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch as th
+from torch import nn
+
+from sb3_npg.fisher.blocks import DenseBlock, LayerBlock, span_length
+from sb3_npg.fisher.recording import Call, Layer, recordable
+from sb3_npg.fisher.statistics import jacobians
+from sb3_npg.parameters import ParameterVector
+
+#: Rows on which layers are tried.
+PROBE_ROWS = 3
+#: Parameters of an unknown kind whose block is formed; more of them leave its diagonal.
+LARGEST_FORMED_BLOCK = 256
+
+
+class LayerUse(NamedTuple):
+    """
+    A block and the modules that apply its parameters, more than one where they share them.
+
+    :param block: where the parameters lie
+    :param layers: the modules
+    """
+
+    block: LayerBlock
+    layers: tuple[Layer, ...]
+
+    def homogeneous(self, inputs: th.Tensor) -> th.Tensor:
+        """Append a coordinate of ones for the bias, and leave the inputs out where the weight does not act."""
+        ones = inputs.new_ones(*inputs.shape[:-1], 1)
+        kept = [inputs] if self.block.weight is not None else []
+        return th.cat([*kept, *([ones] if self.block.bias is not None else [])], dim=-1)
+
+
+def untreated_block(name: str, span: slice) -> DenseBlock:
+    """Return the block of a parameter whose layer is of no known kind: formed if small, else its diagonal."""
+    size = span_length(span)
+    if size <= LARGEST_FORMED_BLOCK:
+        return DenseBlock(name, span, 1, f"{name} by its own block of the Fisher, {size} × {size}")
+    return DenseBlock(name, span, size, f"{name} by the diagonal of its block, {size:,} parameters")
+
+
+def find_layers(
+    calls: Sequence[Call], parts: Sequence[th.Tensor], parameters: ParameterVector, module: nn.Module
+) -> list[LayerUse]:
+    """
+    Group the parameters of recorded calls into layers, and keep those whose records are the whole truth.
+
+    Weight and bias make one block, unless one of them is shared with a layer that does not share the other.
+
+    :param calls: of all layers, on a few rows
+    :param parts: the outputs of the policy on these rows, with their graph
+    :param parameters: θ
+    :param module: the policy, which names its modules
+    :return: layers in the order of their parameters
+    """
+    n = len(parts[0])
+    calls = [call for call in calls if recordable(call.layer)]
+    names = {id(layer): name for name, layer in module.named_modules()}
+    layers: dict[tuple[int | None, int | None], LayerUse] = {}
+    for layer in dict.fromkeys(call.layer for call in calls):
+        for weight, bias in _keys(layer, calls, parameters):
+            alone = "" if weight and bias else ".weight" if weight else ".bias"
+            block = LayerBlock(names[id(layer)] + alone, weight, bias, len(layer.weight))
+            key = (weight and weight.start, bias and bias.start)
+            known = layers.get(key, LayerUse(block, ()))
+            layers[key] = known._replace(layers=(*known.layers, layer))
+    candidates = [
+        use
+        for use in layers.values()
+        if all(call.rows_come_first(n) for call in calls if any(call.layer is layer for layer in use.layers))
+    ]
+    kept = _reproducing(candidates, calls, parts, parameters)
+    return sorted(kept, key=lambda use: min(span.start for span in (use.block.weight, use.block.bias) if span))
+
+
+def _keys(layer: Layer, calls: Sequence[Call], parameters: ParameterVector) -> list[tuple[slice | None, slice | None]]:
+    """Return where a layer's weight and bias lie, as one block or, if they are shared differently, as two."""
+    spans = {id(tensor): span for tensor, span in zip(parameters.tensors, parameters.spans(), strict=True)}
+    weight, bias = spans.get(id(layer.weight)), spans.get(id(layer.bias))
+    partners = {(id(call.layer.weight), id(call.layer.bias)) for call in calls}
+    mine = (id(layer.weight), id(layer.bias))
+    shared = any(
+        other != mine and (other[0] == mine[0] or (layer.bias is not None and other[1] == mine[1]))
+        for other in partners
+    )
+    keys = [(weight, None), (None, bias)] if shared else [(weight, bias)]
+    return [key for key in keys if key != (None, None)]
+
+
+def _reproducing(
+    candidates: Sequence[LayerUse], calls: Sequence[Call], parts: Sequence[th.Tensor], parameters: ParameterVector
+) -> list[LayerUse]:
+    """Keep the layers whose records give autograd's gradient, row by row, of one combination of the outputs."""
+    differentiable = [part for part in parts if part.requires_grad]
+    if not candidates or not differentiable:
+        return []
+    outputs = th.cat(differentiable, dim=1)
+    weights = th.cos(th.arange(outputs.numel(), device=outputs.device)).view_as(outputs).to(outputs)
+    by_row = (weights * outputs).sum(dim=1)
+    treated = [call for call in calls if any(call.layer is layer for use in candidates for layer in use.layers)]
+    targets = [call.output for call in treated]
+    gradients = th.autograd.grad(by_row.sum(), targets, retain_graph=True, materialize_grads=True)
+    deltas = {id(call): call.derivatives(g.unsqueeze(0)) for call, g in zip(treated, gradients, strict=True)}
+    expected = [
+        parameters.flatten(th.autograd.grad(row, parameters.tensors, retain_graph=True, materialize_grads=True))
+        for row in by_row
+    ]
+    kept = []
+    for use in candidates:
+        mine = [call for call in treated if any(call.layer is layer for layer in use.layers)]
+        inputs = th.cat([use.homogeneous(call.inputs()) for call in mine], dim=1)
+        recorded = jacobians(inputs, th.cat([deltas[id(call)] for call in mine], dim=2))[0]
+        true = th.stack([use.block.gather(gradient) for gradient in expected])
+        if float((recorded - true).norm()) <= 1e-3 * float(true.norm()):
+            kept.append(use)
+    return kept

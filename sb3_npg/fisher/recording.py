@@ -1,0 +1,101 @@
+"""What goes into Linear and Conv2d layers and what comes out, while a policy computes."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+#: Layers that are s = W a + b at one or several positions.
+Layer = nn.Linear | nn.Conv2d
+
+
+class Call(NamedTuple):
+    """
+    One application of a layer.
+
+    :param layer: the module
+    :param input: what went in
+    :param output: what came out, with its graph
+    """
+
+    layer: Layer
+    input: th.Tensor
+    output: th.Tensor
+
+    def inputs(self) -> th.Tensor:
+        """Return a for each row and position, shape (n, T, fan_in); a convolution's positions are its patches."""
+        if isinstance(self.layer, nn.Linear):
+            return self.input.reshape(len(self.input), -1, self.layer.in_features)
+        layer = self.layer
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        padded = F.pad(self.input, layer._reversed_padding_repeated_twice, mode)
+        return F.unfold(padded, layer.kernel_size, dilation=layer.dilation, stride=layer.stride).transpose(1, 2)
+
+    def derivatives(self, gradients: th.Tensor) -> th.Tensor:
+        """
+        Bring derivatives by the output into the order of :meth:`inputs`.
+
+        :param gradients: shape (c, *output.shape)
+        :return: shape (c, n, T, g)
+        """
+        if isinstance(self.layer, nn.Conv2d):
+            gradients = gradients.movedim(2, -1)
+        n_positions = gradients[0, 0, ..., 0].numel() if len(gradients) else 1
+        return gradients.reshape(len(gradients), gradients.shape[1], n_positions, gradients.shape[-1])
+
+    def rows_come_first(self, n_rows: int) -> bool:
+        """Tell whether input and output have one entry for each row of the rollout in the first dimension."""
+        fewest = 2 if isinstance(self.layer, nn.Linear) else 4
+        return self.input.dim() >= fewest and len(self.input) == len(self.output) == n_rows
+
+
+def recordable(module: nn.Module) -> bool:
+    """Tell whether a module is a layer whose calls are recorded."""
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+
+
+@contextmanager
+def recorded_calls(layers: Iterable[nn.Module]) -> Iterator[list[Call]]:
+    """
+    Record the calls of layers within the block, in their order.
+
+    :param layers: the modules to listen to
+    :return: the calls, filled while the block runs
+    """
+    calls: list[Call] = []
+
+    def record(module: Any, args: tuple[th.Tensor, ...], kwargs: dict[str, th.Tensor], output: th.Tensor) -> Any:
+        if not output.requires_grad:
+            return None
+        calls.append(Call(module, (args[0] if args else kwargs["input"]).detach(), output))
+        # An activation that works in place must not write over the output that is differentiated by.
+        return output.clone()
+
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(layer.register_forward_hook(record, with_kwargs=True).remove)
+        yield calls
+
+
+def layers_that_mix_rows(layers: Iterable[nn.Module], compute: Callable[[], object], n_rows: int) -> set[nn.Module]:
+    """
+    Find layers that are applied to something else than one entry for each row, such as the rows of a mask.
+
+    :param layers: the modules to listen to
+    :param compute: what calls them, without gradients
+    :param n_rows: rows that it computes with
+    """
+    mixing: set[nn.Module] = set()
+
+    def look(module: nn.Module, _args: object, output: th.Tensor) -> None:
+        if len(output) != n_rows:
+            mixing.add(module)
+
+    with ExitStack() as hooks, th.no_grad():
+        for layer in layers:
+            hooks.callback(layer.register_forward_hook(look).remove)
+        compute()
+    return mixing

@@ -1,0 +1,84 @@
+"""
+What block-diagonal approximations are made of: sums over the rows of a rollout, layer by layer.
+
+A row's Jacobian of output column c by a layer's parameters is D_cn = Σ_t δ_cnt ã_ntᵀ, over the positions t at
+which the layer is applied: one for a dense layer, one for each patch of a convolution, more where a layer is
+used more than once.
+"""
+
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_npg.fisher.blocks import LayerBlock
+
+#: Numbers in a temporary of rows' Jacobians.
+_LARGEST_TEMPORARY = 2**24
+
+
+class LayerRecord(NamedTuple):
+    """
+    What a layer saw and what depends on it, for n rows.
+
+    :param block: the layer's place in the parameter vector
+    :param inputs: ã, shape (n, T, a), the last coordinate one where there is a bias
+    :param deltas: δ, derivative of each of c columns by the layer's output, shape (c, n, T, g)
+    """
+
+    block: LayerBlock
+    inputs: th.Tensor
+    deltas: th.Tensor
+
+
+def kronecker_factors(record: LayerRecord, expand: bool) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Sum the Kronecker factors A and G of a layer over rows, so that ΣDDᵀ ≈ A ⊗ G / n.
+
+    Over several positions, ``expand`` takes them for independent: A = Σ_t ã ãᵀ, G = Σ_t δ δᵀ / T; else the
+    layer counts as one application to the mean input: A = ā āᵀ, G = (Σ_t δ)(Σ_t δ)ᵀ.
+
+    Martens & Grosse (2015), section 3; Grosse & Martens (2016), A Kronecker-factored approximate Fisher matrix for
+    convolution layers, section 3; Eschenhagen et al. (2023), Kronecker-Factored Approximate Curvature for Modern
+    Neural Network Architectures, section 3.
+
+    :param record: of n rows
+    :param expand: how positions are treated
+    :return: A of shape (a, a) and G of shape (g, g)
+    """
+    _, inputs, deltas = record
+    n_positions = inputs.shape[1]
+    if not expand:
+        inputs, deltas, n_positions = inputs.mean(dim=1), deltas.sum(dim=2), 1
+    a, g = inputs.flatten(0, -2), deltas.flatten(0, -2)
+    return a.T @ a, g.T @ g / n_positions
+
+
+def second_moments(record: LayerRecord) -> th.Tensor:
+    """
+    Sum (D_cn)² over rows and columns: n times the exact diagonal of the layer's block of F.
+
+    :param record: of n rows
+    :return: shape (g, a)
+    """
+    _, inputs, deltas = record
+    _, n, n_positions, g = deltas.shape
+    if n_positions == 1:
+        return deltas[:, :, 0].square().sum(dim=0).T @ inputs[:, 0].square()
+    total = inputs.new_zeros(g, inputs.shape[2])
+    at_once = max(1, _LARGEST_TEMPORARY // total.numel())
+    for column in deltas:
+        for start in range(0, n, at_once):
+            rows = slice(start, start + at_once)
+            total += jacobians(inputs[rows], column[rows]).square().sum(dim=0)
+    return total
+
+
+def jacobians(inputs: th.Tensor, deltas: th.Tensor) -> th.Tensor:
+    """
+    Form D_cn = Σ_t δ_cnt ã_ntᵀ.
+
+    :param inputs: ã, shape (n, T, a)
+    :param deltas: δ, shape (c, n, T, g), or (n, T, g) for a single column
+    :return: shape (c, n, g, a), or (n, g, a)
+    """
+    return deltas.mT @ inputs

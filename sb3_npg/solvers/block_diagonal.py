@@ -1,0 +1,132 @@
+"""Solvers that take F for block-diagonal: one block for each layer, approximated in some way."""
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import get_args
+
+import torch as th
+
+from sb3_npg.checks import check_choice, check_integer, check_number
+from sb3_npg.fisher import Block, Columns, LayerRecord, dense_blocks
+from sb3_npg.numerics import require_finite
+from sb3_npg.solvers.base import FisherSolver, Layers, Problem, Solution
+from sb3_npg.solvers.memory import Memory
+
+
+class BlockDiagonalSolver(FisherSolver):
+    """
+    Measures the curvature of each layer once per update, averages it over updates, and inverts block by block.
+
+    Parameters that belong to no Linear or Conv2d layer get a block that is formed, or its diagonal; a warning
+    names them once. The scale of a Gaussian's noise, gSDE's too, has a closed form.
+
+    :param columns: which columns of the outputs' Fisher are propagated backwards: "exact", all of them;
+        "propagated", one random sum of them; "sampled", the score of the action taken
+    :param decay: of the moving averages over updates; 0 uses the newest rollout alone
+    :param statistics_interval: measure every so many updates
+    :raises ValueError: if an argument is unknown or out of range
+    """
+
+    def __init__(self, columns: Columns, decay: float, statistics_interval: int, others_saved: bool = False):
+        super().__init__()
+        check_choice("fisher_solver_kwargs['columns']", columns, get_args(Columns))
+        check_number("fisher_solver_kwargs['decay']", decay, minimum=0.0, below=1.0)
+        check_integer("fisher_solver_kwargs['statistics_interval']", statistics_interval, minimum=1)
+        self.columns: Columns = columns
+        self.decay = decay
+        self.statistics_interval = statistics_interval
+        self.memory = Memory(saved=others_saved or decay > 0.0 or statistics_interval > 1)
+        self._blocks: Sequence[Block] = ()
+        self._is_updated = False
+        self._announced: set[str] = set()
+
+    def update(self, problem: Problem) -> None:
+        """Measure and average the curvature, when that is due."""
+        layers = problem.layers
+        self._blocks = layers.blocks
+        self._is_updated = False
+        self._announce([block.note for block in dense_blocks(self._blocks) if block.note])
+        self._update_blocks(layers)
+        self.memory.count += 1
+        self._is_updated = True
+
+    def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:
+        """Solve block by block."""
+        x = self.apply_inverse(gradient, damping)
+        smallest, largest = self._extreme_eigenvalues()
+        condition = (largest + damping) / (smallest + damping) if smallest + damping > 0.0 else math.inf
+        return Solution(x, {"condition": condition})
+
+    def apply_inverse(self, vector: th.Tensor, damping: float) -> th.Tensor:
+        """
+        Multiply by the inverse of the damped approximation, after an update.
+
+        :param vector: v, shape (p,)
+        :param damping: λ ≥ 0
+        :return: (F̂ + λI)⁻¹ v, shape (p,)
+        :raises ArithmeticError: if there was no update, or it failed
+        """
+        if not self._is_updated:
+            raise ArithmeticError("the curvature is not known: update() was not called, or failed")
+        x = th.empty_like(vector)
+        for block in self._blocks:
+            block.scatter(self._solve_block(block, block.gather(vector), damping), x)
+        return x
+
+    def eigenvalues(self) -> dict[str, th.Tensor]:
+        """
+        Return the eigenvalues of the approximation, undamped, after an update.
+
+        :return: by the block's name, in no order, shape (size of the block,)
+        """
+        return {block.name: self._eigenvalues_of(block).flatten() for block in self._blocks}
+
+    @abstractmethod
+    def _update_blocks(self, layers: Layers) -> None:
+        """Bring the memory up to the rollout."""
+
+    @abstractmethod
+    def _solve_block(self, block: Block, right: th.Tensor, damping: float) -> th.Tensor:
+        """Solve the damped block for a right-hand side as ``block.gather`` gives it."""
+
+    @abstractmethod
+    def _eigenvalues_of(self, block: Block) -> th.Tensor:
+        """Return the eigenvalues of a block."""
+
+    def _extreme_eigenvalues(self) -> tuple[float, float]:
+        ends = [(float(values.min()), float(values.max())) for values in self.eigenvalues().values()]
+        return min(low for low, _ in ends), max(high for _, high in ends)
+
+    def _due(self, interval: int) -> bool:
+        return self.memory.count % interval == 0
+
+    def _measure(
+        self, layers: Layers, statistic: Callable[[LayerRecord], dict[str, th.Tensor]]
+    ) -> dict[str, th.Tensor]:
+        """Return the means over rows of what a function of each layer's records gives, by layer and name."""
+        sums: dict[str, th.Tensor] = {}
+        for records in layers.records(self.columns, seed=self.memory.count):
+            for record in records:
+                for name, new in statistic(record).items():
+                    key = f"{record.block.name}.{name}"
+                    sums[key] = sums[key] + new if key in sums else new
+        return {name: total / layers.n_rows for name, total in sums.items()}
+
+    def _remember(self, measured: dict[str, th.Tensor]) -> None:
+        """Take measurements into their averages, all of them or, if one is not finite, none."""
+        require_finite("the curvature of a layer", *measured.values())
+        for name, new in measured.items():
+            self.memory.average(name, new, self.decay)
+
+    def _announce(self, notes: list[str]) -> None:
+        new = [note for note in notes if note not in self._announced]
+        self._announced.update(new)
+        if new:
+            warnings.warn(
+                f"{type(self).__name__} treats what is not in a Linear or Conv2d layer more coarsely or at more cost: "
+                f"{'; '.join(new)}. fisher_solver='cg' uses the whole Fisher of any network.",
+                UserWarning,
+                stacklevel=2,
+            )

@@ -1,0 +1,34 @@
+"""Building a solver from the dict of arguments that a user wrote."""
+
+import inspect
+from typing import Any, TypeVar
+
+from sb3_npg.solvers.base import FisherSolver
+
+SomeSolver = TypeVar("SomeSolver", bound=FisherSolver)
+#: Under which solvers complain about their own arguments.
+_OWN_NAME = "fisher_solver_kwargs"
+
+
+def construct(solver_class: type[SomeSolver], kwargs: dict[str, Any] | None, argument: str, owner: str) -> SomeSolver:
+    """
+    Build a solver, and let complaints name the argument that the user wrote.
+
+    :param solver_class: what to build
+    :param kwargs: keyword arguments of its constructor
+    :param argument: where the user wrote them
+    :param owner: what they belong to, in words
+    :return: the solver
+    :raises ValueError: for an unknown keyword argument, or a value that the solver refuses
+    """
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise ValueError(f"`{argument}`={kwargs!r} must be a dict such as {{'max_steps': 15}}, or None.")
+    known = [key for key in inspect.signature(solver_class).parameters if key not in ("args", "kwargs")]
+    unknown = sorted(set(kwargs or {}) - set(known))
+    if unknown:
+        choice = f"It takes {known}" if known else "It takes none"
+        raise ValueError(f"`{argument}` has {unknown}, which {owner} does not know. {choice}.")
+    try:
+        return solver_class(**(kwargs or {}))
+    except ValueError as error:
+        raise ValueError(str(error).replace(_OWN_NAME, argument, 1)) from error

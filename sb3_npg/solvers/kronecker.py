@@ -1,0 +1,206 @@
+"""K-FAC and EKFAC: each layer's block of the Fisher as a Kronecker product, or in its eigenbasis."""
+
+import math
+
+import torch as th
+
+from sb3_npg.checks import check_choice, check_integer
+from sb3_npg.fisher import (
+    Block,
+    Columns,
+    DenseBlock,
+    LayerBlock,
+    LayerRecord,
+    dense_blocks,
+    kronecker_factors,
+    layer_blocks,
+    second_moments,
+)
+from sb3_npg.linalg import (
+    Eigen,
+    damped_cholesky,
+    damped_solve,
+    factored_damping,
+    rotate,
+    rotate_back,
+    symmetric_eigen,
+)
+from sb3_npg.solvers.base import Layers
+from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
+
+#: How a layer that is applied at several positions of a row is approximated.
+WEIGHT_SHARING = ("expand", "reduce")
+
+
+class KFACSolver(BlockDiagonalSolver):
+    """
+    Takes each layer's block of F for a Kronecker product A ⊗ G of the second moments of what goes into the layer
+    and of what is propagated back to it.
+
+    Small factors are decomposed, and A ⊗ G + λI is inverted exactly. Larger ones are factorised by Cholesky, with
+    the damping split between the factors. Factorisations are made in float64.
+
+    Martens & Grosse (2015), Optimizing Neural Networks with Kronecker-factored Approximate Curvature, sections 3, 4.2
+    and 6.3; Grosse & Martens (2016) for convolutions; Wu et al. (2017), Scalable trust-region method for deep
+    reinforcement learning using Kronecker-factored approximation.
+
+    :param columns: which columns of the outputs' Fisher are propagated backwards: "exact", all of them;
+        "propagated", one random sum of them; "sampled", the score of the action taken
+    :param decay: of the moving averages of A and G over updates; 0 uses the newest rollout alone
+    :param statistics_interval: measure A and G every so many updates
+    :param inverse_interval: decompose A and G every so many updates
+    :param weight_sharing: a convolution, or a layer that is used more than once: "expand" takes its positions for
+        independent, "reduce" for one application to the mean of its inputs
+    :param largest_eigen: decompose factors of up to so many rows; above, Cholesky with the damping split
+    :raises ValueError: if an argument is unknown or out of range
+    """
+
+    def __init__(
+        self,
+        columns: Columns = "exact",
+        decay: float = 0.0,
+        statistics_interval: int = 1,
+        inverse_interval: int = 1,
+        weight_sharing: str = "expand",
+        largest_eigen: int = 1024,
+    ):
+        super().__init__(columns, decay, statistics_interval, others_saved=inverse_interval != 1)
+        check_integer("fisher_solver_kwargs['inverse_interval']", inverse_interval, minimum=1)
+        check_choice("fisher_solver_kwargs['weight_sharing']", weight_sharing, WEIGHT_SHARING)
+        check_integer("fisher_solver_kwargs['largest_eigen']", largest_eigen, minimum=0)
+        self.inverse_interval = inverse_interval
+        self.weight_sharing = weight_sharing
+        self.largest_eigen = largest_eigen
+        self._cholesky: dict[str, tuple[float, th.Tensor, th.Tensor]] = {}
+
+    def _update_blocks(self, layers: Layers) -> None:
+        known = all(self._is_known(block) for block in self._blocks)
+        if self._due(self.statistics_interval) or not known:
+            self._remember(self._factors(layers))
+        if self._due(self.inverse_interval) or not known:
+            self._decompose()
+
+    def _factors(self, layers: Layers) -> dict[str, th.Tensor]:
+        """Measure A and G of each layer, and form the blocks of what is in no layer."""
+
+        def factors(record: LayerRecord) -> dict[str, th.Tensor]:
+            a, g = kronecker_factors(record, expand=self.weight_sharing == "expand")
+            return {"A": a, "G": g}
+
+        measured = self._measure(layers, factors)
+        return measured | {f"{block.name}.F": layers.dense_block(block) for block in dense_blocks(self._blocks)}
+
+    def _decompose(self) -> None:
+        """Decompose the factors as they are now; large ones are kept for Cholesky, which waits for the damping."""
+        tensors = self.memory.tensors
+        self._cholesky.clear()
+        for dense in dense_blocks(self._blocks):
+            self.memory.put_eigen(f"{dense.name}.F", symmetric_eigen(tensors[f"{dense.name}.F"]))
+        for block in layer_blocks(self._blocks):
+            for factor in (f"{block.name}.A", f"{block.name}.G"):
+                if self._is_large(block):
+                    tensors[f"{factor}.decomposed"] = tensors[factor]
+                else:
+                    self.memory.put_eigen(factor, symmetric_eigen(tensors[factor]))
+
+    def _solve_block(self, block: Block, right: th.Tensor, damping: float) -> th.Tensor:
+        if isinstance(block, DenseBlock):
+            return damped_solve(self.memory.eigen(f"{block.name}.F"), right, damping)
+        if self._is_large(block):
+            a, g = self._damped_factors(block, damping)
+            half = th.cholesky_solve(right.double(), g)
+            return th.cholesky_solve(half.T, a).T.to(right.dtype)
+        a_eigen, g_eigen = self._eigenbasis(block)
+        rotated = rotate(g_eigen, right, a_eigen) / (self._eigenvalues_of(block) + damping)
+        return rotate_back(g_eigen, rotated, a_eigen)
+
+    def _damped_factors(self, block: LayerBlock, damping: float) -> tuple[th.Tensor, th.Tensor]:
+        """Return the Cholesky factors of A + λ_A I and G + λ_G I, made once for a damping."""
+        kept = self._cholesky.get(block.name)
+        if kept is None or kept[0] != damping:
+            a, g = (self.memory.tensors[f"{block.name}.{factor}.decomposed"] for factor in "AG")
+            damping_a, damping_g = factored_damping(a, g, damping)
+            kept = damping, damped_cholesky(a, damping_a), damped_cholesky(g, damping_g)
+            self._cholesky[block.name] = kept
+        return kept[1], kept[2]
+
+    def _eigenvalues_of(self, block: Block) -> th.Tensor:
+        if isinstance(block, DenseBlock):
+            return self.memory.eigen(f"{block.name}.F").values
+        if self._is_large(block):
+            a, g = (symmetric_eigen(self.memory.tensors[f"{block.name}.{factor}.decomposed"]).values for factor in "AG")
+        else:
+            a, g = (eigen.values for eigen in self._eigenbasis(block))
+        return th.outer(g, a)
+
+    def _extreme_eigenvalues(self) -> tuple[float, float]:
+        ends = []
+        for block in self._blocks:
+            if isinstance(block, LayerBlock) and self._is_large(block):
+                continue  # not decomposed; it would cost more than the solve
+            values = self._eigenvalues_of(block)
+            ends.append((float(values.min()), float(values.max())))
+        return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (math.nan, math.nan)
+
+    def _eigenbasis(self, block: LayerBlock) -> tuple[Eigen, Eigen]:
+        return self.memory.eigen(f"{block.name}.A"), self.memory.eigen(f"{block.name}.G")
+
+    def _is_large(self, block: LayerBlock) -> bool:
+        return max(block.shape) > self.largest_eigen
+
+    def _is_known(self, block: Block) -> bool:
+        if isinstance(block, DenseBlock):
+            return self.memory.has(f"{block.name}.F.values", *block.shape)
+        g, a = block.shape
+        if self._is_large(block):
+            sizes = ((f"{block.name}.A.decomposed", a, a), (f"{block.name}.G.decomposed", g, g))
+            return all(self.memory.has(*size) for size in sizes)
+        return self.memory.has(f"{block.name}.A.values", a) and self.memory.has(f"{block.name}.G.values", g)
+
+
+class EKFACSolver(KFACSolver):
+    """
+    Takes each layer's block of F for Q diag(S) Qᵀ: K-FAC's eigenvectors, with the second moments S that F has
+    along them.
+
+    In Frobenius norm never further from the block than K-FAC of the same rollout. Layers with a factor above
+    ``largest_eigen``, which is not decomposed, are K-FAC's.
+
+    George et al. (2018), Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis, section 3.
+
+    :param columns: which columns of the outputs' Fisher are propagated backwards: "exact", all of them;
+        "propagated", one random sum of them; "sampled", the score of the action taken
+    :param decay: of the moving averages of A and G, and of S for as long as the eigenbasis stays
+    :param statistics_interval: measure A, G and S every so many updates
+    :param inverse_interval: renew the eigenbasis every so many updates; S is then measured anew
+    :param weight_sharing: a convolution, or a layer that is used more than once: "expand" takes its positions for
+        independent, "reduce" for one application to the mean of its inputs. Concerns the basis; S is exact
+    :param largest_eigen: decompose factors of up to so many rows; above, as K-FAC
+    :raises ValueError: if an argument is unknown or out of range
+    """
+
+    def _update_blocks(self, layers: Layers) -> None:
+        super()._update_blocks(layers)
+        missing = not all(self.memory.has(f"{block.name}.S", *block.shape) for block in self._small_layers())
+        if self._due(self.statistics_interval) or missing:
+            self._remember(self._measure(layers, self._rotated_moments))
+
+    def _decompose(self) -> None:
+        super()._decompose()
+        self.memory.forget(f"{block.name}.S" for block in layer_blocks(self._blocks))
+
+    def _rotated_moments(self, record: LayerRecord) -> dict[str, th.Tensor]:
+        """Sum the squares of the rows' Jacobians in the eigenbasis."""
+        if self._is_large(record.block):
+            return {}
+        a, g = self._eigenbasis(record.block)
+        rotated = record._replace(inputs=record.inputs @ a.vectors, deltas=record.deltas @ g.vectors)
+        return {"S": second_moments(rotated)}
+
+    def _eigenvalues_of(self, block: Block) -> th.Tensor:
+        if isinstance(block, LayerBlock) and not self._is_large(block):
+            return self.memory.tensors[f"{block.name}.S"]
+        return super()._eigenvalues_of(block)
+
+    def _small_layers(self) -> list[LayerBlock]:
+        return [block for block in layer_blocks(self._blocks) if not self._is_large(block)]

@@ -1,0 +1,76 @@
+"""What a solver remembers from one update to the next, and how it is saved."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch as th
+from torch import nn
+
+from sb3_npg.linalg import Eigen
+
+
+class Memory(nn.Module):
+    """
+    Named tensors and weighted moving averages of them.
+
+    A module that follows ``.to(device)``. The names are known only once the policy is, so the tensors are no
+    buffers: the state is one dict that loads whatever it holds.
+
+    :param saved: whether the tensors are saved with the agent, or only the count of updates
+    """
+
+    def __init__(self, saved: bool):
+        super().__init__()
+        self.saved = saved
+        self.tensors: dict[str, th.Tensor] = {}
+        self.weights: dict[str, float] = {}
+        #: Updates so far.
+        self.count = 0
+
+    def has(self, name: str, *shape: int) -> bool:
+        """Tell whether a tensor is remembered, in the shape that it has now: layers may be frozen at any time."""
+        return name in self.tensors and self.tensors[name].shape == shape
+
+    def average(self, name: str, new: th.Tensor, decay: float) -> None:
+        """
+        Take a new measurement into a moving average: the mean of all so far, each weighted by ``decay`` to the
+        power of its age. Unbiased from the first on, as the weights are counted too.
+
+        :param name: of the average, which begins anew when the shape changes
+        :param new: the measurement
+        :param decay: in [0, 1); 0 keeps the newest alone
+        """
+        old = self.tensors.get(name)
+        before = decay * self.weights.get(name, 0.0)
+        if old is None or old.shape != new.shape or before == 0.0:
+            self.tensors[name], self.weights[name] = new, 1.0
+            return
+        self.tensors[name], self.weights[name] = old + (new - old) / (before + 1.0), before + 1.0
+
+    def put_eigen(self, name: str, eigen: Eigen) -> None:
+        """Remember an eigendecomposition."""
+        self.tensors[f"{name}.values"], self.tensors[f"{name}.vectors"] = eigen
+
+    def eigen(self, name: str) -> Eigen:
+        """Return an eigendecomposition."""
+        return Eigen(self.tensors[f"{name}.values"], self.tensors[f"{name}.vectors"])
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget some tensors, if they are there."""
+        for name in names:
+            self.tensors.pop(name, None)
+            self.weights.pop(name, None)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what is to be saved."""
+        kept = (self.tensors, self.weights) if self.saved else ({}, {})
+        return {"tensors": dict(kept[0]), "weights": dict(kept[1]), "count": self.count}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Remember what was saved, and nothing else."""
+        self.tensors, self.weights, self.count = dict(state["tensors"]), dict(state["weights"]), state["count"]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Memory":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.tensors = {name: fn(tensor) for name, tensor in self.tensors.items()}
+        return self

@@ -1,0 +1,109 @@
+"""
+Damping relative to each block's own scale, as absolute damping in scaled coordinates.
+
+The Fisher of a fresh policy has mean eigenvalues around 1e-6 in the hidden layers and around 1 in the last: one λ
+for all leaves plain gradient steps to the former. In the coordinates Sθ, with S diagonal and constant on each
+block, F becomes S⁻¹FS⁻¹; with the square roots of the blocks' mean eigenvalues for S, each block has the mean
+eigenvalue one, and (S⁻¹FS⁻¹ + εI) is (F + Λ) with Λ_l = ε tr(F_l)/P_l. So every solver has relative damping
+without knowing of it.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch as th
+
+from sb3_npg.fisher import Block, Columns, DenseBlock, LayerRecord, dense_blocks, second_moments
+from sb3_npg.solvers.base import Layers, Problem
+
+#: Smallest mean eigenvalue, relative to the largest, that a block is scaled by.
+_FLOOR = 1e-8
+
+
+class ScaledProblem:
+    """
+    A policy update in the coordinates Sθ.
+
+    :param problem: the update
+    :param scale: diagonal of S, constant on each block, shape (p,)
+    """
+
+    def __init__(self, problem: Problem, scale: th.Tensor):
+        self.problem = problem
+        self.scale = scale
+
+    def fisher_vector_product(self, vector: th.Tensor) -> th.Tensor:
+        """Return S⁻¹FS⁻¹ v, shape (p,)."""
+        return self.problem.fisher_vector_product(vector / self.scale).div_(self.scale)
+
+    def dense_fisher(self) -> th.Tensor:
+        """Return S⁻¹FS⁻¹, shape (p, p)."""
+        return self.problem.dense_fisher() / self.scale / self.scale.unsqueeze(1)
+
+    @property
+    def layers(self) -> "ScaledLayers":
+        """The blocks of S⁻¹FS⁻¹."""
+        return ScaledLayers(self.problem.layers, self.scale)
+
+
+class ScaledLayers:
+    """
+    The blocks of S⁻¹FS⁻¹.
+
+    :param layers: the blocks of F
+    :param scale: diagonal of S, constant on each block, shape (p,)
+    """
+
+    def __init__(self, layers: Layers, scale: th.Tensor):
+        self.layers = layers
+        self.scale = scale
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The blocks, which cover the parameter vector once."""
+        return self.layers.blocks
+
+    @property
+    def n_rows(self) -> int:
+        """N, the rows that F is a mean over."""
+        return self.layers.n_rows
+
+    def records(self, columns: Columns = "exact", seed: int = 0) -> Iterator[Sequence[LayerRecord]]:
+        """Yield the records of all layers, a chunk of rows at a time."""
+        for records in self.layers.records(columns, seed):
+            yield [record._replace(deltas=record.deltas / self._scale_of(record.block)) for record in records]
+
+    def dense_block(self, block: DenseBlock) -> th.Tensor:
+        """Return the Fisher of parameters that belong to no layer, shape (b, m, m)."""
+        return self.layers.dense_block(block) / self._scale_of(block) ** 2
+
+    def scores(self, block: DenseBlock) -> th.Tensor:
+        """Return each row's derivative of log π(a|s) by such parameters, shape (N, size)."""
+        return self.layers.scores(block) / self._scale_of(block)
+
+    def _scale_of(self, block: Block) -> th.Tensor:
+        return block.gather(self.scale)[0, 0]
+
+
+def block_scale(layers: Layers) -> th.Tensor:
+    """
+    Find the scale in which each block's mean eigenvalue is one.
+
+    A block without curvature, such as a layer behind dead units, has no scale of its own and is given the floor.
+
+    :param layers: the blocks of F
+    :return: √(tr(F_l) / P_l) for each parameter of each block, shape (p,)
+    """
+    traces: dict[str, th.Tensor] = {}
+    for records in layers.records():
+        for record in records:
+            new = second_moments(record).sum() / layers.n_rows
+            traces[record.block.name] = traces[record.block.name] + new if record.block.name in traces else new
+    for block in dense_blocks(layers.blocks):
+        traces[block.name] = layers.dense_block(block).diagonal(dim1=1, dim2=2).sum()
+    means = [traces[block.name] / block.size for block in layers.blocks]
+    largest = th.stack(means).max()
+    floor = _FLOOR * largest if float(largest) > 0.0 else 1.0
+    scale = largest.new_empty(sum(block.size for block in layers.blocks))
+    for place, mean in zip(layers.blocks, means, strict=True):
+        place.scatter(mean.clamp_min(floor).sqrt().expand_as(place.gather(scale)), scale)
+    return scale
