@@ -2,11 +2,14 @@
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from examples import compare_gradients, continue_training, demo, train_and_save
+from examples import compare_gradients, continue_training, demo, fisher_spectrum, train_and_save
+from sb3_npg.solvers import make_fisher_solver
+from tests.cases import make_problem
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -58,3 +61,46 @@ def test_natural_gradient_does_not_depend_on_the_units_and_the_vanilla_gradient_
     assert np.abs(natural[0] - natural[1]).max() < np.abs(vanilla[0] - vanilla[1]).max()
     assert natural[1, 0, -1] > 1.5 * vanilla[1, 0, -1]
     assert not np.allclose(vanilla[0, :, :5], vanilla[1, :, :5])
+
+
+def test_custom_solver_trains_and_is_loaded_by_its_name(
+    custom_solver: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    loaded, mean_return = custom_solver.main(8_192, tmp_path)
+    assert (tmp_path / "npg_nystrom.zip").exists()
+    assert isinstance(loaded.fisher, custom_solver.NystromSolver)
+    assert loaded.fisher.rank == 20
+    assert mean_return > 100  # untrained: about 10
+    residual = float(capsys.readouterr().out.split(" left ")[1].split()[0])
+    assert residual < 0.05
+
+
+@pytest.mark.usefixtures("float64", "custom_solver")
+def test_custom_solver_of_full_rank_is_exact_and_of_low_rank_is_the_nearer_the_higher_it_is():
+    problem = make_problem("Gaussian", "Mlp", 20)
+    gradient = problem.surrogate_gradient()
+    expected = make_fisher_solver("exact").solve(problem, gradient, 0.05).natural_gradient
+    errors = []
+    for rank in (1, 10, 1000):
+        x = make_fisher_solver("nystrom", {"rank": rank}).solve(problem, gradient, 0.05).natural_gradient
+        errors.append(float((x - expected).norm() / expected.norm()))
+    assert errors[0] > errors[1] > 1e-6
+    assert errors[2] < 1e-12
+
+
+def test_fisher_spectrum(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    spectra, picture = fisher_spectrum.main(3 * 1024, picture=tmp_path / "spectrum.png")
+    assert picture.read_bytes().startswith(PNG)
+    assert list(spectra) == [0, 1, 2]
+    for by_layer in spectra.values():
+        assert len(by_layer) == 3
+        for eigenvalues, errors in by_layer.values():
+            trace = eigenvalues[fisher_spectrum.EXACT].sum()
+            np.testing.assert_allclose(eigenvalues["EKFAC"].sum(), trace, rtol=1e-4)
+            np.testing.assert_allclose(eigenvalues["diagonal"].sum(), trace, rtol=1e-4)
+            assert errors["EKFAC"] <= errors["K-FAC"] + 1e-3
+            assert 0 <= errors["EKFAC"] < errors["diagonal"] < 1
+    # A fresh policy is nearly uniform: what comes back to the last layer does not depend on what goes in.
+    assert spectra[0]["action_net"].errors["K-FAC"] < 0.01
+    fisher_spectrum.print_table(spectra)
+    assert "action_net" in capsys.readouterr().out
