@@ -4,9 +4,10 @@ import json
 import sys
 
 import pytest
+import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks import defaults, environments, memory, report, trpo_comparison, trpo_runs
+from benchmarks import defaults, environments, memory, report, solver_cost, solver_returns, trpo_comparison, trpo_runs
 
 
 def test_trpo_comparison_writes_tables_and_resumes(tmp_path):
@@ -115,3 +116,46 @@ def test_run_of_the_defaults_is_kept(tmp_path):
     figures = store.load(run.settings())
     assert figures is not None
     assert 5.0 < figures["return"] <= 500.0
+
+
+def test_solver_returns_are_kept_and_shown(tmp_path):
+    store = report.Store(tmp_path)
+    runs = solver_returns.all_runs((0, 1), ("CartPole-v1",), ("cg 15", "kfac"), 2048)
+    assert [(run.setting, run.seed) for run in runs] == [("cg 15", 0), ("kfac", 0), ("cg 15", 1)]
+    report.in_fresh_process(solver_returns.measure, store, runs[0])
+    figures = store.load(runs[0].settings())
+    assert figures is not None
+    assert figures["updates"] == 1
+    assert figures["skipped"] == 0
+    assert 0.0 < figures["kl"] <= 0.0201
+    assert 0.0 < figures["solve_seconds"] < figures["update_seconds"]
+
+    for run, value in zip(runs, (100.0, 50.0, 102.0), strict=True):
+        store.save(run.settings(), {**figures, "return": value, "skipped": 1, "updates": 2})
+    rows = solver_returns.sections(store, runs)[1].splitlines()[2:]
+    assert [row.split(" | ")[:3] for row in rows] == [["| cg 15", "101 ± 1", "1.0"], ["| kfac", "50", "–"]]
+    assert rows[0].endswith("| 2 of 4 |")
+
+
+def test_solver_cost_measures_every_solver_and_its_peer(tmp_path):
+    size = solver_cost.Size(8, 64)
+    seconds = solver_cost.seconds_at(size, 1)
+    assert set(seconds) == {solver_cost.PEER, *solver_cost.SOLVERS}
+    assert all(value > 0.0 for value in seconds.values())
+    assert report.in_fresh_process(solver_cost.peak_mib, "kfac", size) >= 0.0
+    assert solver_cost.names_at(solver_cost.Size(256, 2048)) == [name for name in seconds if name != "exact"]
+
+    store, (networks, rollouts) = report.Store(tmp_path), solver_cost.sizes()
+    for wanted in (*networks, *rollouts):
+        store.save(wanted.settings(), {"seconds": seconds, "mib": seconds, "parameters": 10 * wanted.width})
+    assert "| TRPO's cg 15 |" in "".join(solver_cost.sections(store))
+    solver_cost.draw(store, tmp_path / "cost.png")
+    assert (tmp_path / "cost.png").stat().st_size > 0
+
+
+def test_cost_is_compared_with_a_peer_that_solves_the_same_system():
+    problem = solver_cost.make_problem(solver_cost.Size(8, 64))
+    gradient = problem.surrogate_gradient()
+    exact, peer = (solver_cost.solve(name, problem, gradient) for name in ("exact", solver_cost.PEER))
+    assert float((exact - peer).norm() / exact.norm()) < 1e-2
+    th.testing.assert_close(solver_cost.solve("cg 15", problem, gradient), exact, rtol=0.05, atol=0.05)
