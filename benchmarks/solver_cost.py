@@ -49,7 +49,7 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
 PEER = "TRPO's cg 15"
 #: Sizes at which a solver takes minutes or is refused.
 TOO_LARGE: dict[str, Callable[["Size"], bool]] = {
-    "exact": lambda size: size.width > 64 or size.rows > 4096,
+    "exact": lambda size: size.width > 64 or size.rows > 2048,
     "woodbury": lambda size: size.rows > 4096,
 }
 
@@ -139,7 +139,8 @@ def peak_mib(name: str, size: Size) -> float:
 def measure(store: Store, size: Size, rounds: int) -> None:
     """Measure one size and keep the figures."""
     seconds = in_fresh_process(seconds_at, size, rounds)
-    memory = {name: in_fresh_process(peak_mib, name, size) for name in seconds}
+    shown = size in _sizes_of_memory()
+    memory = {name: in_fresh_process(peak_mib, name, size) for name in seconds} if shown else {}
     parameters = len(make_problem(size).vector)
     store.save(size.settings(), {"seconds": seconds, "mib": memory, "parameters": parameters})
 
@@ -147,6 +148,12 @@ def measure(store: Store, size: Size, rounds: int) -> None:
 def sizes(widths: Sequence[int] = WIDTHS, rows: Sequence[int] = ROWS) -> tuple[list[Size], list[Size]]:
     """Return the sizes along which the network grows, and those along which the rollout does."""
     return [Size(width, BASE_ROWS) for width in widths], [Size(BASE_WIDTH, n) for n in rows]
+
+
+def _sizes_of_memory() -> list[Size]:
+    """Return the sizes at which memory is measured."""
+    networks, rollouts = sizes()
+    return [*networks, rollouts[-1]]
 
 
 def sections(store: Store) -> list[str]:
@@ -160,7 +167,7 @@ def sections(store: Store) -> list[str]:
     )
     by_width = _table(store, networks, "seconds", lambda size, p: f"{size.width}×{size.width} (p = {p:,})")
     by_rows = _table(store, rollouts, "seconds", lambda size, _: f"N = {size.rows:,}")
-    memory = _table(store, [*networks, *rollouts[-1:]], "mib", lambda size, p: f"p = {p:,}, N = {size.rows:,}")
+    memory = _table(store, _sizes_of_memory(), "mib", lambda size, p: f"p = {p:,}, N = {size.rows:,}")
     return [
         about,
         f"Growth with the network, N = {BASE_ROWS:,}:",

@@ -17,6 +17,21 @@ from benchmarks.report import Store, command_line, preamble, write_document
 #: What the tables below it say, in the words of those who read them.
 CONCLUSIONS = """\
 ## Which solver, when
+
+- **`"cg"` as it is**, 15 products at damping 0.1, for any network and for short training. It asks nothing of the
+  layers, and on the four tasks below the spread over seeds is larger than what separates it from the preconditioned
+  form. That is why it is the default.
+- **`"cg"` with `preconditioner="kfac"` and 5 products** for long training of an MLP. It costs about the same, and the
+  older the policy, the further 15 plain products are from the solution and the nearer 5 preconditioned ones stay. On
+  CartPole and Catch, where plain products arrive by themselves, it gains nothing.
+- **`"kfac"` and `"ekfac"` alone** give a rougher direction that can still train well or badly; **`"woodbury"`** serves
+  short rollouts and large networks; **`"exact"`, `"diagonal"` and `"identity"`** are there to compare with.
+
+Less damping brings a direction nearer to F⁻¹g, and returns that are lower or spread more: 0.1 stays the default.
+Relative damping of 0.1 is too little on Pendulum and Hopper: the step leaves the region in which F holds, and the KL
+reached stays below what was predicted. Adaptive damping was run with one seed only; these figures say nothing for or
+against it. Factors that are a few updates old lose most of what the preconditioner gains on trained policies; one
+random column of the outputs' Fisher is nearly as good as all columns, and cheaper.
 """
 
 
