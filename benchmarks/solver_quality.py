@@ -18,6 +18,7 @@ from benchmarks.quality_measure import EXACT, MAIN, VARIANTS, Family, Run, measu
 from benchmarks.quality_policies import LAG, ROWS, TASKS, Training, train
 from benchmarks.report import Store, command_line, markdown_table, measure_missing, preamble, write_document
 
+RESULTS = Path("benchmarks/results/solver_quality")
 AGES = (0, 100_000, 500_000)
 DAMPINGS = (1e-1, 1e-2, 1e-3, 1e-4)
 SEEDS = (0, 1, 2)
@@ -275,7 +276,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="runs at once")
     parser.add_argument("--cache", type=Path, default=Path("runs/solver_quality"), help="where policies are kept")
     parser.add_argument("--out", type=Path, default=Path("docs/solver_quality.md"))
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/solver_quality"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="one small policy, in two minutes, not into the documents")
     arguments = parser.parse_args(argv)
     if arguments.quick:

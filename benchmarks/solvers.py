@@ -41,11 +41,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--processes", type=int, default=2, help="training runs at once")
     parser.add_argument("--out", type=Path, default=Path("docs/solvers.md"))
     arguments = parser.parse_args(argv)
-    common = ["--processes", str(arguments.processes)]
-    solver_returns.main(common)
+    solver_returns.main(["--processes", str(arguments.processes)])
     solver_cost.main([])
     returns, cost = Store(solver_returns.RESULTS), Store(solver_cost.RESULTS)
-    quality = Store(Path("benchmarks/results/solver_quality"))
+    quality = Store(solver_quality.RESULTS)
     picture = arguments.out.with_name("solver_cost.png")
     solver_cost.draw(cost, picture)
     write_document(

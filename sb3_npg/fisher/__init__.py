@@ -2,11 +2,12 @@
 
 from sb3_npg.fisher.autograd import AutogradFisher, Linearization, OutputModel
 from sb3_npg.fisher.blocks import Block, DenseBlock, LayerBlock, dense_blocks, layer_blocks
-from sb3_npg.fisher.chunks import rows_within, split_rows
+from sb3_npg.fisher.chunks import LARGEST_TEMPORARY, rows_within, split_rows
 from sb3_npg.fisher.layers import Acting, ActingModel, Columns, LayeredFisher
 from sb3_npg.fisher.statistics import LayerRecord, jacobians, kronecker_factors, second_moments
 
 __all__ = [
+    "LARGEST_TEMPORARY",
     "Acting",
     "ActingModel",
     "AutogradFisher",

@@ -6,13 +6,12 @@ from typing import NamedTuple, Protocol
 
 import torch as th
 
-from sb3_npg.fisher.chunks import split_rows
+from sb3_npg.fisher.chunks import LARGEST_TEMPORARY, split_rows
 from sb3_npg.parameters import ParameterVector
 
-#: Rows of S in one batched backward pass, passes in one product SᵀS, and the numbers that a pass may hold.
+#: Rows of S in one batched backward pass, and passes in one product SᵀS.
 _SCORES_AT_ONCE = 256
 _BLOCKS_AT_ONCE = 8
-_LARGEST_TEMPORARY = 2**24
 
 
 class OutputMetric(Protocol):
@@ -143,7 +142,7 @@ class AutogradFisher:
     def _scores(self) -> Iterator[th.Tensor]:
         """Yield blocks of S, each of shape (r, rows, p)."""
         parameters = self.model.parameters
-        at_once = max(1, min(_SCORES_AT_ONCE, _LARGEST_TEMPORARY // len(parameters)))
+        at_once = max(1, min(_SCORES_AT_ONCE, LARGEST_TEMPORARY // len(parameters)))
         with th.no_grad():
             rank = self.model.metric.root(self.model.outputs(slice(0, 1))).shape[2]
         if rank == 0:  # a single action: nothing to tell apart

@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterable
 
 import torch as th
 
+#: Numbers that a temporary with an entry for each row and parameter may hold.
+LARGEST_TEMPORARY = 2**24
+
 
 def split_rows(n_rows: int, largest: int) -> list[slice]:
     """Cut rows 0 … n_rows − 1 into consecutive slices of nearly equal length, none above ``largest``."""

@@ -11,7 +11,7 @@ from sb3_npg.fisher.autograd import AutogradFisher, OutputModel, batched_gradien
 from sb3_npg.fisher.blocks import Block, DenseBlock
 from sb3_npg.fisher.chunks import split_rows
 from sb3_npg.fisher.partition import PROBE_ROWS, LayerUse, find_layers, untreated_block
-from sb3_npg.fisher.recording import Call, layers_that_mix_rows, recorded_calls
+from sb3_npg.fisher.recording import layers_that_mix_rows, recorded_calls
 from sb3_npg.fisher.statistics import LayerRecord
 from sb3_npg.parameters import ParameterVector
 
@@ -83,7 +83,8 @@ class LayeredFisher:
         for parameter, span in zip(parameters.tensors, spans, strict=True):
             if span.start not in covered:
                 name = names.get(id(parameter), "a parameter")
-                blocks.append(self._noise_block(span, name) or untreated_block(name, span))
+                closed = self._noise_block(span, name) if parameter is self.acting.noise else None
+                blocks.append(closed or untreated_block(name, span))
         return blocks
 
     def records(self, columns: Columns = "exact", seed: int = 0) -> Iterator[list[LayerRecord]]:
@@ -113,7 +114,7 @@ class LayeredFisher:
         :param block: one of :attr:`blocks`
         :return: shape (b, m, m)
         """
-        if self._is_noise(block.span) and block.note is None:
+        if block.note is None:
             chunks = [self.acting.noise_jacobian(rows) for rows in self.chunks]
             return noise_fisher([chunk for chunk in chunks if chunk is not None]) / self.n_rows
         fisher = self._fisher_of(block.span, self.n_rows)
@@ -143,8 +144,7 @@ class LayeredFisher:
         with recorded_calls(modules) as calls, th.enable_grad():
             parts = self.acting.act(slice(0, n)).parts
             layers = find_layers(calls, parts, self.acting.model.parameters, self.acting.module)
-        treated = {id(layer) for use in layers for layer in use.layers}
-        calls = [call for call in calls if id(call.layer) in treated]
+        calls = [call for call in calls if any(use.made(call) for use in layers)]
         n_columns = sum(part.shape[1] for part in parts)
         numbers = sum(call.inputs().numel() + n_columns * call.output.numel() for call in calls)
         itemsize = parts[0].element_size()
@@ -160,26 +160,14 @@ class LayeredFisher:
         return mixing
 
     def _records_of(self, rows: slice, columns: Columns, generator: th.Generator) -> list[LayerRecord]:
-        layers = {id(layer): layer for use in self._layers for layer in use.layers}
-        with recorded_calls(layers.values()) as calls, th.enable_grad():
+        layers = {layer for use in self._layers for layer in use.layers}
+        with recorded_calls(layers) as calls, th.enable_grad():
             acting = self.acting.act(rows)
             if not calls:
                 return []
             gradients = self._backpropagated(acting, columns, generator, [call.output for call in calls])
-        deltas = {id(call): call.derivatives(gradient) for call, gradient in zip(calls, gradients, strict=True)}
-        inputs = {id(call): call.inputs() for call in calls}
-        return [self._record(use, calls, inputs, deltas) for use in self._layers]
-
-    @staticmethod
-    def _record(
-        use: LayerUse, calls: Sequence[Call], inputs: dict[int, th.Tensor], deltas: dict[int, th.Tensor]
-    ) -> LayerRecord:
-        mine = [call for call in calls if any(call.layer is layer for layer in use.layers)]
-        positions = [use.homogeneous(inputs[id(call)]) for call in mine]
-        derivatives = [deltas[id(call)] for call in mine]
-        if len(mine) == 1:  # spare the copies
-            return LayerRecord(use.block, positions[0], derivatives[0])
-        return LayerRecord(use.block, th.cat(positions, dim=1), th.cat(derivatives, dim=2))
+        deltas = [call.derivatives(gradient) for call, gradient in zip(calls, gradients, strict=True)]
+        return [use.record(calls, deltas) for use in self._layers]
 
     def _backpropagated(
         self, acting: Acting, columns: Columns, generator: th.Generator, targets: Sequence[th.Tensor]
@@ -202,9 +190,7 @@ class LayeredFisher:
         return batched_gradients(outputs, targets, root.permute(2, 0, 1).contiguous())
 
     def _noise_block(self, span: slice, name: str) -> DenseBlock | None:
-        """Return the closed form's block, if the parameter is the noise's and does what SB3 lets it do."""
-        if not self._is_noise(span):
-            return None
+        """Return the closed form's block, if the noise's parameter does what SB3 lets it do."""
         n = min(PROBE_ROWS, self.n_rows)
         jacobian = self.acting.noise_jacobian(slice(0, n))
         if jacobian is None:
@@ -217,13 +203,6 @@ class LayeredFisher:
         expected = formed.new_zeros(size, size)
         expected[index.unsqueeze(2), index.unsqueeze(1)] = closed
         return block if th.allclose(formed, expected, rtol=1e-3, atol=1e-3 * float(formed.abs().max())) else None
-
-    def _is_noise(self, span: slice) -> bool:
-        noise = self.acting.noise
-        tensors, spans = self.acting.model.parameters.tensors, self.acting.model.parameters.spans()
-        return noise is not None and any(
-            tensor is noise and other == span for tensor, other in zip(tensors, spans, strict=True)
-        )
 
     def _vector_of(self, span: slice) -> ParameterVector:
         parameters = self.acting.model.parameters

@@ -8,7 +8,7 @@ from torch import nn
 
 from sb3_npg.fisher.blocks import DenseBlock, LayerBlock, span_length
 from sb3_npg.fisher.recording import Call, Layer, recordable
-from sb3_npg.fisher.statistics import jacobians
+from sb3_npg.fisher.statistics import LayerRecord, jacobians
 from sb3_npg.parameters import ParameterVector
 
 #: Rows on which layers are tried.
@@ -28,7 +28,24 @@ class LayerUse(NamedTuple):
     block: LayerBlock
     layers: tuple[Layer, ...]
 
-    def homogeneous(self, inputs: th.Tensor) -> th.Tensor:
+    def made(self, call: Call) -> bool:
+        """Tell whether a call is one of this block's modules."""
+        return any(call.layer is layer for layer in self.layers)
+
+    def record(self, calls: Sequence[Call], deltas: Sequence[th.Tensor]) -> LayerRecord:
+        """
+        Join what this block's calls saw and what depends on them.
+
+        :param calls: of all layers
+        :param deltas: of each call, shape (c, n, T, g)
+        """
+        mine = [(call, delta) for call, delta in zip(calls, deltas, strict=True) if self.made(call)]
+        inputs = [self._homogeneous(call.inputs()) for call, _ in mine]
+        if len(mine) == 1:  # spare the copies
+            return LayerRecord(self.block, inputs[0], mine[0][1])
+        return LayerRecord(self.block, th.cat(inputs, dim=1), th.cat([delta for _, delta in mine], dim=2))
+
+    def _homogeneous(self, inputs: th.Tensor) -> th.Tensor:
         """Append a coordinate of ones for the bias, and leave the inputs out where the weight does not act."""
         ones = inputs.new_ones(*inputs.shape[:-1], 1)
         kept = [inputs] if self.block.weight is not None else []
@@ -68,11 +85,7 @@ def find_layers(
             key = (weight and weight.start, bias and bias.start)
             known = layers.get(key, LayerUse(block, ()))
             layers[key] = known._replace(layers=(*known.layers, layer))
-    candidates = [
-        use
-        for use in layers.values()
-        if all(call.rows_come_first(n) for call in calls if any(call.layer is layer for layer in use.layers))
-    ]
+    candidates = [use for use in layers.values() if all(call.rows_come_first(n) for call in calls if use.made(call))]
     kept = _reproducing(candidates, calls, parts, parameters)
     return sorted(kept, key=lambda use: min(span.start for span in (use.block.weight, use.block.bias) if span))
 
@@ -101,19 +114,18 @@ def _reproducing(
     outputs = th.cat(differentiable, dim=1)
     weights = th.cos(th.arange(outputs.numel(), device=outputs.device)).view_as(outputs).to(outputs)
     by_row = (weights * outputs).sum(dim=1)
-    treated = [call for call in calls if any(call.layer is layer for use in candidates for layer in use.layers)]
+    treated = [call for call in calls if any(use.made(call) for use in candidates)]
     targets = [call.output for call in treated]
     gradients = th.autograd.grad(by_row.sum(), targets, retain_graph=True, materialize_grads=True)
-    deltas = {id(call): call.derivatives(g.unsqueeze(0)) for call, g in zip(treated, gradients, strict=True)}
+    deltas = [call.derivatives(g.unsqueeze(0)) for call, g in zip(treated, gradients, strict=True)]
     expected = [
         parameters.flatten(th.autograd.grad(row, parameters.tensors, retain_graph=True, materialize_grads=True))
         for row in by_row
     ]
     kept = []
     for use in candidates:
-        mine = [call for call in treated if any(call.layer is layer for layer in use.layers)]
-        inputs = th.cat([use.homogeneous(call.inputs()) for call in mine], dim=1)
-        recorded = jacobians(inputs, th.cat([deltas[id(call)] for call in mine], dim=2))[0]
+        _, inputs, delta = use.record(treated, deltas)
+        recorded = jacobians(inputs, delta)[0]
         true = th.stack([use.block.gather(gradient) for gradient in expected])
         if float((recorded - true).norm()) <= 1e-3 * float(true.norm()):
             kept.append(use)

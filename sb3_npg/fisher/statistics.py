@@ -11,9 +11,7 @@ from typing import NamedTuple
 import torch as th
 
 from sb3_npg.fisher.blocks import LayerBlock
-
-#: Numbers in a temporary of rows' Jacobians.
-_LARGEST_TEMPORARY = 2**24
+from sb3_npg.fisher.chunks import LARGEST_TEMPORARY
 
 
 class LayerRecord(NamedTuple):
@@ -65,7 +63,7 @@ def second_moments(record: LayerRecord) -> th.Tensor:
     if n_positions == 1:
         return deltas[:, :, 0].square().sum(dim=0).T @ inputs[:, 0].square()
     total = inputs.new_zeros(g, inputs.shape[2])
-    at_once = max(1, _LARGEST_TEMPORARY // total.numel())
+    at_once = max(1, LARGEST_TEMPORARY // total.numel())
     for column in deltas:
         for start in range(0, n, at_once):
             rows = slice(start, start + at_once)

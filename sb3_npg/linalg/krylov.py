@@ -53,8 +53,6 @@ def conjugate_gradient(
     :param x0: where to start, at the price of one more product; zero if None
     :return: solution, number of steps, relative residual and a condition estimate
     """
-    if preconditioner is None:
-        preconditioner = th.clone
     x, residual = (th.zeros_like(b), b.clone()) if x0 is None else (x0.clone(), b - matvec(x0))
     squared_b = float(b @ b)
     # Below the smallest normal number squares mean nothing: such a residual counts as zero.
@@ -64,7 +62,7 @@ def conjugate_gradient(
     improvements: list[float] = []
     direction, inner, steps = th.zeros_like(b), math.inf, 0
     while steps < max_steps and squared_residual > target:
-        preconditioned = preconditioner(residual)
+        preconditioned = residual if preconditioner is None else preconditioner(residual)
         previous, inner = inner, float(residual @ preconditioned)
         improvement = inner / previous
         direction.mul_(improvement).add_(preconditioned)

@@ -1,7 +1,7 @@
 """What a Fisher solver is: x ≈ (F + λI)⁻¹ g for a problem that it sees through a few methods."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch as th
@@ -137,3 +137,24 @@ class FisherSolver(nn.Module, ABC):
 def _kinds(state_dict: Mapping[str, Any]) -> dict[str, str | None]:
     """Return the kinds of solver that a state belongs to, by the names of its entries."""
     return {name: value if isinstance(value, str) else None for name, value in state_dict.items()}
+
+
+def means_over_rows(
+    layers: Layers, statistic: Callable[[LayerRecord], dict[str, th.Tensor]], columns: Columns = "exact", seed: int = 0
+) -> dict[str, th.Tensor]:
+    """
+    Add up what a function of each layer's records gives, and divide by the number of rows.
+
+    :param layers: the policy update, layer by layer
+    :param statistic: record of some rows ↦ sums over these rows, by name
+    :param columns: which columns are propagated backwards
+    :param seed: of random columns
+    :return: means, by the layer's name, a dot and the statistic's
+    """
+    sums: dict[str, th.Tensor] = {}
+    for records in layers.records(columns, seed):
+        for record in records:
+            for name, new in statistic(record).items():
+                key = f"{record.block.name}.{name}"
+                sums[key] = sums[key] + new if key in sums else new
+    return {name: total / layers.n_rows for name, total in sums.items()}

@@ -11,7 +11,7 @@ import torch as th
 from sb3_npg.checks import check_choice, check_integer, check_number
 from sb3_npg.fisher import Block, Columns, LayerRecord, dense_blocks
 from sb3_npg.numerics import require_finite
-from sb3_npg.solvers.base import FisherSolver, Layers, Problem, Solution
+from sb3_npg.solvers.base import FisherSolver, Layers, Problem, Solution, means_over_rows
 from sb3_npg.solvers.memory import Memory
 
 
@@ -95,9 +95,16 @@ class BlockDiagonalSolver(FisherSolver):
     def _eigenvalues_of(self, block: Block) -> th.Tensor:
         """Return the eigenvalues of a block."""
 
+    def _is_decomposed(self, block: Block) -> bool:
+        """Tell whether the eigenvalues of a block are at hand."""
+        return True
+
     def _extreme_eigenvalues(self) -> tuple[float, float]:
-        ends = [(float(values.min()), float(values.max())) for values in self.eigenvalues().values()]
-        return min(low for low, _ in ends), max(high for _, high in ends)
+        """Return the smallest and largest eigenvalue of all blocks whose eigenvalues are at hand."""
+        known = [self._eigenvalues_of(block) for block in self._blocks if self._is_decomposed(block)]
+        if not known:
+            return math.nan, math.nan
+        return min(float(values.min()) for values in known), max(float(values.max()) for values in known)
 
     def _due(self, interval: int) -> bool:
         return self.memory.count % interval == 0
@@ -105,14 +112,8 @@ class BlockDiagonalSolver(FisherSolver):
     def _measure(
         self, layers: Layers, statistic: Callable[[LayerRecord], dict[str, th.Tensor]]
     ) -> dict[str, th.Tensor]:
-        """Return the means over rows of what a function of each layer's records gives, by layer and name."""
-        sums: dict[str, th.Tensor] = {}
-        for records in layers.records(self.columns, seed=self.memory.count):
-            for record in records:
-                for name, new in statistic(record).items():
-                    key = f"{record.block.name}.{name}"
-                    sums[key] = sums[key] + new if key in sums else new
-        return {name: total / layers.n_rows for name, total in sums.items()}
+        """Measure with this solver's columns; random ones are drawn anew at each update."""
+        return means_over_rows(layers, statistic, self.columns, seed=self.memory.count)
 
     def _remember(self, measured: dict[str, th.Tensor]) -> None:
         """Take measurements into their averages, all of them or, if one is not finite, none."""

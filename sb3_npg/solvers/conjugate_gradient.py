@@ -1,6 +1,7 @@
 """Conjugate gradient on Fisher-vector products: the full Fisher, never formed."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch as th
@@ -82,11 +83,7 @@ class ConjugateGradientSolver(FisherSolver):
         def damped_product(vector: th.Tensor) -> th.Tensor:
             return problem.fisher_vector_product(vector).add_(vector, alpha=damping)
 
-        def preconditioned(vector: th.Tensor) -> th.Tensor:
-            if self.preconditioner is None:
-                return vector.clone()
-            return self.preconditioner.apply_inverse(vector, damping)
-
+        preconditioned = self.preconditioner and partial(self.preconditioner.apply_inverse, damping=damping)
         right, start = self._system(problem, gradient, damping)
         result = conjugate_gradient(damped_product, right, self.max_steps, self.rtol, preconditioned, start)
         if start is not None and not float(gradient @ result.x) > 0.0:

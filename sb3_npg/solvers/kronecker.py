@@ -1,7 +1,5 @@
 """K-FAC and EKFAC: each layer's block of the Fisher as a Kronecker product, or in its eigenbasis."""
 
-import math
-
 import torch as th
 
 from sb3_npg.checks import check_choice, check_integer
@@ -133,14 +131,8 @@ class KFACSolver(BlockDiagonalSolver):
             a, g = (eigen.values for eigen in self._eigenbasis(block))
         return th.outer(g, a)
 
-    def _extreme_eigenvalues(self) -> tuple[float, float]:
-        ends = []
-        for block in self._blocks:
-            if isinstance(block, LayerBlock) and self._is_large(block):
-                continue  # not decomposed; it would cost more than the solve
-            values = self._eigenvalues_of(block)
-            ends.append((float(values.min()), float(values.max())))
-        return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (math.nan, math.nan)
+    def _is_decomposed(self, block: Block) -> bool:
+        return isinstance(block, DenseBlock) or not self._is_large(block)
 
     def _eigenbasis(self, block: LayerBlock) -> tuple[Eigen, Eigen]:
         return self.memory.eigen(f"{block.name}.A"), self.memory.eigen(f"{block.name}.G")

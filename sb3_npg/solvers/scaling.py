@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch as th
 
 from sb3_npg.fisher import Block, Columns, DenseBlock, LayerRecord, dense_blocks, second_moments
-from sb3_npg.solvers.base import Layers, Problem
+from sb3_npg.solvers.base import Layers, Problem, means_over_rows
 
 #: Smallest mean eigenvalue, relative to the largest, that a block is scaled by.
 _FLOOR = 1e-8
@@ -93,14 +93,10 @@ def block_scale(layers: Layers) -> th.Tensor:
     :param layers: the blocks of F
     :return: √(tr(F_l) / P_l) for each parameter of each block, shape (p,)
     """
-    traces: dict[str, th.Tensor] = {}
-    for records in layers.records():
-        for record in records:
-            new = second_moments(record).sum() / layers.n_rows
-            traces[record.block.name] = traces[record.block.name] + new if record.block.name in traces else new
+    traces = means_over_rows(layers, lambda record: {"trace": second_moments(record).sum()})
     for block in dense_blocks(layers.blocks):
-        traces[block.name] = layers.dense_block(block).diagonal(dim1=1, dim2=2).sum()
-    means = [traces[block.name] / block.size for block in layers.blocks]
+        traces[f"{block.name}.trace"] = layers.dense_block(block).diagonal(dim1=1, dim2=2).sum()
+    means = [traces[f"{block.name}.trace"] / block.size for block in layers.blocks]
     largest = th.stack(means).max()
     floor = _FLOOR * largest if float(largest) > 0.0 else 1.0
     scale = largest.new_empty(sum(block.size for block in layers.blocks))

@@ -3,12 +3,9 @@
 import torch as th
 
 from sb3_npg.checks import check_integer
-from sb3_npg.fisher import LayerRecord, dense_blocks, jacobians
+from sb3_npg.fisher import LARGEST_TEMPORARY, LayerRecord, dense_blocks, jacobians
 from sb3_npg.linalg import damped_cholesky
 from sb3_npg.solvers.base import FisherSolver, Layers, Problem, Solution
-
-#: Numbers in a temporary of rows' Jacobians.
-_LARGEST_TEMPORARY = 2**24
 
 
 class WoodburySolver(FisherSolver):
@@ -125,7 +122,7 @@ def _layer_gram(record: LayerRecord) -> th.Tensor:
         return (inputs[:, 0] @ inputs[:, 0].T) * (deltas[0, :, 0] @ deltas[0, :, 0].T)
     # Over many positions, Jacobians of a few of the layer's outputs at a time are cheaper than all pairs of positions.
     total = inputs.new_zeros(n, n)
-    at_once = max(1, _LARGEST_TEMPORARY // (n * inputs.shape[2]))
+    at_once = max(1, LARGEST_TEMPORARY // (n * inputs.shape[2]))
     for start in range(0, g, at_once):
         part = jacobians(inputs, deltas[..., start : start + at_once])[0].flatten(1)
         total.addmm_(part, part.T)

@@ -203,7 +203,7 @@ def test_second_moments_are_squares_of_jacobians(n_positions, monkeypatch):
             expected += sum(th.outer(deltas[column, row, t], inputs[row, t]) for t in range(n_positions)).square()
     record = LayerRecord(LayerBlock("layer", slice(0, g * a), None, g), inputs, deltas)
     th.testing.assert_close(second_moments(record), expected)
-    monkeypatch.setattr("sb3_npg.fisher.statistics._LARGEST_TEMPORARY", 1)  # one row at a time
+    monkeypatch.setattr("sb3_npg.fisher.statistics.LARGEST_TEMPORARY", 1)  # one row at a time
     th.testing.assert_close(second_moments(record), expected)
 
 
