@@ -2,38 +2,21 @@
 
 import math
 from collections.abc import Callable
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, partial
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_npg.fisher import (
-    Acting,
-    ActingModel,
-    AutogradFisher,
-    LayeredFisher,
-    Linearization,
-    OutputModel,
-    rows_within,
-    split_rows,
-)
-from sb3_npg.output_fisher import make_output_fisher
-from sb3_npg.parameters import ParameterVector, reached_parameters
+from sb3_npg.actor import ActingRows, make_actor
+from sb3_npg.fisher import LayeredFisher, MlpLayers, split_rows
+from sb3_npg.networks import read_networks
+from sb3_npg.parameters import ParameterVector
 from sb3_npg.trust_region import Evaluation
 
-#: Bytes that autograd may keep for one chunk of rows. Chunks are cut so that their graph fits.
+#: Bytes that one chunk of rows may take while it is differentiated.
 MEMORY_BUDGET = 2**28
-
-
-class _Rows(NamedTuple):
-    """The action distribution of some rows, as tensors with their graph: (n, k), (n,) and (n,)."""
-
-    outputs: th.Tensor
-    log_prob: th.Tensor
-    entropy: th.Tensor | None
 
 
 class LocalProblem:
@@ -65,7 +48,8 @@ class LocalProblem:
     :param ent_coef: c, weight of the entropy bonus
     :param sub_sampling_factor: F uses every so-many-th row; the same rows in each product
     :param parameters: θ, the parameters that act; found by following the graph if not given
-    :param memory_budget: bytes that autograd may keep for one chunk of rows
+    :param memory_budget: bytes that one chunk of rows may take while it is differentiated
+    :param fast_paths: compute multilayer perceptrons by hand; False takes autograd for every policy
     :raises ValueError: if the policy's distribution is of a kind whose Fisher is not known
     """
 
@@ -82,6 +66,7 @@ class LocalProblem:
         sub_sampling_factor: int = 1,
         parameters: ParameterVector | None = None,
         memory_budget: int = MEMORY_BUDGET,
+        fast_paths: bool = True,
     ):
         self.policy = policy
         self.observations = observations
@@ -89,30 +74,20 @@ class LocalProblem:
         self.advantages = advantages
         self.ent_coef = ent_coef
         self.n_rows = len(advantages)
-        with th.no_grad():
-            self.metric = make_output_fisher(policy.get_distribution(take_rows(observations, slice(0, 1))))
-        self.vector = acting_parameters(policy, observations) if parameters is None else parameters
-        chunk_rows = rows_within(
-            memory_budget,
-            self.n_rows,
-            lambda rows: Linearization(self._forward(rows).outputs, self.vector),
-            policy.parameters(),
-        )
-        self._chunks = split_rows(self.n_rows, chunk_rows)
-        self._old_outputs, self._old_log_prob = self._snapshot()
-        fisher_rows = slice(None, None, sub_sampling_factor)
-        self._fisher_observations = take_rows(observations, fisher_rows)
-        self._fisher_actions = actions[fisher_rows]
-        self._fisher = AutogradFisher(
-            OutputModel(
-                outputs=lambda rows: self.metric.outputs(policy.get_distribution(self._seen_in(rows))),
-                n_rows=len(self._fisher_actions),
-                parameters=self.vector,
-                metric=self.metric,
-            ),
-            chunk_rows,
-        )
-        self._chunk_rows, self._memory_budget = chunk_rows, memory_budget
+        networks = read_networks(policy) if fast_paths else None
+        self.actor = make_actor(policy, observations, actions, parameters, networks)
+        self.metric = self.actor.metric
+        self.vector = self.actor.parameters
+        self._memory_budget = memory_budget
+        self._chunk_rows = self.actor.rows_within(memory_budget)
+        self._chunks = split_rows(self.n_rows, self._chunk_rows)
+        start = [self.actor.start(rows) for rows in self._chunks]
+        self._old_outputs = th.cat([rows.outputs for rows in start])
+        self._old_log_prob = th.cat([rows.log_prob for rows in start])
+        self._seen = self.actor.every(sub_sampling_factor)
+        self._fisher = self._seen.fisher(self._chunk_rows)
+        #: L and mean KL at θ_old.
+        self.at_start = self._evaluate_at_start(start)
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -133,7 +108,7 @@ class LocalProblem:
         with th.no_grad():
             for rows in self._chunks:
                 try:
-                    now = self._forward(rows)
+                    now = self.actor.act(rows)
                 except ValueError:  # torch's distributions refuse NaN
                     return Evaluation(math.nan, math.nan)
                 surrogate += float(self._surrogate_of(now, rows).sum())
@@ -144,10 +119,7 @@ class LocalProblem:
         """Return g = ∇L at the policy's present parameters, shape (p,)."""
         total = th.zeros_like(self.vector.get())
         for rows in self._chunks:
-            with th.enable_grad():
-                surrogate = self._surrogate_of(self._forward(rows), rows).sum()
-                gradients = th.autograd.grad(surrogate, self.parameters, materialize_grads=True)
-            total += self.vector.flatten(gradients)
+            total += self.actor.gradient(rows, partial(self._surrogate_of, rows=rows))
         return total / self.n_rows
 
     def fisher_vector_product(self, vector: th.Tensor) -> th.Tensor:
@@ -164,80 +136,26 @@ class LocalProblem:
         return self._fisher.dense()
 
     @cached_property
-    def layers(self) -> LayeredFisher:
+    def layers(self) -> LayeredFisher | MlpLayers:
         """The Fisher of θ_old layer by layer. Use it before the parameters move."""
-        acting = ActingModel(
-            module=self.policy,
-            act=self._act,
-            model=self._fisher.model,
-            noise=getattr(self.policy, "log_std", None),
-            noise_jacobian=self._noise_jacobian,
-        )
-        return LayeredFisher(acting, self._chunk_rows, self._memory_budget)
+        return self._seen.layers(self._chunk_rows, self._memory_budget)
 
-    def _act(self, rows: slice) -> Acting:
-        distribution = self.policy.get_distribution(self._seen_in(rows))
-        return Acting(self.metric.parts(distribution), distribution.log_prob(self._fisher_actions[rows]))
+    def _evaluate_at_start(self, start: list[ActingRows]) -> Evaluation:
+        """Return L at θ_old, from the distributions at hand."""
+        pairs = zip(start, self._chunks, strict=True)
+        return Evaluation(sum(float(self._surrogate_of(now, rows).sum()) for now, rows in pairs) / self.n_rows, 0.0)
 
-    def _noise_jacobian(self, rows: slice) -> th.Tensor | None:
-        distribution = self.policy.get_distribution(self._seen_in(rows))
-        return self.metric.noise_jacobian(distribution, self.policy.log_std)
-
-    def _seen_in(self, rows: slice) -> PyTorchObs:
-        """Return the observations of some of the Fisher's rows."""
-        return take_rows(self._fisher_observations, rows)
-
-    def _forward(self, rows: slice) -> _Rows:
-        distribution = self.policy.get_distribution(take_rows(self.observations, rows))
-        log_prob = distribution.log_prob(self.actions[rows])
-        entropy = distribution.entropy() if self.ent_coef != 0.0 else None
-        return _Rows(self.metric.outputs(distribution), log_prob, entropy)
-
-    @th.no_grad()
-    def _snapshot(self) -> tuple[th.Tensor, th.Tensor]:
-        """Evaluate π_old, shapes (n, k) and (n,)."""
-        chunks = [self._forward(rows) for rows in self._chunks]
-        return th.cat([chunk.outputs for chunk in chunks]), th.cat([chunk.log_prob for chunk in chunks])
-
-    def _surrogate_of(self, now: _Rows, rows: slice) -> th.Tensor:
+    def _surrogate_of(self, now: ActingRows, rows: slice) -> th.Tensor:
         ratio = (now.log_prob - self._old_log_prob[rows]).exp()
         surrogate = ratio * self.advantages[rows]
         if self.ent_coef == 0.0:
             return surrogate
         # Squashed actions have no closed form: H = −E_old[ratio · log π], which has the right gradient too.
-        entropy = -ratio * now.log_prob if now.entropy is None else now.entropy
-        return surrogate + self.ent_coef * entropy
+        entropy = now.entropy()
+        return surrogate + self.ent_coef * (-ratio * now.log_prob if entropy is None else entropy)
 
-    def _kl_of(self, now: _Rows, rows: slice) -> th.Tensor:
+    def _kl_of(self, now: ActingRows, rows: slice) -> th.Tensor:
         return self.metric.kl(self._old_outputs[rows], now.outputs)
 
-    def _mean(self, per_row: Callable[[_Rows, slice], th.Tensor]) -> th.Tensor:
-        return th.stack([per_row(self._forward(rows), rows).sum() for rows in self._chunks]).sum() / self.n_rows
-
-
-def take_rows(observations: PyTorchObs, rows: slice) -> PyTorchObs:
-    """Return some rows of a batch of observations, a tensor or a dict of tensors."""
-    if isinstance(observations, dict):
-        return {key: tensor[rows] for key, tensor in observations.items()}
-    return observations[rows]
-
-
-def acting_parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> ParameterVector:
-    """
-    Find the parameters that the action distribution depends on.
-
-    :param policy: SB3 actor-critic policy
-    :param observations: at least one row
-    :return: those parameters, in the policy's order
-    :raises ValueError: if there are none
-    """
-    with th.enable_grad():
-        distribution = policy.get_distribution(take_rows(observations, slice(0, 1)))
-        outputs = make_output_fisher(distribution).outputs(distribution)
-        reached = reached_parameters(outputs, policy.parameters())
-    if not reached:
-        raise ValueError(
-            f"`policy`={type(policy).__name__} has no parameter that the action distribution depends on "
-            "and that requires a gradient. Check `requires_grad` and that the policy does not detach its outputs."
-        )
-    return ParameterVector(reached)
+    def _mean(self, per_row: Callable[[ActingRows, slice], th.Tensor]) -> th.Tensor:
+        return th.stack([per_row(self.actor.act(rows), rows).sum() for rows in self._chunks]).sum() / self.n_rows

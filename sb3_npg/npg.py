@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_npg.actor import take_rows
 from sb3_npg.arguments import (
     assertions_as_value_errors,
     check_features_extractor,
@@ -31,7 +32,7 @@ from sb3_npg.arguments import (
 )
 from sb3_npg.critic import fit_critic
 from sb3_npg.figures import policy_step_figures
-from sb3_npg.local_problem import LocalProblem, take_rows
+from sb3_npg.local_problem import LocalProblem
 from sb3_npg.numerics import NumericalFailure, restored_on_failure
 from sb3_npg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_npg.policy_parts import PolicyParts, refresh_running_statistics, split_policy

@@ -16,8 +16,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_npg.actor import acting_parameters, take_rows
 from sb3_npg.fisher import split_rows
-from sb3_npg.local_problem import acting_parameters, take_rows
 from sb3_npg.parameters import ParameterVector, reached_parameters
 
 

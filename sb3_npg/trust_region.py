@@ -130,6 +130,11 @@ class SearchableProblem(Protocol):
         """The parameters θ as one vector."""
         ...
 
+    @property
+    def at_start(self) -> Evaluation:
+        """L and the mean KL at θ_old."""
+        ...
+
     def evaluate(self) -> Evaluation:
         """Return L(θ) and the mean KL at the present θ."""
         ...
@@ -175,7 +180,6 @@ def backtrack(
     :raises NumericalFailure: if, without a search, the full step leads to a NaN or an infinity
     """
     start = problem.vector.get()
-    at_start = problem.evaluate()
     first_mean_kl = math.nan
     for trial in range(max(max_iter, 1)):
         coefficient = shrinking_factor**trial
@@ -183,14 +187,14 @@ def backtrack(
         now = problem.evaluate()
         first_mean_kl = now.mean_kl if trial == 0 else first_mean_kl
         finite = math.isfinite(now.surrogate) and math.isfinite(now.mean_kl)
-        improves = now.surrogate > at_start.surrogate and now.mean_kl <= kl_limit
+        improves = now.surrogate > problem.at_start.surrogate and now.mean_kl <= kl_limit
         if finite and (improves or max_iter == 0):
-            improvement = now.surrogate - at_start.surrogate
+            improvement = now.surrogate - problem.at_start.surrogate
             return LineSearch(True, coefficient, trial + 1, now.surrogate, improvement, now.mean_kl, first_mean_kl)
     problem.vector.set(start)
     if max_iter == 0:
         raise NumericalFailure("the policy after the full step is not finite")
-    return LineSearch(False, 0.0, max_iter, at_start.surrogate, 0.0, 0.0, first_mean_kl)
+    return LineSearch(False, 0.0, max_iter, problem.at_start.surrogate, 0.0, 0.0, first_mean_kl)
 
 
 def adapted_damping_factor(

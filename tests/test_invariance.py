@@ -7,7 +7,7 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_npg.fisher import AutogradFisher, LayerBlock, OutputModel
+from sb3_npg.fisher import LayerBlock, OutputModel, RolloutFisher
 from sb3_npg.fisher.autograd import Linearization
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.output_fisher import CategoricalFisher, GaussianFisher
@@ -166,11 +166,11 @@ def test_conjugate_gradient_run_long_finds_the_same_change():
     assert difference(expected, x) < 1e-6
 
 
-def tabular(logits: th.Tensor) -> AutogradFisher:
+def tabular(logits: th.Tensor) -> RolloutFisher:
     """Return the Fisher of a softmax over a table of logits, all states equally likely."""
     table = nn.Parameter(logits)
     model = OutputModel(lambda rows: table[rows], len(logits), ParameterVector([table]), CategoricalFisher())
-    return AutogradFisher(model, len(logits))
+    return RolloutFisher(model, len(logits))
 
 
 def test_tabular_softmax_natural_gradient_is_multiplicative_weights():
@@ -209,7 +209,7 @@ def test_two_parameter_gaussian_has_the_natural_gradient_known_by_hand():
     def outputs(_rows: slice) -> th.Tensor:
         return th.stack([theta[0], theta[1].log()]).unsqueeze(0)
 
-    fisher = AutogradFisher(OutputModel(outputs, 1, ParameterVector([theta]), GaussianFisher()), 1)
+    fisher = RolloutFisher(OutputModel(outputs, 1, ParameterVector([theta]), GaussianFisher()), 1)
     expected = th.diag(th.tensor([1 / std**2, 2 / std**2], dtype=th.float64))
     th.testing.assert_close(fisher.dense(), expected)
     gradient = th.tensor([0.5, -1.2], dtype=th.float64)

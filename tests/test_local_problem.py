@@ -179,12 +179,15 @@ def test_products_leave_no_trace():
     assert all(parameter.grad is None for parameter in problem.policy.parameters())
 
 
-def test_products_after_the_parameters_have_moved_are_refused():
-    problem = make_problem("Gaussian", "Mlp", N)
+@pytest.mark.parametrize(
+    ("fast_paths", "error"), [(True, "the parameters have moved"), (False, "modified by an inplace operation")]
+)
+def test_products_after_the_parameters_have_moved_are_refused(fast_paths, error):
+    problem = make_problem("Gaussian", "Mlp", N, fast_paths=fast_paths)
     vector = th.randn(len(problem.vector), dtype=th.float64)
     problem.fisher_vector_product(vector)
     problem.vector.set(problem.vector.get() + 0.1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match=error):
         problem.fisher_vector_product(vector)
 
 

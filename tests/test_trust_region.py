@@ -123,8 +123,8 @@ def test_rejected_line_search_restores_parameters_bit_for_bit(distribution):
 class Scripted:
     """L and KL by number of evaluations: θ_old first."""
 
-    def __init__(self, vector, *evaluations):
-        self.vector, self.evaluations = vector, iter(evaluations)
+    def __init__(self, vector, at_start, *evaluations):
+        self.vector, self.at_start, self.evaluations = vector, at_start, iter(evaluations)
 
     def evaluate(self):
         return next(self.evaluations)

@@ -1,5 +1,6 @@
-"""F·v and the dense F of any differentiable policy, through autograd."""
+"""F·v, the dense F and its diagonal over the rows of a rollout; for any differentiable policy through autograd."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -17,12 +18,29 @@ _BLOCKS_AT_ONCE = 8
 class OutputMetric(Protocol):
     """F_out of the outputs, row by row: its product and its root."""
 
-    def product(self, outputs: th.Tensor, vectors: th.Tensor) -> th.Tensor:
-        """Return F_out u, shape (n, k)."""
+    def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
+        """Return u ↦ F_out u, both of shape (n, k)."""
         ...
 
     def root(self, outputs: th.Tensor) -> th.Tensor:
         """Return B with B Bᵀ = F_out, shape (n, k, r)."""
+        ...
+
+
+class Jacobian(Protocol):
+    """J = ∂z/∂θ of some rows as two linear maps."""
+
+    @property
+    def outputs(self) -> th.Tensor:
+        """The outputs z, shape (n, k)."""
+        ...
+
+    def push(self, vector: th.Tensor) -> th.Tensor:
+        """Return J v, shape (n, k), for v of shape (p,)."""
+        ...
+
+    def pull(self, cotangent: th.Tensor) -> th.Tensor:
+        """Return Jᵀ u, shape (p,), for u of shape (n, k)."""
         ...
 
 
@@ -34,17 +52,26 @@ class OutputModel(NamedTuple):
     :param n_rows: N
     :param parameters: θ
     :param metric: F_out
+    :param linearize: rows ↦ J, where there is a faster way than through the graph of z
     """
 
     outputs: Callable[[slice], th.Tensor]
     n_rows: int
     parameters: ParameterVector
     metric: OutputMetric
+    linearize: Callable[[slice], Jacobian] | None = None
+
+    def jacobian(self, rows: slice) -> Jacobian:
+        """Return J of some rows."""
+        if self.linearize is not None:
+            return self.linearize(rows)
+        with th.enable_grad():
+            return Linearization(self.outputs(rows), self.parameters)
 
 
 class Linearization:
     """
-    J = ∂z/∂θ of some rows as two linear maps that share one graph.
+    J = ∂z/∂θ of some rows, whose two maps share one graph.
 
     v ↦ J v is the derivative of u ↦ Jᵀu, which is linear in u, so two backward passes give a
     forward-mode product without forward-mode rules ("double-vjp"). The graph is built once and
@@ -81,7 +108,14 @@ class Linearization:
         return self.parameters.flatten(gradients)
 
 
-class AutogradFisher:
+class _LinearMaps(NamedTuple):
+    """J and F_out of some rows."""
+
+    jacobian: Jacobian
+    metric: Callable[[th.Tensor], th.Tensor]
+
+
+class RolloutFisher:
     """
     F = (1/N) Σ_n J_nᵀ F_out,n J_n of a policy given by its outputs: positive semi-definite by construction.
 
@@ -97,16 +131,19 @@ class AutogradFisher:
     def __init__(self, model: OutputModel, chunk_rows: int):
         self.model = model
         self.chunks = split_rows(model.n_rows, chunk_rows)
-        self._kept: Linearization | None = None
+        self._kept: _LinearMaps | None = None
 
-    def _linearizations(self) -> Iterator[Linearization]:
+    def _linear_maps(self) -> Iterator[_LinearMaps]:
         if len(self.chunks) > 1:
-            for rows in self.chunks:
-                yield Linearization(self.model.outputs(rows), self.model.parameters)
+            yield from map(self._linear_maps_of, self.chunks)
             return
         if self._kept is None:
-            self._kept = Linearization(self.model.outputs(self.chunks[0]), self.model.parameters)
+            self._kept = self._linear_maps_of(self.chunks[0])
         yield self._kept
+
+    def _linear_maps_of(self, rows: slice) -> _LinearMaps:
+        jacobian = self.model.jacobian(rows)
+        return _LinearMaps(jacobian, self.model.metric.product_at(jacobian.outputs.detach()))
 
     def product(self, vector: th.Tensor) -> th.Tensor:
         """
@@ -115,12 +152,8 @@ class AutogradFisher:
         :param vector: v, shape (p,)
         :return: F v, shape (p,)
         """
-        total = th.zeros_like(vector)
-        with th.enable_grad():
-            for jacobian in self._linearizations():
-                outputs = jacobian.outputs.detach()
-                total += jacobian.pull(self.model.metric.product(outputs, jacobian.push(vector)))
-        return total / self.model.n_rows
+        products = (jacobian.pull(metric(jacobian.push(vector))) for jacobian, metric in self._linear_maps())
+        return functools.reduce(th.add, products).div_(self.model.n_rows)
 
     def dense(self) -> th.Tensor:
         """Form the Fisher, shape (p, p): F = SᵀS/N, where the rows of S are the columns of Jᵀ_n B_n."""

@@ -2,21 +2,20 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch as th
 from torch import nn
 
-from sb3_npg.fisher.autograd import AutogradFisher, OutputModel, batched_gradients, pull_all
+from sb3_npg.fisher.autograd import OutputModel, RolloutFisher, batched_gradients, pull_all
 from sb3_npg.fisher.blocks import Block, DenseBlock
 from sb3_npg.fisher.chunks import split_rows
+from sb3_npg.fisher.columns import Columns, propagated_root
+from sb3_npg.fisher.noise import noise_fisher
 from sb3_npg.fisher.partition import PROBE_ROWS, LayerUse, find_layers, untreated_block
 from sb3_npg.fisher.recording import layers_that_mix_rows, recorded_calls
 from sb3_npg.fisher.statistics import LayerRecord
 from sb3_npg.parameters import ParameterVector
-
-#: Which columns are propagated backwards: all of F_out's root, one random sum of them, or the taken action's score.
-Columns = Literal["exact", "propagated", "sampled"]
 
 
 class Acting(NamedTuple):
@@ -91,9 +90,8 @@ class LayeredFisher:
         """
         Yield the records of all layers, a chunk of rows at a time. One chunk is kept and serves the next call too.
 
-        :param columns: "exact", all columns of F_out's root; "propagated", one random sum of them with signs ±1
-            (Martens, Sutskever & Swersky 2012, Estimating the Hessian by Back-propagating Curvature); "sampled",
-            the score of the action taken
+        :param columns: "exact", all columns of F_out's root; "propagated", one random sum of them; "sampled", the
+            score of the action taken
         :param seed: of the random signs
         """
         key = (columns, seed)
@@ -178,13 +176,8 @@ class LayeredFisher:
             return tuple(gradient.unsqueeze(0) for gradient in gradients)
         outputs = th.cat(acting.parts, dim=1)
         with th.no_grad():
-            root = self.acting.model.metric.root(outputs.detach())
-            # A part that no layer moves, such as a free log_std, needs no backward pass.
             reached = [th.full((part.shape[1],), r) for part, r in zip(acting.parts, self._reached, strict=True)]
-            root = root[:, :, (root[:, th.cat(reached)] != 0).any(dim=0).any(dim=0)]
-            if columns == "propagated":
-                signs = th.randint(2, (len(root), root.shape[2], 1), generator=generator).to(root) * 2 - 1
-                root = root @ signs
+            root = propagated_root(self.acting.model.metric.root(outputs.detach()), th.cat(reached), columns, generator)
         if root.shape[2] == 0:
             return tuple(target.new_zeros(0, *target.shape) for target in targets)
         return batched_gradients(outputs, targets, root.permute(2, 0, 1).contiguous())
@@ -209,23 +202,9 @@ class LayeredFisher:
         pairs = zip(parameters.tensors, parameters.spans(), strict=True)
         return ParameterVector([tensor for tensor, other in pairs if other == span])
 
-    def _fisher_of(self, span: slice, n_rows: int) -> AutogradFisher:
+    def _fisher_of(self, span: slice, n_rows: int) -> RolloutFisher:
         model = self.acting.model._replace(parameters=self._vector_of(span), n_rows=n_rows)
-        return AutogradFisher(model, n_rows)
-
-
-def noise_fisher(jacobians: Sequence[th.Tensor]) -> th.Tensor:
-    """
-    Sum 2 Σ_r J_r J_rᵀ over rows: F_out of a log standard deviation is 2.
-
-    :param jacobians: chunks of shape (n, m, b, r)
-    :return: shape (b, m, m)
-    """
-    total = jacobians[0].new_zeros(())
-    for chunk in jacobians:
-        flat = chunk.permute(2, 1, 0, 3).flatten(2)  # (b, m, n·r)
-        total = total + 2.0 * flat @ flat.mT
-    return total
+        return RolloutFisher(model, n_rows)
 
 
 def _reaches(part: th.Tensor, outputs: Sequence[th.Tensor]) -> bool:

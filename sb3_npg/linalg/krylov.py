@@ -15,15 +15,17 @@ class ConjugateGradientResult(NamedTuple):
 
     :param x: the approximate solution, shape (p,)
     :param steps: number of search directions, one product with A each
-    :param residual: ‖b − Ax‖ / ‖b‖ as tracked by the recursion; 0 when b = 0
-    :param condition: ratio of the largest to the smallest Ritz value: a lower bound of the condition number of A,
-        or of M⁻¹A with a preconditioner M; 1 when no step succeeded
+    :param residual: ‖b − (A + σI)x‖ / ‖b‖ as tracked by the recursion; 0 when b = 0
+    :param condition: ratio of the largest to the smallest Ritz value: a lower bound of the condition number of
+        A + σI, or of M⁻¹(A + σI) with a preconditioner M; 1 when no step succeeded
+    :param product: A x, the sum of the products that x was made of, shape (p,)
     """
 
     x: th.Tensor
     steps: int
     residual: float
     condition: float
+    product: th.Tensor
 
 
 def conjugate_gradient(
@@ -33,13 +35,14 @@ def conjugate_gradient(
     rtol: float = 0.0,
     preconditioner: Operator | None = None,
     x0: th.Tensor | None = None,
+    shift: float = 0.0,
 ) -> ConjugateGradientResult:
     """
-    Solve A x = b for a symmetric positive definite A given by its products.
+    Solve (A + σI) x = b for a symmetric positive definite A + σI, with A given by its products.
 
     Starts at x = 0 unless told otherwise: no random number is drawn and no product is spent on the first
-    residual. Stops after ``max_steps`` steps, as soon as ‖b − Ax‖ ≤ ``rtol`` ‖b‖, or when a search
-    direction shows no positive curvature (A is not positive definite in this precision); x is then the last
+    residual. Stops after ``max_steps`` steps, as soon as ‖b − (A + σI)x‖ ≤ ``rtol`` ‖b‖, or when a search
+    direction shows no positive curvature (A + σI is not positive definite in this precision); x is then the last
     iterate before it.
 
     Hestenes & Stiefel (1952), Methods of conjugate gradients for solving linear systems;
@@ -49,11 +52,13 @@ def conjugate_gradient(
     :param b: right-hand side, shape (p,)
     :param max_steps: largest number of steps, at least 1
     :param rtol: relative tolerance on the residual's 2-norm, at least 0
-    :param preconditioner: r ↦ M⁻¹ r for a symmetric positive definite M near A; the identity if None
+    :param preconditioner: r ↦ M⁻¹ r for a symmetric positive definite M near A + σI; the identity if None
     :param x0: where to start, at the price of one more product; zero if None
+    :param shift: σ ≥ 0
     :return: solution, number of steps, relative residual and a condition estimate
     """
-    x, residual = (th.zeros_like(b), b.clone()) if x0 is None else (x0.clone(), b - matvec(x0))
+    x, applied = (th.zeros_like(b), th.zeros_like(b)) if x0 is None else (x0.clone(), matvec(x0))
+    residual = b - applied.add(x, alpha=shift)
     squared_b = float(b @ b)
     # Below the smallest normal number squares mean nothing: such a residual counts as zero.
     target = max(rtol**2 * squared_b, th.finfo(b.dtype).tiny)
@@ -68,17 +73,18 @@ def conjugate_gradient(
         direction.mul_(improvement).add_(preconditioned)
         product = matvec(direction)
         steps += 1
-        curvature = float(direction @ product)
+        curvature = float(direction @ product) + shift * float(direction @ direction)
         if not (0.0 < curvature < math.inf and 0.0 < inner < math.inf):
             break
         length = inner / curvature
         x.add_(direction, alpha=length)
-        residual.sub_(product, alpha=length)
+        applied.add_(product, alpha=length)
+        residual.sub_(product, alpha=length).sub_(direction, alpha=length * shift)
         squared_residual = float(residual @ residual)
         lengths.append(length)
         improvements.append(improvement)
     relative = math.sqrt(squared_residual / squared_b) if squared_b > 0.0 else 0.0
-    return ConjugateGradientResult(x, steps, relative, ritz_condition(lengths, improvements))
+    return ConjugateGradientResult(x, steps, relative, ritz_condition(lengths, improvements), applied)
 
 
 def ritz_condition(lengths: list[float], improvements: list[float]) -> float:

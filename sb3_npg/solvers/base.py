@@ -64,10 +64,12 @@ class Solution(NamedTuple):
 
     :param natural_gradient: x ≈ (F + λI)⁻¹ g, shape (p,)
     :param stats: figures for the log; ``{"steps": 10.0}`` appears as ``train/solver_steps``
+    :param product: F x, shape (p,), where the way to x came by it; it is computed otherwise
     """
 
     natural_gradient: th.Tensor
     stats: dict[str, float]
+    product: th.Tensor | None = None
 
 
 class FisherSolver(nn.Module, ABC):

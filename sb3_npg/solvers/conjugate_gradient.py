@@ -79,19 +79,23 @@ class ConjugateGradientSolver(FisherSolver):
 
     def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:
         """Run conjugate gradient."""
-
-        def damped_product(vector: th.Tensor) -> th.Tensor:
-            return problem.fisher_vector_product(vector).add_(vector, alpha=damping)
-
         preconditioned = self.preconditioner and partial(self.preconditioner.apply_inverse, damping=damping)
         right, start = self._system(problem, gradient, damping)
-        result = conjugate_gradient(damped_product, right, self.max_steps, self.rtol, preconditioned, start)
+        solve = partial(
+            conjugate_gradient,
+            problem.fisher_vector_product,
+            max_steps=self.max_steps,
+            rtol=self.rtol,
+            preconditioner=preconditioned,
+            shift=damping,
+        )
+        result = solve(right, x0=start)
         if start is not None and not float(gradient @ result.x) > 0.0:
             # What was carried over points downhill for this rollout, and more damping would only keep more of it.
-            result = conjugate_gradient(damped_product, gradient, self.max_steps, self.rtol, preconditioned)
+            result = solve(gradient)
         if self.memory.saved and 0.0 < float(gradient @ result.x) < math.inf:
             self.memory.tensors["latest"] = result.x / problem.scale
-        return Solution(result.x, {"steps": float(result.steps), "condition": result.condition})
+        return Solution(result.x, {"steps": float(result.steps), "condition": result.condition}, result.product)
 
     def _system(self, problem: Problem, gradient: th.Tensor, damping: float) -> tuple[th.Tensor, th.Tensor | None]:
         """Return the right-hand side and where to start."""

@@ -64,7 +64,9 @@ def find_direction(
             if multiple == 1.0:
                 solver.update(system)
             solution = solver.solve(system, right, trial)
-            product = system.fisher_vector_product(solution.natural_gradient)
+            product = solution.product
+            if product is None:
+                product = system.fisher_vector_product(solution.natural_gradient)
             slope, curvature = _usable(right, solution.natural_gradient, product)
             residual = right - product - trial * solution.natural_gradient
             stats = {**solution.stats, "residual": float(residual.norm() / right.norm())}

@@ -1,0 +1,141 @@
+"""The Fisher of a multilayer perceptron layer by layer, from the pieces of its Jacobian."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_npg.fisher.autograd import OutputMetric
+from sb3_npg.fisher.blocks import Block, DenseBlock, LayerBlock
+from sb3_npg.fisher.columns import Columns, propagated_root
+from sb3_npg.fisher.mlp import LayerStep, MlpJacobian
+from sb3_npg.fisher.noise import NoiseJacobian, noise_fisher, noise_scores
+from sb3_npg.fisher.statistics import LayerRecord
+
+
+class MlpRows(NamedTuple):
+    """
+    Some rows of a rollout, seen through a network.
+
+    :param jacobian: of the network's outputs, shape (n, k')
+    :param outputs: z, shape (n, k), of which the network's are the first
+    :param score: makes ∂log π(a|s)/∂z for the actions taken, shape (n, k)
+    :param noise: of the other outputs, if a parameter scales them
+    """
+
+    jacobian: MlpJacobian
+    outputs: th.Tensor
+    score: Callable[[], th.Tensor]
+    noise: NoiseJacobian | None
+
+
+class MlpModel(NamedTuple):
+    """
+    A network on N rows.
+
+    :param rows: slice ↦ these rows
+    :param chunks: the slices that make up the N rows
+    :param metric: F_out
+    :param noise_name: of the parameter that scales the noise
+    :param noise_span: where it lies in θ; None if there is none, or it is not trained
+    """
+
+    rows: Callable[[slice], MlpRows]
+    chunks: Sequence[slice]
+    metric: OutputMetric
+    noise_name: str = "log_std"
+    noise_span: slice | None = None
+
+
+class MlpLayers:
+    """
+    The diagonal blocks of F, one for each Linear layer, and one that is formed for the noise.
+
+    The same blocks and records as :class:`~sb3_npg.fisher.LayeredFisher` finds by hooks and autograd.
+
+    :param model: the network on the rows
+    """
+
+    def __init__(self, model: MlpModel):
+        self.model = model
+        self.n_rows = model.chunks[-1].stop
+        first = model.rows(model.chunks[0])
+        self._places = [_block_of(step) for step in first.jacobian.steps]
+        self.blocks: list[Block] = [place for place in self._places if place is not None]
+        if model.noise_span is not None and first.noise is not None:
+            n_groups = first.noise.columns().shape[2]
+            self.blocks.append(DenseBlock(model.noise_name, model.noise_span, n_groups))
+        self._kept: tuple[tuple[str, int], list[LayerRecord]] | None = None
+
+    def records(self, columns: Columns = "exact", seed: int = 0) -> Iterator[list[LayerRecord]]:
+        """
+        Yield the records of all layers, a chunk of rows at a time. One chunk is kept and serves the next call too.
+
+        :param columns: "exact", all columns of F_out's root; "propagated", one random sum of them; "sampled", the
+            score of the action taken
+        :param seed: of the random signs
+        """
+        key = (columns, seed)
+        if self._kept is not None and self._kept[0] == key:
+            yield self._kept[1]
+            return
+        generator = th.Generator().manual_seed(seed)
+        for rows in self.model.chunks:
+            records = self._records_of(self.model.rows(rows), columns, generator)
+            if len(self.model.chunks) == 1:
+                self._kept = key, records
+            yield records
+
+    def dense_block(self, block: DenseBlock) -> th.Tensor:
+        """
+        Form the Fisher of the noise's parameter.
+
+        :param block: one of :attr:`blocks`
+        :return: shape (b, m, m)
+        """
+        return noise_fisher([self._noise_columns(self.model.rows(rows)) for rows in self.model.chunks]) / self.n_rows
+
+    def scores(self, block: DenseBlock, at_once: int = 256) -> th.Tensor:
+        """
+        Differentiate each row's log π(a|s) by the noise's parameter.
+
+        :param block: one of :attr:`blocks`
+        :param at_once: of no meaning here
+        :return: shape (N, size of the block)
+        """
+        seen = [self.model.rows(rows) for rows in self.model.chunks]
+        parts = [rows.score()[:, rows.jacobian.outputs.shape[1] :] for rows in seen]
+        return th.cat([noise_scores(self._noise_columns(rows), part) for rows, part in zip(seen, parts, strict=True)])
+
+    def _noise_columns(self, rows: MlpRows) -> th.Tensor:
+        if rows.noise is None:
+            raise ValueError("the policy has no parameter that scales its noise")
+        return rows.noise.columns()
+
+    def _records_of(self, rows: MlpRows, columns: Columns, generator: th.Generator) -> list[LayerRecord]:
+        n_moved = rows.jacobian.outputs.shape[1]
+        if columns == "sampled":
+            root = rows.score().unsqueeze(2)
+        else:
+            moved = th.arange(rows.outputs.shape[1], device=rows.outputs.device) < n_moved
+            root = propagated_root(self.model.metric.root(rows.outputs), moved, columns, generator)
+        deltas = rows.jacobian.deltas(root[:, :n_moved].permute(2, 0, 1).contiguous())
+        return [
+            LayerRecord(place, _homogeneous(step, place), delta.unsqueeze(2))
+            for step, place, delta in zip(rows.jacobian.steps, self._places, deltas, strict=True)
+            if place is not None
+        ]
+
+
+def _block_of(step: LayerStep) -> LayerBlock | None:
+    if not step.acts:
+        return None
+    alone = "" if step.weight_span and step.bias_span else ".weight" if step.weight_span else ".bias"
+    return LayerBlock(step.name + alone, step.weight_span, step.bias_span, len(step.weight))
+
+
+def _homogeneous(step: LayerStep, place: LayerBlock) -> th.Tensor:
+    """Return a layer's inputs, shape (n, 1, a), with a coordinate of ones for the bias."""
+    inputs = step.inputs if place.weight is not None else step.inputs[:, :0]
+    ones = [inputs.new_ones(len(inputs), 1)] if place.bias is not None else []
+    return th.cat([inputs, *ones], dim=1).unsqueeze(1)

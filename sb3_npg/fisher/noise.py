@@ -1,0 +1,81 @@
+"""The parameter that scales the exploration noise: its part in the Jacobian and in the Fisher, in closed form."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch as th
+
+from sb3_npg.fisher.mlp import MlpJacobian
+
+
+class NoiseJacobian(Protocol):
+    """∂log σ of n rows by the noise's parameter, which is read as a matrix of m rows and b columns."""
+
+    def push(self, direction: th.Tensor) -> th.Tensor:
+        """Return the change of log σ, shape (n, k), for a change of the parameter, of its shape."""
+        ...
+
+    def pull(self, cotangent: th.Tensor) -> th.Tensor:
+        """Return the derivative by the parameter, of its shape, for u of shape (n, k)."""
+        ...
+
+    def columns(self) -> th.Tensor:
+        """Return it in full, shape (n, m, b, r): column j of the parameter moves r log standard deviations."""
+        ...
+
+
+class GaussianJacobian:
+    """
+    J of z = (μ, log σ), where a network makes μ.
+
+    :param mean: of μ
+    :param noise: of log σ
+    :param log_std: log σ, shape (n, k)
+    :param span: where the noise's parameter lies in θ; None if it is not trained
+    """
+
+    def __init__(self, mean: MlpJacobian, noise: NoiseJacobian, log_std: th.Tensor, span: slice | None):
+        self.mean = mean
+        self.noise = noise
+        self.outputs = th.cat([mean.outputs, log_std], dim=1)
+        self._span = span
+
+    def push(self, vector: th.Tensor) -> th.Tensor:
+        """Return J v, shape (n, 2k), for v of shape (p,)."""
+        mean = self.mean.push(vector)
+        log_std = th.zeros_like(mean) if self._span is None else self.noise.push(vector[self._span]).expand_as(mean)
+        return th.cat([mean, log_std], dim=1)
+
+    def pull(self, cotangent: th.Tensor) -> th.Tensor:
+        """Return Jᵀ u, shape (p,), for u of shape (n, 2k)."""
+        mean, log_std = cotangent.chunk(2, dim=1)
+        gradient = self.mean.pull(mean)
+        if self._span is not None:
+            gradient[self._span] = self.noise.pull(log_std).flatten()
+        return gradient
+
+
+def noise_fisher(jacobians: Sequence[th.Tensor]) -> th.Tensor:
+    """
+    Sum 2 Σ_r J_r J_rᵀ over rows: F_out of a log standard deviation is 2.
+
+    :param jacobians: chunks of shape (n, m, b, r)
+    :return: shape (b, m, m)
+    """
+    total = jacobians[0].new_zeros(())
+    for chunk in jacobians:
+        flat = chunk.permute(2, 1, 0, 3).flatten(2)  # (b, m, n·r)
+        total = total + 2.0 * flat @ flat.mT
+    return total
+
+
+def noise_scores(jacobian: th.Tensor, score: th.Tensor) -> th.Tensor:
+    """
+    Chain ∂log π / ∂log σ to the noise's parameter, row by row.
+
+    :param jacobian: shape (n, m, b, r)
+    :param score: ∂log π / ∂log σ, shape (n, b·r)
+    :return: shape (n, m·b)
+    """
+    n, _, b, r = jacobian.shape
+    return (jacobian * score.view(n, 1, b, r)).sum(dim=3).flatten(1)

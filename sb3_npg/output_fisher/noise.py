@@ -1,0 +1,161 @@
+"""SB3's exploration noise of continuous actions: log σ(s) as a function of one parameter, and its derivative."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch as th
+from stable_baselines3.common.distributions import (
+    DiagGaussianDistribution,
+    Distribution,
+    SquashedDiagGaussianDistribution,
+    StateDependentNoiseDistribution,
+)
+from torch import nn
+
+
+class ExplorationNoise(ABC):
+    """
+    The part of a Gaussian policy that sets σ.
+
+    :param parameter: the policy's ``log_std``
+    """
+
+    def __init__(self, parameter: nn.Parameter):
+        self.parameter = parameter
+
+    @abstractmethod
+    def log_std(self, features: th.Tensor) -> th.Tensor:
+        """
+        Return log σ.
+
+        :param features: what goes into the policy's last layer, shape (n, d)
+        :return: shape (n, action_dim)
+        """
+
+    @abstractmethod
+    def jacobian(self, features: th.Tensor) -> "FreeNoiseJacobian | StateDependentNoiseJacobian":
+        """Return ∂log σ / ∂parameter for features of shape (n, d)."""
+
+    def draw(self, features: th.Tensor) -> th.Tensor | None:
+        """Return the noise of gSDE's present exploration matrices, shape (n, action_dim); None for fresh noise."""
+        return None
+
+
+class FreeNoise(ExplorationNoise):
+    """log σ is the parameter itself, shape (action_dim,), whatever the state."""
+
+    def log_std(self, features: th.Tensor) -> th.Tensor:
+        """Return the parameter for each row."""
+        return self.parameter.expand(len(features), -1)
+
+    def jacobian(self, features: th.Tensor) -> "FreeNoiseJacobian":
+        """Return the identity, for each row."""
+        return FreeNoiseJacobian(features.new_ones(1).expand(len(features)), len(self.parameter))
+
+
+class StateDependentNoise(ExplorationNoise):
+    """
+    gSDE: σ² = h²ᵀS² + ε with features h, at which SB3 stops the gradient, and S = σ(ls) of the parameter ls.
+
+    Raffin, Kober & Stulp (2022), Smooth Exploration for Robotic Reinforcement Learning, section 3.
+
+    :param parameter: ls, shape (d, action_dim), or (d, 1) where actions share it
+    :param distribution: the policy's
+    """
+
+    def __init__(self, parameter: nn.Parameter, distribution: StateDependentNoiseDistribution):
+        super().__init__(parameter)
+        self.distribution = distribution
+
+    def log_std(self, features: th.Tensor) -> th.Tensor:
+        """Return ½ log(h²ᵀS² + ε)."""
+        std = self.distribution.get_std(self.parameter)
+        return 0.5 * th.log(features.detach().square() @ std.square() + self.distribution.epsilon)
+
+    @th.no_grad()
+    def jacobian(self, features: th.Tensor) -> "StateDependentNoiseJacobian":
+        """Return h² S∘dS/dls / σ²."""
+        with th.enable_grad():
+            shape = (len(self.parameter), self.distribution.action_dim)
+            log_std = self.parameter.detach().expand(shape).clone().requires_grad_()
+            std = self.distribution.get_std(log_std)
+            (slope,) = th.autograd.grad(std.sum(), log_std)
+        squares = features.square()
+        variance = squares @ std.square() + self.distribution.epsilon
+        return StateDependentNoiseJacobian(squares, std.detach() * slope, variance, self.distribution.full_std)
+
+    def draw(self, features: th.Tensor) -> th.Tensor | None:
+        """Return the features times the exploration matrices."""
+        return self.distribution.get_noise(features)
+
+
+class FreeNoiseJacobian(NamedTuple):
+    """
+    The identity on each row.
+
+    :param ones: shape (n,)
+    :param action_dim: k
+    """
+
+    ones: th.Tensor
+    action_dim: int
+
+    def push(self, direction: th.Tensor) -> th.Tensor:
+        """Return the direction for each row, shape (n, k)."""
+        return direction.expand(len(self.ones), -1)
+
+    def pull(self, cotangent: th.Tensor) -> th.Tensor:
+        """Sum over rows, shape (k,)."""
+        return cotangent.sum(dim=0)
+
+    def columns(self) -> th.Tensor:
+        """Return ones of shape (n, 1, k, 1)."""
+        return self.ones.view(-1, 1, 1, 1).expand(-1, 1, self.action_dim, 1)
+
+
+class StateDependentNoiseJacobian(NamedTuple):
+    """
+    ∂log σ_nj / ∂ls_ij = h_ni² (S∘dS/dls)_ij / σ_nj².
+
+    :param squares: h², shape (n, d)
+    :param slope: S∘dS/dls, shape (d, k)
+    :param variance: σ², shape (n, k)
+    :param full_std: whether each action has a column of its own in the parameter, and not all the same one
+    """
+
+    squares: th.Tensor
+    slope: th.Tensor
+    variance: th.Tensor
+    full_std: bool
+
+    def push(self, direction: th.Tensor) -> th.Tensor:
+        """Return ∂log σ, shape (n, k), for a direction of the parameter's size."""
+        shape = (len(self.slope), -1)
+        return (self.squares @ (self.slope * direction.view(shape))).div_(self.variance)
+
+    def pull(self, cotangent: th.Tensor) -> th.Tensor:
+        """Return the derivative by the parameter, of its shape."""
+        derivative = self.slope * (self.squares.T @ (cotangent / self.variance))
+        return derivative if self.full_std else derivative.sum(dim=1, keepdim=True)
+
+    def columns(self) -> th.Tensor:
+        """Return it in full, shape (n, d, k, 1), or (n, d, 1, k) where all actions share a column."""
+        full = self.squares.unsqueeze(2) * self.slope / self.variance.unsqueeze(1)
+        return full.unsqueeze(3) if self.full_std else full.unsqueeze(2)
+
+
+def make_noise(distribution: Distribution, parameter: object) -> ExplorationNoise | None:
+    """
+    Choose the noise that belongs to one of SB3's own distributions.
+
+    :param distribution: a policy's ``action_dist``
+    :param parameter: the policy's ``log_std``, if it has one
+    :return: the noise; None if the distribution has none
+    """
+    if not isinstance(parameter, nn.Parameter):
+        return None
+    if type(distribution) in (DiagGaussianDistribution, SquashedDiagGaussianDistribution):
+        return FreeNoise(parameter)
+    if isinstance(distribution, StateDependentNoiseDistribution):
+        return StateDependentNoise(parameter, distribution)
+    return None
