@@ -211,8 +211,7 @@ class MlpActor:
 
     def rows_within(self, memory_budget: int) -> int:
         """Return how many rows' activations fit into so many bytes."""
-        numbers = sum(layer.linear.in_features + 3 * layer.linear.out_features for layer in self.networks.actor.layers)
-        return max(1, min(self.n_rows, memory_budget // (numbers * self.features.element_size())))
+        return max(1, min(self.n_rows, memory_budget // self.networks.actor.bytes_per_row()))
 
     def fisher(self, chunk_rows: int) -> RolloutFisher:
         """Return F of all rows."""
@@ -306,7 +305,7 @@ def make_actor(
     return MlpActor(networks, features, actions, parameters or ParameterVector(networks.acting_parameters()))
 
 
-def take_rows(observations: PyTorchObs, rows: slice) -> PyTorchObs:
+def take_rows(observations: PyTorchObs, rows: slice | th.Tensor) -> PyTorchObs:
     """Return some rows of a batch of observations, a tensor or a dict of tensors."""
     if isinstance(observations, dict):
         return {key: tensor[rows] for key, tensor in observations.items()}

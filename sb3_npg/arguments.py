@@ -13,7 +13,6 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_npg.checks import check_choice, check_flag, check_integer, check_number
-from sb3_npg.critic import CRITIC_SOLVERS
 from sb3_npg.schedules import make_schedule
 from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 
@@ -35,16 +34,16 @@ def check_hyperparameters(arguments: dict[str, Any], n_envs: int) -> None:
     """
     for name in ("n_steps", "batch_size", "sub_sampling_factor"):
         check_integer(name, arguments[name], minimum=1)
-    for name in ("line_search_max_iter", "n_critic_updates"):
-        check_integer(name, arguments[name], minimum=0, hint="0 switches it off.")
+    check_integer("line_search_max_iter", arguments["line_search_max_iter"], minimum=0, hint="0 switches it off.")
+    if arguments["n_critic_updates"] is not None:
+        check_integer("n_critic_updates", arguments["n_critic_updates"], minimum=0, hint="0 switches it off.")
     check_integer("sde_sample_freq", arguments["sde_sample_freq"], minimum=-1, hint="-1: once a rollout.")
-    for name in ("normalize_advantage", "adaptive_damping", "relative_damping", "use_sde"):
+    for name in ("normalize_advantage", "adaptive_damping", "relative_damping", "use_sde", "fast_paths"):
         check_flag(name, arguments[name])
     for name in ("gamma", "gae_lambda"):
         check_number(name, arguments[name], minimum=0.0, maximum=1.0)
     check_number("ent_coef", arguments["ent_coef"])
     check_number("line_search_shrinking_factor", arguments["line_search_shrinking_factor"], above=0.0, below=1.0)
-    check_choice("critic_solver", arguments["critic_solver"], CRITIC_SOLVERS)
     check_choice("backend", arguments["backend"], BACKENDS)
     _check_rollout_size(arguments, n_envs)
 

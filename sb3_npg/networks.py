@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
@@ -16,6 +17,7 @@ _COMPUTING = (
     "forward", "extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values",
     "evaluate_actions",
 )  # fmt: skip
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 class MlpNetworks(NamedTuple):
@@ -43,6 +45,24 @@ class MlpNetworks(NamedTuple):
         """Return what the critic sees of observations, shape (n, d)."""
         return BasePolicy.extract_features(self.policy, observations, self.policy.vf_features_extractor)
 
+    def features(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """Return what actor and critic see of observations, shapes (n, d)."""
+        features = self.actor_features(observations)
+        return features, features if self.policy.share_features_extractor else self.critic_features(observations)
+
+    def observes_vectors(self) -> bool:
+        """Tell whether the features of actor and critic are the observations themselves, as floats."""
+        space = self.policy.observation_space
+        extractors = (self.policy.pi_features_extractor, self.policy.vf_features_extractor)
+        return (
+            isinstance(space, spaces.Box)
+            and len(space.shape) == 1
+            and all(
+                type(extractor) is FlattenExtractor and is_plain(extractor) and is_plain(extractor.flatten)
+                for extractor in extractors
+            )
+        )
+
     def acting_parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters that the action distribution depends on, in the policy's order."""
         noise = [] if self.noise is None else [self.noise.parameter]
@@ -62,9 +82,9 @@ def read_networks(policy: ActorCriticPolicy) -> MlpNetworks | None:
     :param policy: SB3 actor-critic policy
     :return: its networks; None if it is made of anything else, or computes in a way of its own
     """
-    extractors = (policy.pi_features_extractor, policy.vf_features_extractor)
-    learns_features = any(p.requires_grad for extractor in extractors for p in extractor.parameters())
-    if learns_features or not _computes_as_sb3(policy):
+    if not _computes_as_sb3(policy) or not all(
+        _is_constant(extractor) for extractor in (policy.pi_features_extractor, policy.vf_features_extractor)
+    ):
         return None
     trunk = policy.mlp_extractor
     actor = Mlp.read(policy, [trunk.policy_net, policy.action_net])
@@ -75,6 +95,15 @@ def read_networks(policy: ActorCriticPolicy) -> MlpNetworks | None:
     if {id(p) for p in actor.parameters()} & {id(p) for p in critic.parameters()}:
         return None
     return MlpNetworks(policy, actor, critic, metric, make_noise(policy.action_dist, getattr(policy, "log_std", None)))
+
+
+def _is_constant(extractor: nn.Module) -> bool:
+    """Tell whether features stay the same while the policy learns: nothing trained, averaged or left to chance."""
+    return not (
+        any(parameter.requires_grad for parameter in extractor.parameters())
+        or any(True for _ in extractor.buffers())
+        or any(isinstance(module, _DROPOUT) for module in extractor.modules())
+    )
 
 
 def _computes_as_sb3(policy: ActorCriticPolicy) -> bool:

@@ -1,10 +1,10 @@
 """Natural Policy Gradient on Stable-Baselines3's on-policy algorithm."""
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_npg.acting import acting_fast
 from sb3_npg.actor import take_rows
 from sb3_npg.arguments import (
     assertions_as_value_errors,
@@ -30,7 +31,7 @@ from sb3_npg.arguments import (
     make_damping,
     make_step_rule,
 )
-from sb3_npg.critic import fit_critic
+from sb3_npg.critic import CriticSolver, make_critic_solver
 from sb3_npg.figures import policy_step_figures
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.numerics import NumericalFailure, restored_on_failure
@@ -48,6 +49,9 @@ from sb3_npg.schedules import make_schedule
 from sb3_npg.solvers import FisherSolver, make_fisher_solver
 from sb3_npg.solvers.direction import Direction, find_direction
 from sb3_npg.trust_region import LineSearch, Step, StepRule, adapted_damping_factor, backtrack
+
+#: What ``_setup_model`` derives from the arguments.
+_DERIVED = ("_damping_schedule", "_step_rule", "_critic_solver", "_last_skipped_update")
 
 SelfNPG = TypeVar("SelfNPG", bound="NPG")
 
@@ -90,8 +94,11 @@ class NPG(OnPolicyAlgorithm):
         every scale are damped alike; try 0.1
     :param line_search_shrinking_factor: the step is multiplied by this until it is accepted
     :param line_search_max_iter: trials of the line search; 0 takes the full step without a search
-    :param n_critic_updates: epochs of the critic on each rollout
-    :param critic_solver: "adam": minibatches through the policy's optimizer
+    :param n_critic_updates: epochs ("adam") or steps ("gauss_newton") of the critic on each rollout; None for the
+        solver's own choice, 10 or 1
+    :param critic_solver: "adam": minibatches through the policy's optimizer; "gauss_newton": damped Gauss–Newton steps
+        on the whole rollout, which ``learning_rate`` and ``batch_size`` do not concern
+    :param critic_solver_kwargs: arguments of the critic's solver, such as ``{"damping": 1.0}`` for "gauss_newton"
     :param gae_lambda: trade-off of bias against variance in the advantage estimator
     :param ent_coef: weight of the entropy bonus in the surrogate
     :param use_sde: use generalised state-dependent exploration (gSDE) for Box actions
@@ -105,6 +112,8 @@ class NPG(OnPolicyAlgorithm):
         search then asks only that the surrogate improves
     :param sub_sampling_factor: the Fisher uses every so-many-th row of the rollout; all else uses every row
     :param backend: who runs the linear algebra: "auto" or "torch"
+    :param fast_paths: compute policies made of multilayer perceptrons by hand, without autograd and without
+        distribution objects, in updates and rollouts. Results are the same to rounding; False is there to compare
     :param stats_window_size: number of episodes that the logged reward and length are averaged over
     :param tensorboard_log: folder of the tensorboard log; None for no log
     :param policy_kwargs: keyword arguments of the policy
@@ -123,6 +132,7 @@ class NPG(OnPolicyAlgorithm):
     fisher: FisherSolver
     _damping_schedule: Schedule
     _step_rule: StepRule
+    _critic_solver: CriticSolver
     _last_skipped_update: int | None
 
     def __init__(
@@ -140,8 +150,9 @@ class NPG(OnPolicyAlgorithm):
         relative_damping: bool = False,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
-        n_critic_updates: int = 10,
+        n_critic_updates: int | None = None,
         critic_solver: str = "adam",
+        critic_solver_kwargs: dict[str, Any] | None = None,
         gae_lambda: float = 0.95,
         ent_coef: float = 0.0,
         use_sde: bool = False,
@@ -153,6 +164,7 @@ class NPG(OnPolicyAlgorithm):
         step_size: float | Schedule | str | None = None,
         sub_sampling_factor: int = 1,
         backend: str = "auto",
+        fast_paths: bool = True,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -196,11 +208,13 @@ class NPG(OnPolicyAlgorithm):
         self.line_search_max_iter = line_search_max_iter
         self.n_critic_updates = n_critic_updates
         self.critic_solver = critic_solver
+        self.critic_solver_kwargs = critic_solver_kwargs
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self.step_size = step_size
         self.sub_sampling_factor = sub_sampling_factor
         self.backend = backend
+        self.fast_paths = fast_paths
         self._damping_factor = 1.0
         self._n_skipped_updates = 0
 
@@ -215,14 +229,17 @@ class NPG(OnPolicyAlgorithm):
         check_features_extractor(self.policy_class, self.policy_kwargs, self.observation_space)
         self._damping_schedule = make_damping(self.damping, self.adaptive_damping)
         self._step_rule = make_step_rule(self.target_kl, self.step_size)
+        self._critic_solver = make_critic_solver(self.critic_solver, self.critic_solver_kwargs)
         self._last_skipped_update = None
         with assertions_as_value_errors("policy_kwargs"):
             super()._setup_model()
         self.fisher = make_fisher_solver(self.fisher_solver, self.fisher_solver_kwargs).to(self.device)
         self.policy.set_training_mode(False)
         example, _ = self.policy.obs_to_tensor(example_observation(self.observation_space))
-        n_fisher_rows = -(-self.n_steps * self.n_envs // self.sub_sampling_factor)
-        self.fisher.check_size(len(split_policy(self.policy, example).acting), n_fisher_rows)
+        parts = split_policy(self.policy, example, self.fast_paths)
+        n_rows = self.n_steps * self.n_envs
+        self.fisher.check_size(len(parts.acting), -(-n_rows // self.sub_sampling_factor))
+        self._critic_solver.check_size(sum(p.numel() for p in parts.criticising), n_rows)
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = make_schedule("learning_rate", self.learning_rate, minimum=0.0)
@@ -231,7 +248,8 @@ class NPG(OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Collect as SB3 does; a NaN from the environment ends neither rollout nor run."""
-        with acting_on_finite_observations(self.policy):
+        fast = acting_fast(self.policy) if self.fast_paths else nullcontext()
+        with acting_on_finite_observations(self.policy), fast:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def train(self) -> None:
@@ -244,7 +262,8 @@ class NPG(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
         rollout = read_rollout(self.rollout_buffer, self.action_space)
-        parts = split_policy(self.policy, finite_observations(take_rows(rollout.observations, slice(0, 1))))
+        first = finite_observations(take_rows(rollout.observations, slice(0, 1)))
+        parts = split_policy(self.policy, first, self.fast_paths)
 
         with self._skipped_on_numerical_failure():
             require_finite_rollout(rollout, self.rollout_buffer)
@@ -255,7 +274,7 @@ class NPG(OnPolicyAlgorithm):
             search = self._search(problem, step)  # θ ← θ + cβx
             self._conclude_step(direction, step, search)
         with self._skipped_on_numerical_failure():
-            self._fit_critic(parts)
+            self._fit_critic(rollout, parts)
 
         self._n_updates += 1
         self._log_update()
@@ -271,6 +290,7 @@ class NPG(OnPolicyAlgorithm):
             ent_coef=self.ent_coef,
             sub_sampling_factor=self.sub_sampling_factor,
             parameters=parts.acting,
+            fast_paths=self.fast_paths,
         )
 
     def _find_direction(self, problem: LocalProblem, gradient: th.Tensor) -> Direction:
@@ -293,11 +313,13 @@ class NPG(OnPolicyAlgorithm):
         for name, figure in policy_step_figures(direction, step, search).items():
             self.logger.record(name, figure)
 
-    def _fit_critic(self, parts: PolicyParts) -> None:
+    def _fit_critic(self, rollout: Samples, parts: PolicyParts) -> None:
         """Regress the value function on the returns, and log the loss."""
         start = time.perf_counter()
-        minibatches = partial(self.rollout_buffer.get, self.batch_size)
-        value_loss = fit_critic(self.policy, parts, minibatches, self.n_critic_updates)
+        n_updates = self._critic_solver.n_updates if self.n_critic_updates is None else self.n_critic_updates
+        value_loss = math.nan
+        if parts.criticising and n_updates > 0:
+            value_loss = self._critic_solver.fit(self.policy, parts, rollout, n_updates, self.batch_size)
         self.logger.record("time/critic", time.perf_counter() - start)
         self.logger.record("train/value_loss", value_loss)
 
@@ -368,7 +390,7 @@ class NPG(OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         """Leave out what ``_setup_model`` derives from the arguments."""
-        return [*super()._excluded_save_params(), "_damping_schedule", "_step_rule", "_last_skipped_update"]
+        return [*super()._excluded_save_params(), *_DERIVED]
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
         """Advise on the device: where a GPU does not pay, and what to do about it."""

@@ -18,6 +18,7 @@ from torch import nn
 
 from sb3_npg.actor import acting_parameters, take_rows
 from sb3_npg.fisher import split_rows
+from sb3_npg.networks import MlpNetworks, read_networks
 from sb3_npg.parameters import ParameterVector, reached_parameters
 
 
@@ -27,23 +28,31 @@ class PolicyParts(NamedTuple):
 
     :param acting: parameters that the action distribution depends on: moved by the policy step alone
     :param criticising: the other parameters that the value depends on: moved by the critic's regression
-    :param acting_modules: modules called on the way to the action distribution
+    :param acting_modules: modules called on the way to the action distribution; none where ``networks`` are known, as
+        these do the same in training and in evaluation
+    :param networks: the policy's, if both are multilayer perceptrons that are computed by hand
     """
 
     acting: ParameterVector
     criticising: list[nn.Parameter]
     acting_modules: list[nn.Module]
+    networks: MlpNetworks | None = None
 
 
-def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs) -> PolicyParts:
+def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths: bool = True) -> PolicyParts:
     """
     Tell the acting part of a policy from the criticising part.
 
     :param policy: SB3 actor-critic policy, in evaluation mode
     :param observations: at least one row
+    :param fast_paths: recognise multilayer perceptrons, which are then computed by hand
     :return: its parts
     :raises ValueError: if no parameter acts
     """
+    networks = read_networks(policy) if fast_paths else None
+    if networks is not None and networks.acting_parameters():
+        acting = ParameterVector(networks.acting_parameters())
+        return PolicyParts(acting, networks.criticising_parameters(), [], networks)
     first = take_rows(observations, slice(0, 1))
     acting = acting_parameters(policy, first)
     acts = {id(parameter) for parameter in acting.tensors}

@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
-import sb3_npg.npg
+from sb3_npg.critic import MinibatchSolver
 from tests.agents import N_STEPS, NormalizingExtractor, make_agent, make_env, same, snapshot, train
 
 
@@ -129,7 +129,7 @@ def fit_critic_watched(monkeypatch):
 
     def watch(look: Any) -> list[Any]:
         seen: list[Any] = []
-        fit = sb3_npg.npg.fit_critic
+        fit = MinibatchSolver.fit
 
         def watched(*args: Any, **kwargs: Any) -> float:
             seen.append(look())
@@ -137,7 +137,7 @@ def fit_critic_watched(monkeypatch):
             seen.append(look())
             return loss
 
-        monkeypatch.setattr(sb3_npg.npg, "fit_critic", watched)
+        monkeypatch.setattr(MinibatchSolver, "fit", watched)
         return seen
 
     return watch

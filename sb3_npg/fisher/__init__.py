@@ -8,7 +8,7 @@ from sb3_npg.fisher.layers import Acting, ActingModel, LayeredFisher
 from sb3_npg.fisher.mlp import Mlp, MlpJacobian, is_plain
 from sb3_npg.fisher.mlp_layers import MlpLayers, MlpModel, MlpRows
 from sb3_npg.fisher.noise import GaussianJacobian, NoiseJacobian
-from sb3_npg.fisher.statistics import LayerRecord, jacobians, kronecker_factors, second_moments
+from sb3_npg.fisher.statistics import LayerRecord, jacobians, kronecker_factors, second_moments, squared_norms
 
 __all__ = [
     "LARGEST_TEMPORARY",
@@ -39,4 +39,5 @@ __all__ = [
     "rows_within",
     "second_moments",
     "split_rows",
+    "squared_norms",
 ]

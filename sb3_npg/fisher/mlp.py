@@ -73,6 +73,12 @@ class Mlp:
         tensors = [tensor for layer in self.layers for tensor in layer.linear.parameters()]
         return [tensor for tensor in tensors if tensor.requires_grad]
 
+    def bytes_per_row(self) -> int:
+        """Return what the Jacobian of one row takes: inputs, sums, slopes and a buffer for each layer."""
+        linears = [layer.linear for layer in self.layers]
+        numbers = sum(linear.in_features + 3 * linear.out_features for linear in linears)
+        return numbers * linears[0].weight.element_size()
+
     def hidden(self, inputs: th.Tensor) -> th.Tensor:
         """Return what goes into the last layer, shape (n, d)."""
         for layer in self.layers[:-1]:
@@ -104,13 +110,17 @@ class MlpJacobian:
         self.size = len(parameters)
         spans = {id(tensor): span for tensor, span in zip(parameters.tensors, parameters.spans(), strict=True)}
         self.steps: list[LayerStep] = []
-        with th.no_grad():
-            for layer in network.layers:
-                step = LayerStep(layer, inputs, spans, reached=any(before.acts for before in self.steps))
-                self.steps.append(step)
-                inputs = step.outputs
-        self.outputs = inputs
+        for layer in network.layers:
+            self.steps.append(LayerStep(layer, len(inputs), spans, any(before.acts for before in self.steps)))
         self._tensors = [tensor for layer in network.layers for tensor in layer.linear.parameters()]
+        self.linearize(inputs)
+
+    @th.no_grad()
+    def linearize(self, inputs: th.Tensor) -> None:
+        """Move to other inputs, of the same shape, and to the parameters as they are now."""
+        for step in self.steps:
+            inputs = step.forward(inputs)
+        self.outputs = inputs
         self._versions = [tensor._version for tensor in self._tensors]
 
     def is_current(self) -> bool:
@@ -172,20 +182,29 @@ class LayerStep:
     One layer's part in J: its inputs a, its slopes φ'(s), and one buffer for what passes through.
 
     :param layer: the layer
-    :param inputs: a, shape (n, fan_in)
+    :param n_rows: n
     :param spans: where parameters lie in θ, by their id
     :param reached: whether a layer before this one has a part in θ
     """
 
-    def __init__(self, layer: MlpLayer, inputs: th.Tensor, spans: dict[int, slice], reached: bool):
+    inputs: th.Tensor
+    slope: th.Tensor | None
+
+    def __init__(self, layer: MlpLayer, n_rows: int, spans: dict[int, slice], reached: bool):
         self.name = layer.name
         self.weight = layer.linear.weight.detach()
+        self._bias = None if layer.linear.bias is None else layer.linear.bias.detach()
+        self._activation = layer.activation
         self.weight_span, self.bias_span = spans.get(id(layer.linear.weight)), spans.get(id(layer.linear.bias))
         self.acts = self.weight_span is not None or self.bias_span is not None
         self.reached = reached
+        self._passing = self.weight.new_empty(n_rows, len(self.weight))
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        """Keep inputs and slopes, and return a_out = φ(W a + b)."""
         self.inputs = inputs
-        self.outputs, self.slope = _with_slope(layer.activation, layer.linear(inputs))
-        self._passing = th.empty_like(self.outputs)
+        outputs, self.slope = _with_slope(self._activation, nn.functional.linear(inputs, self.weight, self._bias))
+        return outputs
 
     def push(self, vector: th.Tensor, tangent: th.Tensor | None) -> th.Tensor | None:
         """Return ∂a_out for the directions v and ∂a_in: φ'(s) ∘ (V a + v_b + W ∂a_in)."""
@@ -236,7 +255,7 @@ def _flattened(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
 
 def _applied(layer: MlpLayer, inputs: th.Tensor) -> th.Tensor:
     sums = nn.functional.linear(inputs, layer.linear.weight, layer.linear.bias)
-    return sums if layer.activation is None else layer.activation(sums)
+    return sums if layer.activation is None else layer.activation.forward(sums)  # nothing is hooked on it
 
 
 def _with_slope(activation: nn.Module | None, sums: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:

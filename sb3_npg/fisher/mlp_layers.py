@@ -58,7 +58,7 @@ class MlpLayers:
 
     def __init__(self, model: MlpModel):
         self.model = model
-        self.n_rows = model.chunks[-1].stop
+        self.n_rows: int = model.chunks[-1].stop
         first = model.rows(model.chunks[0])
         self._places = [_block_of(step) for step in first.jacobian.steps]
         self.blocks: list[Block] = [place for place in self._places if place is not None]
@@ -93,7 +93,8 @@ class MlpLayers:
         :param block: one of :attr:`blocks`
         :return: shape (b, m, m)
         """
-        return noise_fisher([self._noise_columns(self.model.rows(rows)) for rows in self.model.chunks]) / self.n_rows
+        columns = [self._noise_columns(self.model.rows(rows)) for rows in self.model.chunks]
+        return noise_fisher(columns) / self.n_rows
 
     def scores(self, block: DenseBlock, at_once: int = 256) -> th.Tensor:
         """

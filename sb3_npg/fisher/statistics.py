@@ -71,6 +71,19 @@ def second_moments(record: LayerRecord) -> th.Tensor:
     return total
 
 
+def squared_norms(record: LayerRecord) -> th.Tensor:
+    """
+    Sum ‖D_cn‖² over rows and columns: n times the trace of the layer's block of F.
+
+    :param record: of n rows
+    :return: shape ()
+    """
+    _, inputs, deltas = record
+    if inputs.shape[1] > 1:
+        return second_moments(record).sum()
+    return (deltas[:, :, 0].square().sum(dim=(0, 2)) * inputs[:, 0].square().sum(dim=1)).sum()
+
+
 def jacobians(inputs: th.Tensor, deltas: th.Tensor) -> th.Tensor:
     """
     Form D_cn = Σ_t δ_cnt ã_ntᵀ.

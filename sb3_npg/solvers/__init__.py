@@ -11,7 +11,7 @@ from sb3_npg.solvers.identity import IdentitySolver
 from sb3_npg.solvers.kronecker import EKFACSolver, KFACSolver
 from sb3_npg.solvers.woodbury import WoodburySolver
 
-__all__ = ["FISHER_SOLVERS", "FisherSolver", "Problem", "Solution", "make_fisher_solver"]
+__all__ = ["FISHER_SOLVERS", "FisherSolver", "Problem", "Solution", "construct", "make_fisher_solver"]
 
 FISHER_SOLVERS: dict[str, type[FisherSolver]] = {
     "cg": ConjugateGradientSolver,

@@ -3,14 +3,16 @@
 import inspect
 from typing import Any, TypeVar
 
-from sb3_npg.solvers.base import FisherSolver
-
-SomeSolver = TypeVar("SomeSolver", bound=FisherSolver)
-#: Under which solvers complain about their own arguments.
-_OWN_NAME = "fisher_solver_kwargs"
+SomeSolver = TypeVar("SomeSolver")
 
 
-def construct(solver_class: type[SomeSolver], kwargs: dict[str, Any] | None, argument: str, owner: str) -> SomeSolver:
+def construct(
+    solver_class: type[SomeSolver],
+    kwargs: dict[str, Any] | None,
+    argument: str,
+    owner: str,
+    own_name: str = "fisher_solver_kwargs",
+) -> SomeSolver:
     """
     Build a solver, and let complaints name the argument that the user wrote.
 
@@ -18,6 +20,7 @@ def construct(solver_class: type[SomeSolver], kwargs: dict[str, Any] | None, arg
     :param kwargs: keyword arguments of its constructor
     :param argument: where the user wrote them
     :param owner: what they belong to, in words
+    :param own_name: the argument that the solver itself names in its complaints
     :return: the solver
     :raises ValueError: for an unknown keyword argument, or a value that the solver refuses
     """
@@ -31,4 +34,4 @@ def construct(solver_class: type[SomeSolver], kwargs: dict[str, Any] | None, arg
     try:
         return solver_class(**(kwargs or {}))
     except ValueError as error:
-        raise ValueError(str(error).replace(_OWN_NAME, argument, 1)) from error
+        raise ValueError(str(error).replace(own_name, argument, 1)) from error

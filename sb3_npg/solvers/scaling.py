@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import torch as th
 
-from sb3_npg.fisher import Block, Columns, DenseBlock, LayerRecord, dense_blocks, second_moments
+from sb3_npg.fisher import Block, Columns, DenseBlock, LayerRecord, dense_blocks, squared_norms
 from sb3_npg.solvers.base import Layers, Problem, means_over_rows
 
 #: Smallest mean eigenvalue, relative to the largest, that a block is scaled by.
@@ -93,13 +93,23 @@ def block_scale(layers: Layers) -> th.Tensor:
     :param layers: the blocks of F
     :return: √(tr(F_l) / P_l) for each parameter of each block, shape (p,)
     """
-    traces = means_over_rows(layers, lambda record: {"trace": second_moments(record).sum()})
-    for block in dense_blocks(layers.blocks):
-        traces[f"{block.name}.trace"] = layers.dense_block(block).diagonal(dim1=1, dim2=2).sum()
-    means = [traces[f"{block.name}.trace"] / block.size for block in layers.blocks]
+    means = [trace / block.size for trace, block in zip(block_traces(layers), layers.blocks, strict=True)]
     largest = th.stack(means).max()
     floor = _FLOOR * largest if float(largest) > 0.0 else 1.0
     scale = largest.new_empty(sum(block.size for block in layers.blocks))
     for place, mean in zip(layers.blocks, means, strict=True):
         place.scatter(mean.clamp_min(floor).sqrt().expand_as(place.gather(scale)), scale)
     return scale
+
+
+def mean_eigenvalue(layers: Layers) -> float:
+    """Return tr(F) / p, the mean of all eigenvalues of F."""
+    return float(sum(block_traces(layers))) / sum(block.size for block in layers.blocks)
+
+
+def block_traces(layers: Layers) -> list[th.Tensor]:
+    """Return tr(F_l) of each block, in their order."""
+    traces = means_over_rows(layers, lambda record: {"trace": squared_norms(record)})
+    for block in dense_blocks(layers.blocks):
+        traces[f"{block.name}.trace"] = layers.dense_block(block).diagonal(dim1=1, dim2=2).sum()
+    return [traces[f"{block.name}.trace"] for block in layers.blocks]

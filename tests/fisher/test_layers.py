@@ -1,5 +1,7 @@
 """Records of layers against autograd: what K-FAC and its kin are made of, and where they are exact."""
 
+from functools import partial
+
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -16,7 +18,8 @@ from sb3_npg.fisher import (
 )
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.solvers import make_fisher_solver
-from tests.cases import DISTRIBUTIONS, POLICIES, DistributionCase, make_actions, make_problem
+from tests.cases import DISTRIBUTIONS, POLICIES, DistributionCase, make_actions
+from tests.cases import make_problem as make_any_problem
 from tests.networks import (
     NETWORKS,
     expected_layers,
@@ -31,6 +34,9 @@ pytestmark = [
     pytest.mark.usefixtures("float64"),
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),
 ]
+
+#: These tests are of what hooks find, which a multilayer perceptron does without.
+make_problem = partial(make_any_problem, fast_paths=False)
 
 
 def index_of(one, p: int) -> th.Tensor:

@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from sb3_npg.fisher import LayerBlock, dense_blocks, layer_blocks
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.solvers import make_fisher_solver
 from tests.agents import make_agent
-from tests.cases import DISTRIBUTIONS, POLICIES, make_problem
+from tests.cases import DISTRIBUTIONS, POLICIES
+from tests.cases import make_problem as make_any_problem
 from tests.networks import (
     NETWORKS,
     Extractor,
@@ -31,6 +33,9 @@ pytestmark = [
     pytest.mark.usefixtures("float64"),
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),
 ]
+
+#: These tests are of what hooks find, which a multilayer perceptron does without.
+make_problem = partial(make_any_problem, fast_paths=False)
 
 
 class Functional(nn.Module):

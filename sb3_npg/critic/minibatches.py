@@ -1,0 +1,127 @@
+"""The critic's regression by minibatches through the policy's optimizer."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch.nn import functional as F
+
+from sb3_npg.actor import take_rows
+from sb3_npg.critic.solver import CriticSolver
+from sb3_npg.fisher import MlpJacobian
+from sb3_npg.networks import MlpNetworks
+from sb3_npg.numerics import require_finite
+from sb3_npg.parameters import ParameterVector
+from sb3_npg.policy_parts import PolicyParts, training_mode
+from sb3_npg.rollout import Samples
+
+#: Leaves the gradient of a minibatch's loss in the parameters, and returns the loss.
+Backward = Callable[[th.Tensor], th.Tensor]
+
+
+class MinibatchSolver(CriticSolver):
+    """
+    Minimises mean (V(s) − R)² by the policy's optimizer: Adam, unless ``policy_kwargs`` says otherwise.
+
+    Gradients are taken for the criticising parameters alone, so a shared features extractor is the actor's.
+    Modules that act stay in evaluation mode: the regression does not move BatchNorm's averages of the policy.
+    """
+
+    n_updates = 10
+
+    def fit(
+        self, policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples, n_updates: int, batch_size: int
+    ) -> float:
+        """Pass ``n_updates`` times over the rollout, in minibatches."""
+        losses: list[th.Tensor] = []
+        with _backward(policy, parts, rollout) as backward, fused(policy.optimizer):
+            for rows in _minibatches(len(rollout.returns), n_updates, batch_size, rollout.returns.device):
+                losses.append(backward(rows))
+                policy.optimizer.step()
+        policy.optimizer.zero_grad()
+        require_finite("the critic's loss", th.stack(losses))
+        require_finite("the critic after its regression", *parts.criticising, *policy.buffers())
+        return float(th.stack(losses).mean())
+
+
+@contextmanager
+def _backward(policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples) -> Iterator[Backward]:
+    """Choose how a minibatch is differentiated: by hand, or by autograd with what is not the actor's training."""
+    policy.optimizer.zero_grad()
+    if parts.networks is not None:
+        yield _backward_by_hand(parts.networks, ParameterVector(parts.criticising), rollout)
+        return
+    acts = set(parts.acting_modules)
+    modules = [module for module in policy.modules() if module not in acts]
+
+    def backward(rows: th.Tensor) -> th.Tensor:
+        # BatchNorm has no variance for a rest of one row.
+        with training_mode(modules if len(rows) == 1 else [], False):
+            values = policy.predict_values(take_rows(rollout.observations, rows)).flatten()
+        loss = F.mse_loss(values, rollout.returns[rows])
+        policy.optimizer.zero_grad()
+        th.autograd.backward(loss, inputs=parts.criticising)
+        return loss.detach()
+
+    with training_mode(modules, True):
+        yield backward
+
+
+def _backward_by_hand(networks: MlpNetworks, parameters: ParameterVector, rollout: Samples) -> Backward:
+    """Differentiate an MLP critic without a graph, into gradients that are views of one vector."""
+    with th.no_grad():
+        features = networks.critic_features(rollout.observations)
+    returns = rollout.returns.unsqueeze(1)
+    gradient = th.zeros_like(parameters.get())
+    for parameter, view in zip(parameters.tensors, parameters.split(gradient), strict=True):
+        parameter.grad = view
+    jacobians: dict[int, MlpJacobian] = {}  # one set of buffers for each size of a minibatch
+
+    @th.no_grad()
+    def backward(rows: th.Tensor) -> th.Tensor:
+        n = len(rows)
+        if n in jacobians:
+            jacobians[n].linearize(features[rows])
+        else:
+            jacobians[n] = MlpJacobian(networks.critic, features[rows], parameters)
+        error = jacobians[n].outputs - returns[rows]
+        jacobians[n].pull_into(error * (2.0 / n), gradient)
+        return error.square().mean()
+
+    return backward
+
+
+def _minibatches(n_rows: int, n_epochs: int, batch_size: int, device: th.device) -> Iterable[th.Tensor]:
+    """Yield the rows of each minibatch, in a new order for each epoch."""
+    for _ in range(n_epochs):
+        order = th.as_tensor(np.random.permutation(n_rows), device=device)
+        yield from th.split(order, int(batch_size))
+
+
+@contextmanager
+def fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
+    """
+    Let Adam update all parameters in one call within the block, where torch can; the result is the same to rounding.
+
+    :param optimizer: any optimizer
+    """
+    tensors = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    able = type(optimizer) in (th.optim.Adam, th.optim.AdamW) and all(
+        tensor.device.type in ("cpu", "cuda") and tensor.is_floating_point() for tensor in tensors
+    )
+    groups = [group for group in optimizer.param_groups if able and not _has_a_say(group)]
+    before = [group.get("fused") for group in groups]
+    for group in groups:
+        group["fused"] = True
+    try:
+        yield
+    finally:
+        for group, was in zip(groups, before, strict=True):
+            group["fused"] = was
+
+
+def _has_a_say(group: dict[str, object]) -> bool:
+    """Tell whether a user asked for a certain implementation."""
+    return any(group.get(name) for name in ("foreach", "fused", "capturable", "differentiable"))

@@ -1,0 +1,45 @@
+"""What a critic solver is."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_npg.policy_parts import PolicyParts
+from sb3_npg.rollout import Samples
+
+
+class CriticSolver(ABC):
+    """
+    Regresses the value function on a rollout's returns.
+
+    ``n_updates`` is how much to do, in the solver's own units, where the user does not say.
+    """
+
+    n_updates: ClassVar[int]
+
+    def check_size(self, n_parameters: int, n_rows: int) -> None:
+        """
+        Refuse a critic or a rollout that this solver cannot serve. Called once, before training.
+
+        :param n_parameters: parameters that criticise
+        :param n_rows: rows of a rollout
+        :raises ValueError: if one is too large for this solver
+        """
+        return
+
+    @abstractmethod
+    def fit(
+        self, policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples, n_updates: int, batch_size: int
+    ) -> float:
+        """
+        Move the criticising parameters, and no other.
+
+        :param policy: SB3 actor-critic policy, in evaluation mode
+        :param parts: its acting and its criticising part, of which the latter is not empty
+        :param rollout: all its rows
+        :param n_updates: how much to do, in the solver's own units, at least 1
+        :param batch_size: rows in a minibatch, if the solver uses any
+        :return: mean (V(s) − R)² on the way
+        :raises NumericalFailure: if a loss or a parameter is not finite at the end
+        """

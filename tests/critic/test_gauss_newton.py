@@ -1,0 +1,309 @@
+"""The critic's Gauss–Newton steps against normal equations, and the regression by minibatches against autograd."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from torch import nn
+
+from sb3_npg import NPG
+from sb3_npg.critic import GaussNewtonSolver, MinibatchSolver, ValueProblem, make_critic_solver
+from sb3_npg.critic.minibatches import fused
+from sb3_npg.networks import read_networks
+from sb3_npg.numerics import NumericalFailure
+from sb3_npg.parameters import ParameterVector
+from sb3_npg.policy_parts import PolicyParts, split_policy
+from sb3_npg.rollout import Samples
+from sb3_npg.solvers.scaling import mean_eigenvalue
+from tests.agents import ENVIRONMENTS, N_STEPS, make_agent, parameters, train
+from tests.cases import POLICIES, make_observations, make_policy
+
+N = 9
+both_ways = pytest.mark.parametrize("fast_paths", [True, False])
+BY_HAND = ("Mlp", "Mlp, net_arch=[]", "Mlp, ReLU, discrete observation", "MultiInput")
+
+
+def make_value_problem(policy: str, fast_paths: bool = True, **kwargs: Any) -> ValueProblem:
+    made = make_policy("Gaussian", policy)
+    observations = make_observations(POLICIES[policy].observation_space, N)
+    parts = split_policy(made, observations, fast_paths)
+    returns = th.randn(N, dtype=th.float64)
+    return ValueProblem(made, observations, returns, ParameterVector(parts.criticising), parts.networks, **kwargs)
+
+
+def jacobian(problem: ValueProblem) -> th.Tensor:
+    """Form J by one backward pass for each row, shape (N, p)."""
+    values = problem.policy.predict_values(problem.observations).flatten()
+    rows = [th.autograd.grad(v, problem.vector.tensors, retain_graph=True, materialize_grads=True) for v in values]
+    return th.stack([problem.vector.flatten(row) for row in rows])
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("memory_budget", [2**28, 1])
+@both_ways
+@pytest.mark.parametrize("policy", POLICIES)
+def test_fisher_gradient_and_loss_are_those_of_the_regression(policy, fast_paths, memory_budget):
+    problem = make_value_problem(policy, fast_paths, memory_budget=memory_budget)
+    j = jacobian(problem)
+    error = problem.returns.flatten() - problem.policy.predict_values(problem.observations).flatten().detach()
+    assert problem.loss() == pytest.approx(float(error.square().mean()), rel=1e-12)
+    th.testing.assert_close(problem.gradient(), j.T @ error / N, rtol=1e-10, atol=1e-12)
+    v = th.randn(len(problem.vector), dtype=th.float64)
+    th.testing.assert_close(problem.fisher_vector_product(v), j.T @ (j @ v) / N, rtol=1e-10, atol=1e-12)
+    th.testing.assert_close(problem.dense_fisher(), j.T @ j / N, rtol=1e-10, atol=1e-12)
+    assert mean_eigenvalue(problem.layers) == pytest.approx(float(j.square().sum()) / N / j.shape[1], rel=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("columns", ["exact", "sampled"])
+@pytest.mark.parametrize("policy", BY_HAND)
+def test_layers_by_hand_are_those_that_hooks_find(policy, columns):
+    by_hand, autograd = (make_value_problem(policy, fast_paths) for fast_paths in (True, False))
+    assert [vars(block) for block in by_hand.layers.blocks] == [vars(block) for block in autograd.layers.blocks]
+    for records, expected in zip(by_hand.layers.records(columns), autograd.layers.records(columns), strict=True):
+        for one, other in zip(records, expected, strict=True):
+            th.testing.assert_close(one.inputs, other.inputs, rtol=1e-10, atol=1e-12)
+            th.testing.assert_close(one.deltas, other.deltas, rtol=1e-10, atol=1e-12)
+
+
+def fit(solver: GaussNewtonSolver, problem: ValueProblem, n_updates: int = 1, fast_paths: bool = True) -> float:
+    """Run a solver on a problem's policy and rows."""
+    networks = read_networks(problem.policy) if fast_paths else None
+    parts = PolicyParts(problem.vector, list(problem.vector.tensors), [], networks)
+    samples: Samples = RolloutOf(problem.observations, problem.returns.flatten())  # type: ignore[assignment]
+    return solver.fit(problem.policy, parts, samples, n_updates, 4)
+
+
+class RolloutOf:
+    """What a critic solver reads of a rollout."""
+
+    def __init__(self, observations: Any, returns: th.Tensor):
+        self.observations, self.returns = observations, returns
+
+
+@pytest.mark.usefixtures("float64")
+@both_ways
+def test_one_step_on_a_linear_critic_is_ridge_regression(fast_paths):
+    problem = make_value_problem("Mlp, net_arch=[]", fast_paths)
+    j = jacobian(problem)
+    start = problem.vector.get()
+    error = problem.returns.flatten() - problem.policy.predict_values(problem.observations).flatten().detach()
+    damping = 0.3 * float(j.square().sum()) / N / j.shape[1]
+    ridge = th.linalg.solve(j.T @ j / N + damping * th.eye(j.shape[1], dtype=th.float64), j.T @ error / N)
+    fit(GaussNewtonSolver("exact", damping=0.3, max_change=100.0), problem, fast_paths=fast_paths)
+    th.testing.assert_close(problem.vector.get() - start, ridge, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("fisher_solver", ["cg", "kfac", "ekfac", "exact", "woodbury"])
+def test_linear_critic_reaches_the_least_squares_loss(fisher_solver):
+    problem = make_value_problem("Mlp, net_arch=[]")
+    j = jacobian(problem)
+    values = problem.policy.predict_values(problem.observations).flatten().detach()
+    target = problem.returns.flatten() - values
+    best = float((target - j @ th.linalg.lstsq(j, target.unsqueeze(1)).solution.flatten()).square().mean())
+    fit(GaussNewtonSolver(fisher_solver, damping=1e-6, max_change=100.0), problem, 5)
+    assert problem.loss() == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_damping_needs_no_tuning_to_the_scale_of_rewards(scale):
+    plain, scaled = make_value_problem("Mlp"), make_value_problem("Mlp")
+    with th.no_grad():
+        for problem, factor in ((plain, 1.0), (scaled, scale)):
+            for parameter in problem.policy.value_net.parameters():
+                parameter.mul_(factor)
+        scaled.returns.mul_(scale)
+    # Only the last layer sees the scale of its own outputs.
+    for problem in (plain, scaled):
+        problem.vector = ParameterVector(list(problem.policy.value_net.parameters()))
+        fit(GaussNewtonSolver("exact"), problem)
+    assert scaled.loss() == pytest.approx(plain.loss() * scale**2, rel=1e-9)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("max_change", [0.05, 0.3])
+def test_change_of_the_values_is_bounded(max_change):
+    problem = make_value_problem("Mlp, net_arch=[]")
+    before, loss = problem.policy.predict_values(problem.observations).detach(), problem.loss()
+    fit(GaussNewtonSolver("exact", damping=1e-3, max_change=max_change), problem)
+    change = problem.policy.predict_values(problem.observations).detach() - before
+    assert float(change.square().mean().sqrt()) == pytest.approx(max_change * math.sqrt(loss), rel=1e-9)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("policy", ["Mlp", "Cnn"])
+@pytest.mark.parametrize("damping", [1e-8, 1.0])
+def test_loss_never_rises(policy, damping):
+    problem = make_value_problem(policy)
+    solver = GaussNewtonSolver(damping=damping)
+    losses = [problem.loss()]
+    for _ in range(6):
+        assert fit(solver, problem) == pytest.approx(losses[-1])
+        losses.append(problem.loss())
+    assert (np.diff(losses) <= 0.0).all()
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.usefixtures("float64")
+def test_step_that_cannot_be_had_leaves_the_critic_bit_for_bit():
+    problem = make_value_problem("Mlp")
+    before = problem.vector.get()
+    solver = GaussNewtonSolver(backtrack_max_iter=2)
+    loss = ValueProblem.loss
+    try:
+        ValueProblem.loss = lambda self: 1.0  # type: ignore[method-assign]
+        fit(solver, problem, 3)
+    finally:
+        ValueProblem.loss = loss  # type: ignore[method-assign]
+    assert th.equal(problem.vector.get(), before)
+
+
+@pytest.mark.usefixtures("float64")
+def test_perfect_critic_is_left_alone():
+    problem = make_value_problem("Mlp")
+    problem.returns.copy_(problem.policy.predict_values(problem.observations).detach())
+    before = problem.vector.get()
+    assert fit(GaussNewtonSolver(), problem, 3) == pytest.approx(0.0, abs=1e-20)
+    assert th.equal(problem.vector.get(), before)
+
+
+@pytest.mark.usefixtures("float64")
+def test_returns_of_nan_are_a_numerical_failure():
+    problem = make_value_problem("Mlp")
+    problem.returns[3] = math.nan
+    with pytest.raises(NumericalFailure, match="critic's loss"):
+        fit(GaussNewtonSolver(), problem)
+
+
+# In training
+
+
+@pytest.mark.parametrize("fisher_solver", ["cg", "kfac", "ekfac", "diagonal", "exact", "woodbury", "identity"])
+@pytest.mark.parametrize("env", list(ENVIRONMENTS))
+def test_agents_of_every_kind_train_and_fit_better_than_their_mean(env, fisher_solver):
+    if "image" in env and fisher_solver in ("exact", "woodbury", "ekfac"):
+        pytest.skip("too large for this solver")
+    kwargs = {"fisher_solver": fisher_solver}
+    agent = make_agent(env, critic_solver="gauss_newton", critic_solver_kwargs=kwargs, policy_kwargs=SMALL.get(env))
+    before = parameters(agent, critic=True)
+    updates = train(agent, 2)
+    assert all(math.isfinite(update["train/value_loss"]) for update in updates)
+    assert updates[-1]["train/skipped_updates"] == 0
+    assert any(not th.equal(before[name], tensor) for name, tensor in parameters(agent, critic=True).items())
+
+
+SMALL = {name: {"net_arch": [8]} for name in ENVIRONMENTS if "image" not in name}
+
+
+def test_critic_leaves_the_action_distribution_bit_for_bit():
+    agent = make_agent("vector", critic_solver="gauss_newton", line_search_max_iter=1, step_size=1e30)
+    before = parameters(agent, critic=False)
+    train(agent, 2)
+    assert all(th.equal(before[name], tensor) for name, tensor in parameters(agent, critic=False).items())
+
+
+def test_saved_agent_goes_on_with_its_critic_solver(tmp_path):
+    agent = make_agent("vector", critic_solver="gauss_newton", critic_solver_kwargs={"damping": 3.0})
+    agent.save(tmp_path / "agent")
+    loaded = NPG.load(tmp_path / "agent")
+    assert isinstance(loaded._critic_solver, GaussNewtonSolver)
+    assert loaded._critic_solver.damping == 3.0
+
+
+@pytest.mark.parametrize("n_updates", [None, 3])
+@pytest.mark.parametrize("critic_solver", ["adam", "gauss_newton"])
+def test_number_of_updates_is_the_solvers_own_unless_given(critic_solver, n_updates, monkeypatch):
+    agent = make_agent("vector", critic_solver=critic_solver, n_critic_updates=n_updates)
+    seen = []
+    monkeypatch.setattr(type(agent._critic_solver), "fit", lambda *args: seen.append(args[-2]) or 0.0)
+    train(agent, 1)
+    assert seen == [type(agent._critic_solver).n_updates if n_updates is None else n_updates]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"damping": 0.0}, "`critic_solver_kwargs['damping']`=0.0"),
+        ({"max_change": -1.0}, "`critic_solver_kwargs['max_change']`=-1.0"),
+        ({"backtrack_max_iter": 1.5}, "`critic_solver_kwargs['backtrack_max_iter']`=1.5"),
+        ({"fisher_solver": "newton"}, "`critic_solver_kwargs['fisher_solver']`='newton'"),
+        ({"fisher_solver_kwargs": {"max_steps": 0}}, "`critic_solver_kwargs['fisher_solver_kwargs']['max_steps']`=0"),
+        ({"fisher_solver_kwargs": {"steps": 3}}, "`critic_solver_kwargs['fisher_solver_kwargs']` has ['steps']"),
+        ({"lr": 0.1}, "`critic_solver_kwargs` has ['lr']"),
+        (["damping"], "`critic_solver_kwargs`=['damping']"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused_by_name(kwargs, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is looked at
+        make_agent("vector", critic_solver="gauss_newton", critic_solver_kwargs=kwargs)
+    assert message in str(caught.value)
+
+
+def test_arguments_for_a_solver_that_takes_none_are_refused():
+    with pytest.raises(ValueError, match="critic_solver_kwargs"):
+        make_critic_solver("adam", {"damping": 1.0})
+
+
+def test_critic_too_large_for_its_solver_is_refused_before_training():
+    with pytest.raises(ValueError, match="exact"):
+        make_agent(
+            "vector",
+            critic_solver="gauss_newton",
+            critic_solver_kwargs={"fisher_solver": "exact"},
+            policy_kwargs={"net_arch": {"pi": [4], "vf": [1000, 1000]}},
+        )
+
+
+# Minibatches
+
+
+@pytest.mark.filterwarnings("ignore:The critic's minibatches")
+@pytest.mark.parametrize("batch_size", [N_STEPS, 7, 1])
+@pytest.mark.parametrize("optimizer", [th.optim.Adam, th.optim.AdamW, th.optim.SGD, th.optim.RMSprop])
+def test_minibatches_by_hand_are_autograds(optimizer, batch_size):
+    kwargs = {"optimizer_class": optimizer, "net_arch": [8, 8]}
+    agents = []
+    for fast_paths in (True, False):
+        options = {"line_search_max_iter": 1, "step_size": 1e30, "batch_size": batch_size}
+        agents.append(make_agent("vector", fast_paths=fast_paths, policy_kwargs=kwargs, **options))
+        train(agents[-1], 2)
+    one, other = (parameters(agent, critic=True) for agent in agents)
+    for name, tensor in one.items():
+        th.testing.assert_close(tensor, other[name], rtol=1e-3, atol=1e-5)
+
+
+def test_fused_update_is_adams_and_is_set_back():
+    results = []
+    for fuse in (True, False):
+        parameter = nn.Parameter(th.linspace(-1.0, 1.0, 5))
+        optimizer = th.optim.Adam([parameter], lr=0.1, eps=1e-5)
+        for _ in range(3):
+            parameter.grad = parameter.detach().square() + 1.0
+            if fuse:
+                with fused(optimizer):
+                    assert optimizer.param_groups[0]["fused"]
+                    optimizer.step()
+            else:
+                optimizer.step()
+        assert not optimizer.param_groups[0]["fused"]
+        results.append(parameter.detach())
+    th.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("option", ["foreach", "capturable", "differentiable"])
+def test_implementation_of_adam_that_a_user_asked_for_stays(option):
+    optimizer = th.optim.Adam([nn.Parameter(th.ones(2))], **{option: True})
+    with fused(optimizer):
+        assert not optimizer.param_groups[0]["fused"]
+
+
+def test_gradients_do_not_stay_behind():
+    agent = make_agent("vector")
+    train(agent, 1)
+    assert all(parameter.grad is None for parameter in agent.policy.parameters())
+    assert isinstance(agent._critic_solver, MinibatchSolver)

@@ -1,0 +1,169 @@
+"""Products with the Jacobian of a multilayer perceptron by hand against autograd's, and what counts as one."""
+
+import pytest
+import torch as th
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from sb3_npg.fisher import Mlp, MlpJacobian
+from sb3_npg.fisher.mlp import ELEMENTWISE
+from sb3_npg.parameters import ParameterVector
+
+N, FAN_IN, OUTPUTS = 7, 3, 2
+
+
+def make_network(activation: nn.Module, bias: bool = True, last: bool = False) -> nn.Sequential:
+    th.manual_seed(0)
+    layers = [nn.Linear(FAN_IN, 5, bias=bias), activation, nn.Linear(5, 4, bias=bias), activation]
+    layers += [nn.Linear(4, OUTPUTS, bias=bias), *([activation] if last else [])]
+    return nn.Sequential(*layers).double()
+
+
+def assert_jacobians_agree(network: nn.Sequential, parameters: list[nn.Parameter]) -> None:
+    vector = ParameterVector(parameters)
+    inputs = th.randn(N, FAN_IN, dtype=th.float64)
+    mlp = Mlp.read(network, [network])
+    assert mlp is not None
+    hand = MlpJacobian(mlp, inputs, vector)
+    outputs = network(inputs)
+    # Some activations have no second derivative: the Jacobian row by row needs none.
+    rows = [th.autograd.grad(z, vector.tensors, retain_graph=True) for z in outputs.flatten()]
+    true = th.stack([vector.flatten(row) for row in rows])
+    th.testing.assert_close(hand.outputs, outputs.detach(), rtol=1e-14, atol=1e-15)
+    th.testing.assert_close(mlp(inputs), outputs, rtol=1e-14, atol=1e-15)
+    for _ in range(2):  # buffers are used again
+        v = th.randn(len(vector), dtype=th.float64)
+        u = th.randn(N, OUTPUTS, dtype=th.float64)
+        th.testing.assert_close(hand.push(v).flatten(), true @ v, rtol=1e-12, atol=1e-13)
+        th.testing.assert_close(hand.pull(u), u.flatten() @ true, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ELEMENTWISE, ids=lambda activation: activation.__name__)
+def test_products_are_autograds_for_every_activation(activation, bias, last):
+    network = make_network(activation(), bias, last)
+    assert_jacobians_agree(network, list(network.parameters()))
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU(inplace=True), nn.ELU(2.0, inplace=True), nn.GELU(approximate="tanh"), nn.Softplus(3.0, 1.0),
+     nn.LeakyReLU(0.3), nn.Hardtanh(-0.5, 0.7)],
+    ids=str,
+)  # fmt: skip
+def test_options_of_an_activation_count(activation):
+    network = make_network(activation)
+    assert_jacobians_agree(network, list(network.parameters()))
+
+
+@pytest.mark.parametrize(
+    "frozen", [["0.weight", "0.bias"], ["2.weight"], ["2.bias"], ["4.weight", "4.bias"], ["0.bias"]]
+)
+def test_frozen_parameters_have_no_part(frozen):
+    network = make_network(nn.Tanh())
+    assert_jacobians_agree(network, [p for name, p in network.named_parameters() if name not in frozen])
+
+
+def test_parameters_of_others_get_no_gradient():
+    network, other = make_network(nn.Tanh()), nn.Parameter(th.ones(3, dtype=th.float64))
+    vector = ParameterVector([other, *network.parameters()])
+    jacobian = MlpJacobian(Mlp.read(network, [network]), th.randn(N, FAN_IN, dtype=th.float64), vector)
+    assert not jacobian.pull(th.ones(N, OUTPUTS, dtype=th.float64))[:3].any()
+    direction = th.zeros(len(vector), dtype=th.float64)
+    direction[:3] = 1.0
+    assert not jacobian.push(direction).any()
+
+
+def test_product_leaves_what_it_returned_before():
+    network = make_network(nn.Tanh())
+    vector = ParameterVector(list(network.parameters()))
+    jacobian = MlpJacobian(Mlp.read(network, [network]), th.randn(N, FAN_IN, dtype=th.float64), vector)
+    first = jacobian.push(th.randn(len(vector), dtype=th.float64))
+    kept = first.clone()
+    jacobian.push(th.randn(len(vector), dtype=th.float64))
+    jacobian.pull(th.randn(N, OUTPUTS, dtype=th.float64))
+    assert th.equal(first, kept)
+
+
+def test_jacobian_moves_to_other_rows_and_parameters():
+    network = make_network(nn.Tanh())
+    mlp, vector = Mlp.read(network, [network]), ParameterVector(list(network.parameters()))
+    moved = MlpJacobian(mlp, th.randn(N, FAN_IN, dtype=th.float64), vector)
+    vector.set(vector.get() + 0.1)
+    assert not moved.is_current()
+    inputs, u = th.randn(N, FAN_IN, dtype=th.float64), th.randn(N, OUTPUTS, dtype=th.float64)
+    moved.linearize(inputs)
+    th.testing.assert_close(moved.pull(u), MlpJacobian(mlp, inputs, vector).pull(u), rtol=0.0, atol=0.0)
+
+
+class Loud(nn.Linear):
+    """A layer that does more than its class says."""
+
+    def forward(self, input: th.Tensor) -> th.Tensor:
+        return 2.0 * super().forward(input)
+
+
+def hooked(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda _module, _args, output: 2.0 * output)
+    return module
+
+
+def overridden(module: nn.Module) -> nn.Module:
+    module.forward = lambda x: 2.0 * x  # type: ignore[method-assign]
+    return module
+
+
+def tied() -> nn.Sequential:
+    network = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    network[2].weight = network[0].weight
+    return network
+
+
+def compiled(module: nn.Module) -> nn.Module:
+    module.compile(backend="eager")
+    return module
+
+
+STRANGE = {
+    "normalisation": lambda: nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 3)),
+    "dropout": lambda: nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.Linear(3, 3)),
+    "activation with a parameter": lambda: nn.Sequential(nn.Linear(3, 3), nn.PReLU(), nn.Linear(3, 3)),
+    "activation across elements": lambda: nn.Sequential(nn.Linear(3, 3), nn.Softmax(dim=1), nn.Linear(3, 3)),
+    "activation in front": lambda: nn.Sequential(nn.Tanh(), nn.Linear(3, 3)),
+    "two activations": lambda: nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.ReLU()),
+    "no layer": lambda: nn.Sequential(nn.Identity()),
+    "subclass of Linear": lambda: nn.Sequential(Loud(3, 3)),
+    "hook on a layer": lambda: nn.Sequential(hooked(nn.Linear(3, 3))),
+    "hook on an activation": lambda: nn.Sequential(nn.Linear(3, 3), hooked(nn.Tanh())),
+    "hook on the whole": lambda: hooked(nn.Sequential(nn.Linear(3, 3))),
+    "forward of its own": lambda: nn.Sequential(nn.Linear(3, 3), overridden(nn.Tanh())),
+    "parametrisation": lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3))),
+    "shared weight": tied,
+    "compiled": lambda: nn.Sequential(compiled(nn.Linear(3, 3))),
+}
+
+
+@pytest.mark.parametrize("make", STRANGE.values(), ids=STRANGE)
+def test_what_is_not_known_to_be_an_mlp_is_not_read(make):
+    network = make()
+    assert Mlp.read(network, [network]) is None
+
+
+def test_hook_on_all_modules_is_not_passed_over():
+    network = make_network(nn.Tanh())
+    handle = nn.modules.module.register_module_forward_hook(lambda _module, _args, output: output)
+    try:
+        assert Mlp.read(network, [network]) is None
+    finally:
+        handle.remove()
+    assert Mlp.read(network, [network]) is not None
+
+
+def test_identities_and_nested_sequentials_are_passed_through():
+    network = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.Tanh()), nn.Identity(), nn.Linear(4, 2))
+    mlp = Mlp.read(network, [network])
+    assert [layer.name for layer in mlp.layers] == ["0.0", "2"]
+    assert_equal = th.testing.assert_close
+    inputs = th.randn(5, 3)
+    assert_equal(mlp(inputs), network(inputs), rtol=1e-6, atol=1e-7)

@@ -1,0 +1,323 @@
+"""Policies of multilayer perceptrons computed by hand: equal to autograd, and to nothing else."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from torch import nn
+
+from sb3_npg.acting import FastForward, acting_fast
+from sb3_npg.actor import MlpActor, PolicyActor
+from sb3_npg.fisher import dense_blocks
+from sb3_npg.local_problem import LocalProblem
+from sb3_npg.networks import read_networks
+from sb3_npg.rollout import acting_on_finite_observations
+from tests.agents import ENVIRONMENTS, make_agent, make_env, parameters, train
+from tests.agents import POLICIES as NAMES
+from tests.cases import DISTRIBUTIONS, POLICIES, make_policy, make_problem
+
+BY_HAND = [name for name in POLICIES if name.startswith("Mlp") or name == "MultiInput"]
+every_policy = pytest.mark.parametrize("policy", BY_HAND)
+every_distribution = pytest.mark.parametrize(
+    "distribution", [name for name in DISTRIBUTIONS if name != "gSDE learn_features"]
+)
+EXACT = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def both_ways(*args, **kwargs) -> tuple[LocalProblem, LocalProblem]:
+    """Freeze the same update twice: by hand, and through autograd."""
+    by_hand, autograd = (make_problem(*args, **kwargs, fast_paths=fast) for fast in (True, False))
+    assert isinstance(by_hand.actor, MlpActor)
+    assert isinstance(autograd.actor, PolicyActor)
+    return by_hand, autograd
+
+
+# One update
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("options", [{}, {"sub_sampling_factor": 2}, {"memory_budget": 1}], ids=str)
+@every_policy
+@every_distribution
+def test_products_and_dense_fisher_are_autograds(distribution, policy, options):
+    by_hand, autograd = both_ways(distribution, policy, 6, **options)
+    assert [id(p) for p in by_hand.actor.parameters.tensors] != []
+    for vector in th.randn(3, len(by_hand.vector), dtype=th.float64):
+        product = by_hand.fisher_vector_product(vector)
+        th.testing.assert_close(product, autograd.fisher_vector_product(vector), **EXACT)
+    th.testing.assert_close(by_hand.dense_fisher(), autograd.dense_fisher(), **EXACT)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("ent_coef", [0.0, 0.1])
+@every_policy
+@every_distribution
+def test_gradient_surrogate_and_kl_are_autograds(distribution, policy, ent_coef):
+    by_hand, autograd = both_ways(distribution, policy, 6, ent_coef=ent_coef)
+    assert by_hand.at_start == pytest.approx(autograd.at_start, rel=1e-10)
+    for _ in range(2):  # at θ_old and elsewhere
+        th.testing.assert_close(by_hand.surrogate_gradient(), autograd.surrogate_gradient(), **EXACT)
+        assert by_hand.evaluate() == pytest.approx(autograd.evaluate(), rel=1e-10, abs=1e-14)
+        step = 0.1 * th.randn(len(by_hand.vector), dtype=th.float64)
+        for problem in (by_hand, autograd):
+            problem.vector.set(problem.vector.get() + step)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("memory_budget", [2**28, 1])
+@pytest.mark.parametrize("columns", ["exact", "propagated", "sampled"])
+@every_policy
+@every_distribution
+def test_layers_are_those_that_hooks_find(distribution, policy, columns, memory_budget):
+    by_hand, autograd = both_ways(distribution, policy, 6, memory_budget=memory_budget)
+    blocks, expected_blocks = by_hand.layers.blocks, autograd.layers.blocks
+    assert [vars(block) for block in blocks] == [vars(block) for block in expected_blocks]
+    if columns != "propagated" or memory_budget > 1:  # chunks of another size draw other signs
+        chunks = zip(by_hand.layers.records(columns, 1), autograd.layers.records(columns, 1), strict=True)
+        for records, expected_records in chunks:
+            for record, expected in zip(records, expected_records, strict=True):
+                assert record.block.name == expected.block.name
+                th.testing.assert_close(record.inputs, expected.inputs, **EXACT)
+                th.testing.assert_close(record.deltas, expected.deltas, **EXACT)
+    for one, other in zip(dense_blocks(blocks), dense_blocks(expected_blocks), strict=True):
+        th.testing.assert_close(by_hand.layers.dense_block(one), autograd.layers.dense_block(other), **EXACT)
+        th.testing.assert_close(by_hand.layers.scores(one), autograd.layers.scores(other), **EXACT)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    "frozen", ["log_std", "action_net.bias", "action_net.weight", "mlp_extractor.policy_net.0.weight"]
+)
+@pytest.mark.parametrize("distribution", ["Gaussian", "gSDE", "gSDE full_std=False"])
+def test_frozen_parameters_have_no_part_either_way(distribution, frozen):
+    problems = []
+    for fast_paths in (True, False):
+        problem = make_problem(distribution, "Mlp")
+        problem.policy.get_parameter(frozen).requires_grad_(False)
+        again = LocalProblem(
+            problem.policy, problem.observations, problem.actions, problem.advantages, fast_paths=fast_paths
+        )
+        assert all(p is not problem.policy.get_parameter(frozen) for p in again.parameters)
+        problems.append(again)
+    by_hand, autograd = problems
+    vector = th.randn(len(by_hand.vector), dtype=th.float64)
+    th.testing.assert_close(by_hand.fisher_vector_product(vector), autograd.fisher_vector_product(vector), **EXACT)
+    th.testing.assert_close(by_hand.surrogate_gradient(), autograd.surrogate_gradient(), **EXACT)
+    names = [[block.name for block in problem.layers.blocks] for problem in problems]
+    assert names[0] == names[1]
+
+
+# What is recognised
+
+
+def trained(fast_paths: bool, **options):
+    """Build an agent, train it, and return it with what it logged."""
+    agent = make_agent("vector", **options, fast_paths=fast_paths)
+    return agent, train(agent, 2)
+
+
+class OtherDistribution(ActorCriticPolicy):
+    def get_distribution(self, obs):
+        return super().get_distribution(2.0 * obs)
+
+
+class OtherValues(ActorCriticPolicy):
+    def predict_values(self, obs):
+        return 2.0 * super().predict_values(obs)
+
+
+class OtherForward(ActorCriticPolicy):
+    def forward(self, obs, deterministic=False):
+        actions, values, log_prob = super().forward(obs, deterministic)
+        return actions, 2.0 * values, log_prob
+
+
+class OtherNetwork(ActorCriticPolicy):
+    def _build_mlp_extractor(self):
+        super()._build_mlp_extractor()
+        self.mlp_extractor.policy_net.append(nn.LayerNorm(self.mlp_extractor.latent_dim_pi))
+
+
+class WideGaussian(DiagGaussianDistribution):
+    def proba_distribution(self, mean_actions, log_std):
+        return super().proba_distribution(mean_actions, log_std + 1.0)
+
+
+class OtherGaussian(ActorCriticPolicy):
+    def _build(self, lr_schedule):
+        self.action_dist = WideGaussian(self.action_dist.action_dim)
+        super()._build(lr_schedule)
+
+
+class RandomExtractor(FlattenExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, observations):
+        return self.dropout(super().forward(observations))
+
+
+class ScalingExtractor(BaseFeaturesExtractor):
+    """Features of its own kind, without parameters."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 2 * observation_space.shape[0])
+
+    def forward(self, observations):
+        return th.cat([observations, 3.0 * observations.square()], dim=1)
+
+
+STRANGE = {
+    "distribution": {"policy": OtherDistribution},
+    "values": {"policy": OtherValues},
+    "forward": {"policy": OtherForward},
+    "network": {"policy": OtherNetwork},
+    "Gaussian": {"policy": OtherGaussian},
+    "dropout in the features": {"policy_kwargs": {"features_extractor_class": RandomExtractor}},
+    "softmax": {"policy_kwargs": {"activation_fn": lambda: nn.Softmax(dim=1)}},
+}
+
+
+@pytest.mark.parametrize("options", STRANGE.values(), ids=STRANGE)
+def test_policy_of_its_own_kind_takes_the_generic_path_with_the_same_result(options):
+    assert read_networks(make_agent("vector", **options).policy) is None
+    one, other = (trained(fast_paths, **options)[0].policy.state_dict() for fast_paths in (True, False))
+    assert all(th.equal(one[name], other[name]) for name in one)
+
+
+def test_features_without_parameters_are_recognised_whatever_they_do():
+    kwargs = {"policy_kwargs": {"features_extractor_class": ScalingExtractor}}
+    assert read_networks(make_agent("vector", **kwargs).policy) is not None
+    one, other = (trained(fast_paths, **kwargs)[0].policy.state_dict() for fast_paths in (True, False))
+    for name, tensor in one.items():
+        th.testing.assert_close(tensor, other[name], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["forward", "get_distribution", "predict_values"])
+def test_method_replaced_on_the_object_takes_the_generic_path(name):
+    policy = make_policy("Gaussian", "Mlp")
+    assert read_networks(policy) is not None
+    setattr(policy, name, getattr(policy, name))
+    assert read_networks(policy) is None
+
+
+# Whole runs
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+@pytest.mark.parametrize("fisher_solver", ["cg", "kfac", "ekfac", "diagonal", "exact", "woodbury", "identity"])
+def test_training_is_the_same_with_every_solver(fisher_solver, use_sde):
+    options = {"fisher_solver": fisher_solver, "use_sde": use_sde, "policy_kwargs": {"net_arch": [8]}}
+    agents, figures = zip(*(trained(fast_paths, **options) for fast_paths in (True, False)), strict=True)
+    for one, other in zip(*figures, strict=True):
+        assert one["train/kl_divergence_loss"] == pytest.approx(other["train/kl_divergence_loss"], rel=1e-2)
+        assert one["train/value_loss"] == pytest.approx(other["train/value_loss"], rel=1e-3)
+    for critic in (True, False):
+        one, other = (parameters(agent, critic=critic) for agent in agents)
+        for name, tensor in one.items():
+            th.testing.assert_close(tensor, other[name], rtol=1e-2, atol=1e-4)
+
+
+class Policies(BaseCallback):
+    """Looks at the policy in the middle of a rollout."""
+
+    def __init__(self):
+        super().__init__()
+        self.forwards = []
+
+    def _on_step(self):
+        self.forwards.append(self.model.policy.forward)
+        return True
+
+
+OPTIONS = {
+    "plain": {},
+    "gSDE": {"use_sde": True, "sde_sample_freq": 4},
+    "gSDE, squashed": {"use_sde": True, "policy_kwargs": {"squash_output": True}},
+    "gSDE, one std": {"use_sde": True, "policy_kwargs": {"full_std": False, "use_expln": True}},
+}
+RUNS = [
+    (space, name)
+    for space in ENVIRONMENTS
+    if "image" not in space
+    for name in OPTIONS
+    if name == "plain" or space in ("Box", "vector", "Dict")
+]
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize(("space", "options"), RUNS)
+def test_rollout_is_that_of_sb3s_own_loop(space, options, n_envs):
+
+    buffers = []
+    for fast_paths in (True, False):
+        policies = Policies()
+        env = make_env(space, n_envs)
+        agent = make_agent(env, NAMES.get(space), fast_paths=fast_paths, n_critic_updates=0, **OPTIONS[options])
+        agent.learn(agent.n_steps * n_envs, policies)
+        assert all(isinstance(forward, FastForward) is fast_paths for forward in policies.forwards)
+        assert "forward" not in vars(agent.policy)
+        buffers.append(agent.rollout_buffer)
+    one, other = buffers
+    for name in ("actions", "values", "log_probs", "returns", "advantages", "rewards", "episode_starts"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, atol=2e-6, err_msg=name)
+
+
+class Stop(BaseCallback):
+    def _on_step(self):
+        raise KeyboardInterrupt
+
+
+def test_policy_is_left_as_it_was_when_a_rollout_is_interrupted():
+    agent = make_agent("vector")
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(agent.n_steps, Stop())
+    assert "forward" not in vars(agent.policy)
+
+
+class Copier(BaseCallback):
+    """Keeps copies of the policy and saved agents, as checkpoints and best-model callbacks do."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def _on_step(self):
+        if self.n_calls == 3:
+            self.copied = copy.deepcopy(self.model.policy)
+            self.model.save(self.path)
+        return True
+
+
+def test_copy_made_in_the_middle_of_a_rollout_stands_by_itself(tmp_path):
+    agent = make_agent("vector")
+    callback = Copier(tmp_path / "agent")
+    agent.learn(agent.n_steps, callback)
+    observations = th.randn(4, 3)
+    with th.no_grad():
+        before = callback.copied(observations, deterministic=True)
+        for parameter in agent.policy.parameters():
+            parameter.add_(1.0)
+        after = callback.copied(observations, deterministic=True)
+        th.manual_seed(0)
+        drawn = callback.copied(observations)
+        th.manual_seed(0)
+        expected = ActorCriticPolicy.forward(callback.copied, observations)
+    assert all(th.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert all(th.allclose(one, other) for one, other in zip(drawn, expected, strict=True))
+    type(agent).load(tmp_path / "agent")
+
+
+def test_observation_of_nan_ends_no_rollout_by_hand():
+    agent = make_agent("vector")
+    agent._setup_learn(10, None)
+    agent._last_obs = np.full_like(agent._last_obs, np.nan)
+    with th.no_grad(), acting_on_finite_observations(agent.policy), acting_fast(agent.policy):
+        actions, values, log_prob = agent.policy(th.full((1, 3), th.nan))
+    assert all(bool(th.isfinite(tensor).all()) for tensor in (actions, values, log_prob))
