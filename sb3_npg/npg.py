@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_npg.acting import acting_fast
+from sb3_npg.acting import acting
 from sb3_npg.actor import take_rows
 from sb3_npg.arguments import (
     assertions_as_value_errors,
@@ -39,7 +39,6 @@ from sb3_npg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_npg.policy_parts import PolicyParts, refresh_running_statistics, split_policy
 from sb3_npg.rollout import (
     Samples,
-    acting_on_finite_observations,
     finite_observations,
     normalized,
     read_rollout,
@@ -248,8 +247,7 @@ class NPG(OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Collect as SB3 does; a NaN from the environment ends neither rollout nor run."""
-        fast = acting_fast(self.policy) if self.fast_paths else nullcontext()
-        with acting_on_finite_observations(self.policy), fast:
+        with acting(self.policy, self.fast_paths):
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def train(self) -> None:

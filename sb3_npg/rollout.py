@@ -1,16 +1,12 @@
 """Collecting and reading a rollout whatever the environment sends."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, PyTorchObs, RolloutBufferSamples
-from torch import nn
 
 from sb3_npg.numerics import NumericalFailure, all_finite
 
@@ -54,28 +50,6 @@ def require_finite_rollout(samples: Samples, buffer: RolloutBuffer) -> None:
 def normalized(advantages: th.Tensor) -> th.Tensor:
     """Return the advantages at zero mean and unit standard deviation; zeros if they are all equal."""
     return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-
-
-@contextmanager
-def acting_on_finite_observations(policy: ActorCriticPolicy) -> Iterator[None]:
-    """
-    Let the policy act on zeros where an observation is NaN or infinite.
-
-    Without it torch's distributions end the run in the middle of a rollout. The buffer still receives what the
-    environment sent, so the update sees it and is skipped.
-
-    :param policy: the policy that collects
-    """
-    handle = policy.register_forward_pre_hook(_replace_non_finite)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _replace_non_finite(_policy: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    observations, *others = inputs
-    return (finite_observations(observations), *others)
 
 
 def finite_observations(observations: PyTorchObs) -> PyTorchObs:

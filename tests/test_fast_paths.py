@@ -11,12 +11,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from torch import nn
 
-from sb3_npg.acting import FastForward, acting_fast
+from sb3_npg.acting import FastForward, acting
 from sb3_npg.actor import MlpActor, PolicyActor
 from sb3_npg.fisher import dense_blocks
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.networks import read_networks
-from sb3_npg.rollout import acting_on_finite_observations
 from tests.agents import ENVIRONMENTS, make_agent, make_env, parameters, train
 from tests.agents import POLICIES as NAMES
 from tests.cases import DISTRIBUTIONS, POLICIES, make_policy, make_problem
@@ -318,6 +317,6 @@ def test_observation_of_nan_ends_no_rollout_by_hand():
     agent = make_agent("vector")
     agent._setup_learn(10, None)
     agent._last_obs = np.full_like(agent._last_obs, np.nan)
-    with th.no_grad(), acting_on_finite_observations(agent.policy), acting_fast(agent.policy):
+    with th.no_grad(), acting(agent.policy):
         actions, values, log_prob = agent.policy(th.full((1, 3), th.nan))
     assert all(bool(th.isfinite(tensor).all()) for tensor in (actions, values, log_prob))

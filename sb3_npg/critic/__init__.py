@@ -32,4 +32,5 @@ def make_critic_solver(name: str, kwargs: dict[str, Any] | None) -> CriticSolver
     :raises ValueError: if the name or an argument is unknown or out of range
     """
     check_choice("critic_solver", name, tuple(CRITIC_SOLVERS))
-    return construct(CRITIC_SOLVERS[name], kwargs, "critic_solver_kwargs", f"critic_solver={name!r}", "critic_solver_kwargs")
+    argument = "critic_solver_kwargs"
+    return construct(CRITIC_SOLVERS[name], kwargs, argument, f"critic_solver={name!r}", own_name=argument)

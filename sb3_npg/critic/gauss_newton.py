@@ -42,7 +42,7 @@ class GaussNewtonSolver(CriticSolver):
         self,
         fisher_solver: str = "cg",
         fisher_solver_kwargs: dict[str, Any] | None = None,
-        damping: float = 1.0,
+        damping: float = 10.0,
         max_change: float = 1.0,
         backtrack_max_iter: int = 5,
     ):

@@ -45,6 +45,10 @@ class Mlp:
 
     def __init__(self, layers: Sequence[MlpLayer]):
         self.layers = tuple(layers)
+        # Looking these up in their modules takes longer than a small matrix product.
+        self._maps = [
+            (layer.linear.weight, layer.linear.bias, layer.activation and layer.activation.forward) for layer in layers
+        ]
 
     @classmethod
     def read(cls, root: nn.Module, modules: Iterable[nn.Module]) -> "Mlp | None":
@@ -81,13 +85,17 @@ class Mlp:
 
     def hidden(self, inputs: th.Tensor) -> th.Tensor:
         """Return what goes into the last layer, shape (n, d)."""
-        for layer in self.layers[:-1]:
-            inputs = _applied(layer, inputs)
+        for weight, bias, activation in self._maps[:-1]:
+            inputs = nn.functional.linear(inputs, weight, bias)
+            if activation is not None:
+                inputs = activation(inputs)
         return inputs
 
     def head(self, hidden: th.Tensor) -> th.Tensor:
         """Apply the last layer, shape (n, k)."""
-        return _applied(self.layers[-1], hidden)
+        weight, bias, activation = self._maps[-1]
+        sums = nn.functional.linear(hidden, weight, bias)
+        return sums if activation is None else activation(sums)
 
     def __call__(self, inputs: th.Tensor) -> th.Tensor:
         """Return the outputs, shape (n, k)."""
@@ -251,11 +259,6 @@ def _flattened(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
             yield from _flattened(module)
         else:
             yield module
-
-
-def _applied(layer: MlpLayer, inputs: th.Tensor) -> th.Tensor:
-    sums = nn.functional.linear(inputs, layer.linear.weight, layer.linear.bias)
-    return sums if layer.activation is None else layer.activation.forward(sums)  # nothing is hooked on it
 
 
 def _with_slope(activation: nn.Module | None, sums: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:

@@ -25,6 +25,7 @@ from sb3_npg.output_fisher.base import OutputFisher
 from sb3_npg.output_fisher.discrete import BernoulliFisher, CategoricalFisher, MultiCategoricalFisher
 from sb3_npg.output_fisher.gaussian import GaussianFisher, LogSlope
 from sb3_npg.output_fisher.noise import ExplorationNoise, FreeNoise, StateDependentNoise, make_noise
+from sb3_npg.output_fisher.sampling import Sampler, make_sampler
 
 __all__ = [
     "BernoulliFisher",
@@ -34,9 +35,11 @@ __all__ = [
     "GaussianFisher",
     "MultiCategoricalFisher",
     "OutputFisher",
+    "Sampler",
     "StateDependentNoise",
     "make_noise",
     "make_output_fisher",
+    "make_sampler",
     "plain_output_fisher",
 ]
 

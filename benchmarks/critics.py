@@ -1,0 +1,212 @@
+"""
+Critic solvers in training: returns at a fixed number of steps, what the critic explains, and seconds.
+
+``python -m benchmarks.critics`` does the runs that are missing and writes ``docs/critics.md``. The runs share the
+machine with one another; what each critic costs on an idle machine is in ``docs/performance.md``.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from benchmarks.environments import EVALUATION_EPISODES, N_ENVS, evaluation_env, prepare_process, training_env
+from benchmarks.report import Store, command_line, markdown_table, measure_missing, preamble, write_document
+from sb3_npg import NPG
+
+RESULTS = Path("benchmarks/results/critics")
+#: Environment steps of each task.
+TASKS = {
+    "HalfCheetah-v5": 300_000,
+    "Hopper-v5": 300_000,
+    "Walker2d-v5": 300_000,
+    "Swimmer-v5": 200_000,
+    "Ant-v5": 200_000,
+}
+SEEDS = (0, 1, 2)
+#: Rollouts of 2,048 rows.
+SHARED: dict[str, Any] = {"n_steps": 256}
+
+
+def _gauss_newton(n_critic_updates: int = 1, **kwargs: Any) -> dict[str, Any]:
+    return {
+        "critic_solver": "gauss_newton",
+        "n_critic_updates": n_critic_updates,
+        "critic_solver_kwargs": kwargs,
+    }
+
+
+#: Arguments of NPG by the name that the tables show.
+CRITICS: dict[str, dict[str, Any]] = {
+    "Adam, 10 epochs of 64": {"critic_solver": "adam", "n_critic_updates": 10, "batch_size": 64},
+    "Gauss–Newton, damping 1": _gauss_newton(damping=1.0),
+    "Gauss–Newton, damping 10": _gauss_newton(damping=10.0),
+    "Gauss–Newton, damping 10, 2 steps": _gauss_newton(2, damping=10.0),
+    "Gauss–Newton by K-FAC, damping 10, 2 steps": _gauss_newton(2, damping=10.0, fisher_solver="kfac"),
+}
+#: What the default is chosen from, with all seeds; the others are run with the first seed.
+CANDIDATES = ("Adam, 10 epochs of 64", "Gauss–Newton, damping 10")
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One training run.
+
+    :param env_id: the task
+    :param seed: of environments, networks and actions
+    :param critic: key of ``CRITICS``
+    :param steps: environment steps over all environments
+    """
+
+    env_id: str
+    seed: int
+    critic: str
+    steps: int
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the run depends on."""
+        fixed = {"n_envs": N_ENVS, "episodes": EVALUATION_EPISODES, "threads": 1}
+        return {**asdict(self), **SHARED, **fixed, "arguments": CRITICS[self.critic]}
+
+
+class Recorder(BaseCallback):
+    """Collects what each update logs: of the critic that met the rollout, and of its regression."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.explained: list[float] = []
+        self.seconds: list[float] = []
+        self.curve: list[tuple[int, float]] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        logged = self.logger.name_to_value
+        if "time/critic" in logged:
+            self.explained.append(float(logged["train/explained_variance"]))
+            self.seconds.append(float(logged["time/critic"]))
+        episodes = [episode["r"] for episode in self.model.ep_info_buffer or ()]
+        if episodes:
+            self.curve.append((self.num_timesteps, fmean(episodes)))
+
+    def _on_training_end(self) -> None:
+        self._on_rollout_start()
+
+
+def measure(store: Store, run: Run) -> None:
+    """Train, evaluate the final policy deterministically, and keep the figures."""
+    prepare_process()
+    env = training_env(run.env_id, run.seed)
+    model = NPG("MlpPolicy", env, seed=run.seed, device="cpu", **SHARED, **CRITICS[run.critic])
+    recorder = Recorder()
+    start = time.process_time()
+    model.learn(run.steps, callback=recorder)
+    seconds = time.process_time() - start
+    evaluation = evaluation_env(run.env_id, run.seed, env)
+    final, _ = evaluate_policy(model, evaluation, EVALUATION_EPISODES, deterministic=True)
+    figures = {
+        "return": final,
+        "training_return": fmean(value for _, value in recorder.curve[-len(recorder.curve) // 10 :]),
+        "explained_variance": median(recorder.explained[len(recorder.explained) // 2 :]),
+        "critic_milliseconds": 1e3 * median(recorder.seconds),
+        "cpu_seconds": seconds,
+        "curve": recorder.curve,
+        "explained": recorder.explained,
+    }
+    store.save(run.settings(), figures)
+
+
+def all_runs(
+    seeds: Sequence[int] = SEEDS,
+    tasks: Sequence[str] = tuple(TASKS),
+    critics: Sequence[str] = tuple(CRITICS),
+    steps: int | None = None,
+) -> list[Run]:
+    """Return the runs, the candidates' first, so that an unfinished study says something."""
+    runs = [Run(task, seed, critic, steps or TASKS[task]) for seed, task, critic in product(seeds, tasks, critics)]
+    candidates = [run for run in runs if run.critic in CANDIDATES]
+    return [*candidates, *(run for run in runs if run.critic not in CANDIDATES and run.seed == seeds[0])]
+
+
+def sections(store: Store, runs: Sequence[Run]) -> list[str]:
+    """
+    Write the tables from what is stored.
+
+    :param store: where the figures are
+    :param runs: all runs
+    :return: Markdown
+    """
+    figures = {run: found for run in runs if (found := store.load(run.settings())) is not None}
+    tasks = list(dict.fromkeys(run.env_id for run in runs))
+    critics = [critic for critic in CRITICS if any(run.critic == critic for run in runs)]
+    seeds = sorted({run.seed for run in runs})
+
+    def cell(critic: str, task: str, figure: str, digits: int) -> str:
+        values = [found[figure] for run, found in figures.items() if (run.critic, run.env_id) == (critic, task)]
+        return _mean_and_spread(values, digits)
+
+    def table(figure: str, digits: int) -> str:
+        rows = [[critic, *(cell(critic, task, figure, digits) for task in tasks)] for critic in critics]
+        return markdown_table(["critic", *tasks], rows)
+
+    about = (
+        f"Mean ± standard deviation over seeds {seeds}, the first seed alone where there is no ±; {N_ENVS} "
+        f"environments, VecNormalize, {SHARED}, all else NPG's defaults, one thread, two runs at once. Steps: "
+        f"{', '.join(f'{task} {steps:,}' for task, steps in {run.env_id: run.steps for run in runs}.items())}."
+    )
+    return [
+        about,
+        f"## Return of the final policy, {EVALUATION_EPISODES} deterministic episodes",
+        table("return", 0),
+        "## Return while training, last tenth of the rollouts",
+        table("training_return", 0),
+        "## Explained variance of rollouts that the critic has not seen, median of the second half",
+        table("explained_variance", 3),
+        "## Seconds of the processor, of training as a whole",
+        table("cpu_seconds", 0),
+        "## Milliseconds of one regression, median",
+        table("critic_milliseconds", 1),
+    ]
+
+
+def _mean_and_spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "–"
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{spread}"
+
+
+#: What the tables say, in the words of those who read them.
+CONCLUSIONS = ""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Do what is missing, then write the document."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.critics", description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--critics", nargs="+", default=list(CRITICS), choices=list(CRITICS))
+    parser.add_argument("--steps", type=int, help="environment steps of every task, by default each task's own")
+    parser.add_argument("--processes", type=int, default=2, help="runs at once")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=Path("docs/critics.md"))
+    arguments = parser.parse_args(argv)
+    runs = all_runs(arguments.seeds, arguments.tasks, arguments.critics, arguments.steps)
+    store = Store(arguments.results)
+    measure_missing(store, runs, measure, arguments.processes)
+    head = preamble("Critic solvers side by side", command_line("benchmarks.critics", argv))
+    write_document(arguments.out, [head, *([CONCLUSIONS] if CONCLUSIONS else []), *sections(store, runs)])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,207 @@
+"""Tables and picture of the speed comparison, from the figures of its iterations."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+
+from benchmarks.memory import MIB
+from benchmarks.report import markdown_table, preamble
+from benchmarks.speed_peers import DAMPING, REQUIREMENTS, TARGET_KL
+
+if TYPE_CHECKING:
+    from benchmarks.update_speed import Group
+
+mpl.use("Agg")
+
+Iterations = Sequence[Mapping[str, float]]
+Found = Mapping["Group", Mapping[str, Iterations]]
+PARTS = ("gradient", "solve", "line search", "critic")
+
+#: What the tables say, in the words of those who read them.
+CONCLUSIONS = ""
+
+
+def sections(found: Found, products: Mapping[str, Any], command: str, picture: str) -> list[str]:
+    """
+    Write the document from the figures.
+
+    :param found: by group, the iterations of each algorithm
+    :param products: what :func:`benchmarks.speed_products.measure` returned
+    :param command: that repeats the benchmark
+    :param picture: file of the picture
+    :return: Markdown
+    """
+    tables = [
+        _about(command),
+        *([CONCLUSIONS] if CONCLUSIONS else []),
+        *_whole(found),
+        *_parts(found),
+        *(_products(products) if products else []),
+        *_growth("rows", "## Growth with the rollout", found),
+        *_growth("width", "## Growth with the network", found),
+        *_images_and_memory(found),
+    ]
+    return [*tables, f"![seconds of an update over rows and widths]({picture})"]
+
+
+def _about(command: str) -> str:
+    elsewhere = "\n".join(f"- {home}: {', '.join(packages)}" for home, packages in REQUIREMENTS.items())
+    return (
+        f"{preamble('What an update costs', command)}\n{elsewhere}\n\n"
+        "HalfCheetah-v5 unless said otherwise: 17 observations, 6 actions; MLP of two hidden layers, 64 units each; "
+        "one thread; each algorithm in a process of its own, in turn, iteration by iteration. Medians, and in "
+        f"brackets the quartiles. NPG and TRPO: δ = {TARGET_KL} nats and λ = {DAMPING} of the same KL, 10 conjugate "
+        "gradient steps. All else is each library's default; A2C's rollout is made as long as the others'. *of NPG*: "
+        "the figure divided by that of the first line. *outside*: seconds of a rollout that are not the simulator's, "
+        "divided by the simulator's. EV: explained variance of the critic in the second half of the iterations."
+    )
+
+
+def _whole(found: Found) -> list[str]:
+    parts = []
+    for group, figures in found.items():
+        if group.title.startswith(("1 environment", "8 environments")):
+            parts += [f"## {group.title}, {group.size.rows:,} rows", _whole_table(group, figures)]
+    return parts
+
+
+def _parts(found: Found) -> list[str]:
+    solvers = _titled("solvers", found)
+    return ["## Parts of an update, in milliseconds", _parts_table(solvers)] if solvers else []
+
+
+def _images_and_memory(found: Found) -> list[str]:
+    parts = []
+    if images := _titled("images", found):
+        about = "512 rows of 36 × 36 images, NatureCNN, 3 actions; milliseconds of `train()`."
+        parts += ["## Images", about, _memory_table(images)]
+    if solvers := _titled("solvers", found):
+        parts += ["## Peak memory of the process, standard size", _memory_table(solvers)]
+    return parts
+
+
+def _titled(title: str, found: Found) -> Mapping[str, Iterations]:
+    return next((figures for group, figures in found.items() if group.title == title), {})
+
+
+def _whole_table(group: "Group", figures: Mapping[str, Iterations]) -> str:
+    first = next(iter(figures.values()))
+    base_train, base_whole = median(_column(first, "train")), median(_iteration(first))
+    rows = []
+    for name, iterations in figures.items():
+        train, whole, simulator = _column(iterations, "train"), _iteration(iterations), _column(iterations, "simulator")
+        outside = [one["rollout"] / one["simulator"] - 1.0 for one in iterations]
+        explained = _column(iterations[len(iterations) // 2 :], "explained variance")
+        rows.append(
+            [
+                name,
+                _milliseconds(train),
+                f"{median(train) / base_train:.1f}",
+                f"{1e3 * median(simulator):.0f}",
+                f"{median(outside):.2f}",
+                f"{group.size.rows / median(whole):,.0f}",
+                f"{median(whole) / base_whole:.2f}",
+                f"{median(explained):.2f}" if explained else "–",
+            ]
+        )
+    header = [
+        "algorithm", "train(), ms", "of NPG", "simulator, ms", "outside", "steps/s", "seconds a step, of NPG", "EV",
+    ]  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def _parts_table(figures: Mapping[str, Iterations]) -> str:
+    rows = []
+    for name, iterations in figures.items():
+        cells = [_milliseconds(_column(iterations, part)) for part in PARTS]
+        policy = [sum(one[part] for part in PARTS[:3]) for one in iterations if "solve" in one]
+        rows.append([name, *cells, _milliseconds(policy), _milliseconds(_column(iterations, "train"))])
+    return markdown_table(["algorithm", *PARTS, "policy step", "train()"], rows)
+
+
+def _products(products: Mapping[str, Any]) -> list[str]:
+    seconds, floor = products["seconds"], products["floor"]
+    base = seconds["by hand"][1]
+    rows = [
+        [name, f"{1e3 * m:.2f} ({1e3 * low:.2f}–{1e3 * high:.2f})", f"{m / base:.1f}", f"{floor / m:.0%}"]
+        for name, (low, m, high) in seconds.items()
+    ]
+    about = (
+        f"2,048 rows, 64 units. The floor, {1e3 * floor:.2f} ms, is what the matrix products of one product by hand "
+        f"take at the {products['rate'] / 1e9:.0f} GFLOP/s that this machine reaches in a product of their shape."
+    )
+    return [
+        "## One product with the Fisher",
+        about,
+        markdown_table(["product", "ms", "of the first", "floor's share"], rows),
+    ]
+
+
+def _growth(title: str, heading: str, found: Found) -> list[str]:
+    sizes = _by_size(title, found)
+    if len(sizes) < 2:
+        return []
+    names = list(dict.fromkeys(name for figures in sizes.values() for name in figures))
+    rows = []
+    for name in names:
+        times = {size: median(_column(figures[name], "train")) for size, figures in sizes.items() if name in figures}
+        exponents = np.diff(np.log(list(times.values()))) / np.diff(np.log(list(times)))
+        last = f"{exponents[-1]:.2f}" if len(times) > 1 else "–"
+        rows.append([name, *(f"{1e3 * times[size]:.0f}" if size in times else "–" for size in sizes), last])
+    header = ["algorithm", *(f"{size:,}" for size in sizes), "exponent of the last step"]
+    return [heading, "Milliseconds of `train()`.", markdown_table(header, rows)]
+
+
+def _by_size(title: str, found: Found) -> dict[int, Mapping[str, Iterations]]:
+    """Return the figures by the size that grows; the base size is the same for rows and widths."""
+    base = [(group, figures) for group, figures in found.items() if group.title == "rows" and group.size.rows == 2048]
+    mine = [(group, figures) for group, figures in found.items() if group.title == title]
+    pairs = [*base, *mine] if title == "width" else mine
+    return {getattr(group.size, title): figures for group, figures in pairs}
+
+
+def _memory_table(figures: Mapping[str, Iterations]) -> str:
+    rows = [
+        [name, _milliseconds(_column(iterations, "train")), f"{iterations[-1]['peak bytes'] / MIB:.0f}"]
+        for name, iterations in figures.items()
+    ]
+    return markdown_table(["algorithm", "train(), ms", "peak MiB"], rows)
+
+
+def _column(iterations: Iterations, key: str) -> list[float]:
+    return [one[key] for one in iterations if key in one]
+
+
+def _iteration(iterations: Iterations) -> list[float]:
+    return [one["rollout"] + one["train"] for one in iterations]
+
+
+def _milliseconds(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "–"
+    low, high = np.quantile(seconds, [0.25, 0.75])
+    digits = 0 if median(seconds) > 0.1 else 1
+    return f"{1e3 * median(seconds):.{digits}f} ({1e3 * low:.{digits}f}–{1e3 * high:.{digits}f})"
+
+
+def draw(found: Found, path: Path) -> None:
+    """Draw seconds of an update over rows and over widths, both on logarithmic scales."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for axis, title, label in zip(axes, ("rows", "width"), ("rows of a rollout", "hidden units"), strict=True):
+        sizes = _by_size(title, found)
+        for name in dict.fromkeys(name for figures in sizes.values() for name in figures):
+            mine = {size: figures[name] for size, figures in sizes.items() if name in figures}
+            axis.plot(list(mine), [median(_column(one, "train")) for one in mine.values()], marker="o", label=name)
+        axis.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds of train()")
+        axis.grid(alpha=0.3)
+    if axes[0].lines:
+        axes[0].legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,77 @@
+"""Drawing actions with as few operations as there are: the same random numbers as SB3's distributions use."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch as th
+from torch import nn
+
+from sb3_npg.output_fisher.base import OutputFisher
+from sb3_npg.output_fisher.gaussian import GaussianFisher
+from sb3_npg.output_fisher.noise import ExplorationNoise, FreeNoise
+
+
+class Sampler(ABC):
+    """Draws actions from what an actor's last layer puts out."""
+
+    @abstractmethod
+    def draw(self, outputs: th.Tensor, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Draw actions.
+
+        :param outputs: of the last layer, shape (n, k)
+        :param features: what went into it, shape (n, d)
+        :return: actions, shape (n, action_dim), or (n,) for a Discrete space, and their log-probabilities, shape (n,)
+        """
+
+
+class GaussianSampler(Sampler):
+    """
+    A Gaussian whose log σ is a parameter: log π follows from the noise that was drawn.
+
+    :param log_std: log σ, shape (action_dim,)
+    """
+
+    def __init__(self, log_std: nn.Parameter):
+        self.log_std = log_std
+        self._constant = 0.5 * len(log_std) * math.log(2.0 * math.pi)
+
+    def draw(self, outputs: th.Tensor, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Return μ + σε and −½ Σ ε² − Σ log σ − ½ d log 2π."""
+        noise = th.empty_like(outputs).normal_()
+        actions = outputs + noise * self.log_std.exp()
+        return actions, noise.square().sum(dim=1).mul_(-0.5).sub_(self.log_std.sum() + self._constant)
+
+
+class ClosedFormSampler(Sampler):
+    """
+    Any distribution that is known in closed form.
+
+    :param metric: the closed forms
+    :param noise: what sets σ of continuous actions
+    """
+
+    def __init__(self, metric: OutputFisher, noise: ExplorationNoise | None):
+        self.metric = metric
+        self.noise = noise
+
+    def draw(self, outputs: th.Tensor, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Return actions and their log-probabilities."""
+        drawn = None
+        if self.noise is not None:
+            outputs, drawn = th.cat([outputs, self.noise.log_std(features)], dim=1), self.noise.draw(features)
+        actions = self.metric.sample(outputs, drawn)
+        return actions, self.metric.log_prob(outputs, actions)
+
+
+def make_sampler(metric: OutputFisher, noise: ExplorationNoise | None) -> Sampler:
+    """
+    Choose the way to draw actions.
+
+    :param metric: the closed forms of the distribution
+    :param noise: what sets σ of continuous actions
+    :return: a sampler
+    """
+    if isinstance(noise, FreeNoise) and isinstance(metric, GaussianFisher) and metric.log_slope is None:
+        return GaussianSampler(noise.parameter)
+    return ClosedFormSampler(metric, noise)
