@@ -55,7 +55,7 @@ def measure(store: Store, run: Run) -> None:
     prepare_process()
     env = training_env(run.env_id, run.seed)
     arguments = {"target_kl": run.target_kl, "damping": run.damping, **SHARED}
-    model = NPG("MlpPolicy", env, seed=run.seed, device="cpu", **arguments)
+    model = NPG("MlpPolicy", env, seed=run.seed, device="cpu", critic_solver="adam", n_critic_updates=10, **arguments)
     model.learn(run.steps)
     evaluation = evaluation_env(run.env_id, run.seed, env)
     final, _ = evaluate_policy(model, evaluation, EVALUATION_EPISODES, deterministic=True)

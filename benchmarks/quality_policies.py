@@ -100,9 +100,27 @@ def make_agent(task: str, seed: int, width: int) -> NPG:
     if task == IMAGES:
         env = make_vec_env(Catch, n_envs=N_ENVS, seed=seed)
         image_kwargs = {"features_extractor_class": CatchExtractor, "net_arch": []}
-        return NPG("CnnPolicy", env, seed=seed, device="cpu", policy_kwargs=image_kwargs, **SHARED)
+        return NPG(
+            "CnnPolicy",
+            env,
+            seed=seed,
+            device="cpu",
+            policy_kwargs=image_kwargs,
+            critic_solver="adam",
+            n_critic_updates=10,
+            **SHARED,
+        )
     kwargs = {"net_arch": [width, width]}
-    return NPG("MlpPolicy", training_env(task, seed), seed=seed, device="cpu", policy_kwargs=kwargs, **SHARED)
+    return NPG(
+        "MlpPolicy",
+        training_env(task, seed),
+        seed=seed,
+        device="cpu",
+        policy_kwargs=kwargs,
+        critic_solver="adam",
+        n_critic_updates=10,
+        **SHARED,
+    )
 
 
 def train(store: Store, training: Training) -> None:

@@ -113,7 +113,16 @@ def measure(store: Store, run: Run) -> None:
     """Train, evaluate the final policy deterministically, and keep the figures."""
     prepare_process()
     env = training_env(run.env_id, run.seed)
-    model = NPG("MlpPolicy", env, seed=run.seed, device="cpu", **SHARED, **SETTINGS[run.setting])
+    model = NPG(
+        "MlpPolicy",
+        env,
+        seed=run.seed,
+        device="cpu",
+        critic_solver="adam",
+        n_critic_updates=10,
+        **SHARED,
+        **SETTINGS[run.setting],
+    )
     recorder = Recorder()
     model.learn(run.steps, callback=recorder)
     evaluation = evaluation_env(run.env_id, run.seed, env)

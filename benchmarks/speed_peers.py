@@ -126,8 +126,7 @@ class Worker:
 
     def quit(self) -> None:
         """End the process."""
-        self._write({"do": "quit"})
-        self._process.wait(60)
+        self._process.communicate(json.dumps({"do": "quit"}) + "\n", timeout=60)
 
     def _write(self, message: dict[str, str]) -> None:
         if self._process.stdin is None:
@@ -138,7 +137,8 @@ class Worker:
     def _read(self) -> dict[str, float]:
         line = "" if self._process.stdout is None else self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the worker of {self.peer.name} ended with {self._process.wait()}")
+            self._process.communicate()
+            raise RuntimeError(f"the worker of {self.peer.name} ended with {self._process.returncode}")
         answer: dict[str, float] = json.loads(line)
         return answer
 

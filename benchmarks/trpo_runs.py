@@ -163,7 +163,13 @@ def make_model(run: Run, env: VecEnv) -> OnPolicyAlgorithm:
     if run.algorithm == "NPG":
         solver = {"max_steps": CG_STEPS, "rtol": 0.0}
         return NPG(
-            "MlpPolicy", env, target_kl=run.target_kl, damping=run.damping, fisher_solver_kwargs=solver, **shared
+            "MlpPolicy",
+            env,
+            target_kl=run.target_kl,
+            damping=run.damping,
+            fisher_solver_kwargs=solver,
+            critic_solver="adam",
+            **shared,
         )
     d = int(np.prod(env.action_space.shape))
     return TRPO(

@@ -21,7 +21,7 @@ ROOMS = {
     "policy_parts": {"actor", "fisher", "networks", "parameters"},
     "rollout": {"numerics"},
     "local_problem": {"actor", "fisher", "networks", "parameters", "trust_region"},
-    "acting": {"networks", "output_fisher"},
+    "acting": {"networks", "output_fisher", "rollout"},
     "actor": {"fisher", "networks", "output_fisher", "parameters"},
     "networks": {"fisher", "output_fisher"},
     "output_fisher": set(),

@@ -7,7 +7,20 @@ import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks import defaults, environments, memory, report, solver_cost, solver_returns, trpo_comparison, trpo_runs
+from benchmarks import (
+    critics,
+    defaults,
+    environments,
+    memory,
+    report,
+    solver_cost,
+    solver_returns,
+    speed_peers,
+    speed_products,
+    trpo_comparison,
+    trpo_runs,
+    update_speed,
+)
 
 
 def test_trpo_comparison_writes_tables_and_resumes(tmp_path):
@@ -159,3 +172,64 @@ def test_cost_is_compared_with_a_peer_that_solves_the_same_system():
     exact, peer = (solver_cost.solve(name, problem, gradient) for name in ("exact", solver_cost.PEER))
     assert float((exact - peer).norm() / exact.norm()) < 1e-2
     th.testing.assert_close(solver_cost.solve("cg 15", problem, gradient), exact, rtol=0.05, atol=0.05)
+
+
+def test_study_of_critics_is_kept_and_shown(tmp_path):
+    store = report.Store(tmp_path)
+    candidate, other = critics.CANDIDATES[1], "Gauss–Newton, damping 1"
+    runs = critics.all_runs((0, 1), ("Hopper-v5",), (candidate, other), 4096)
+    assert [(run.critic, run.seed) for run in runs] == [(candidate, 0), (candidate, 1), (other, 0)]
+    report.in_fresh_process(critics.measure, store, runs[0])
+    figures = store.load(runs[0].settings())
+    assert figures is not None
+    assert len(figures["explained"]) == 2
+    assert 0.0 < figures["critic_milliseconds"] < 1e3 * figures["cpu_seconds"]
+
+    for run, value in zip(runs, (100.0, 102.0, 50.0), strict=True):
+        store.save(run.settings(), {**figures, "return": value})
+    rows = critics.sections(store, runs)[2].splitlines()[2:]
+    assert rows == [f"| {other} | 50 |", f"| {candidate} | 101 ± 1 |"]
+
+
+def test_update_speed_measures_in_turn_and_writes_its_document(tmp_path):
+    out, results = tmp_path / "performance.md", tmp_path / "results"
+    argv = ["--quick", "--rounds", "1", "--out", str(out), "--results", str(results)]
+    update_speed.main(argv)
+    document = out.read_text()
+    rows = [line.split(" | ") for line in document.splitlines() if line.startswith("| ")]
+    measured = {cells[0].removeprefix("| ") for cells in rows}
+    assert {"NPG, CG 10", "contrib TRPO, CG 10", "by hand"} <= measured
+    assert out.with_suffix(".png").stat().st_size > 0
+    times = [file.stat().st_mtime_ns for file in sorted(results.iterdir())]
+    update_speed.main(argv)
+    assert [file.stat().st_mtime_ns for file in sorted(results.iterdir())] == times
+
+
+@pytest.mark.parametrize("peer", [speed_peers.CG, speed_peers.TRPO], ids=lambda peer: peer.name)
+def test_parts_of_an_update_add_up(peer):
+    worker = speed_peers.Worker(peer, speed_peers.Size(env_id="vectors", rows=128))
+    try:
+        seconds = worker.iterate()
+    finally:
+        worker.quit()
+    parts = sum(seconds[part] for part in ("gradient", "solve", "line search", "critic"))
+    assert 0.3 * seconds["train"] < parts <= seconds["train"] * 1.01
+    assert 0.0 < seconds["simulator"] < seconds["rollout"]
+    assert seconds["peak bytes"] > 2**20
+
+
+def test_algorithm_that_cannot_be_built_is_named():
+    with pytest.raises(RuntimeError, match="strange"):
+        speed_peers.Worker(speed_peers.Peer("strange", "Strange"), speed_peers.Size(rows=128))
+
+
+def test_products_of_the_speed_comparison_are_of_one_fisher():
+    runs = speed_products.products(8, 16)
+    by_hand, autograd, trpo = (run() for run in runs.values())
+    th.testing.assert_close(by_hand, autograd, rtol=1e-3, atol=1e-5)
+    assert len(trpo) == len(by_hand)
+
+
+def test_all_groups_of_the_speed_comparison_have_settings_of_their_own():
+    settings = [json.dumps(group.settings(), sort_keys=True) for group in update_speed.groups()]
+    assert len(set(settings)) == len(settings)

@@ -5,8 +5,9 @@ from typing import Any
 from sb3_npg.checks import check_choice
 from sb3_npg.critic.gauss_newton import GaussNewtonSolver
 from sb3_npg.critic.minibatches import MinibatchSolver
+from sb3_npg.critic.problem import ValueProblem
 from sb3_npg.critic.solver import CriticSolver
-from sb3_npg.critic.values import ValueProblem
+from sb3_npg.critic.values import make_values
 from sb3_npg.solvers import construct
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "MinibatchSolver",
     "ValueProblem",
     "make_critic_solver",
+    "make_values",
 ]
 
 #: Values of ``critic_solver``.

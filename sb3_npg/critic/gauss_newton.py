@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_npg.checks import check_integer, check_number
+from sb3_npg.critic.problem import ValueProblem
 from sb3_npg.critic.solver import CriticSolver
-from sb3_npg.critic.values import ValueProblem
+from sb3_npg.critic.values import make_values
 from sb3_npg.numerics import NumericalFailure, require_finite_number
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts
@@ -75,37 +77,34 @@ class GaussNewtonSolver(CriticSolver):
     ) -> float:
         """Take up to ``n_updates`` steps; returns the loss before the first."""
         self.solver.to(policy.device)
-        vector = ParameterVector(parts.criticising)
-        problem = ValueProblem(policy, rollout.observations, rollout.returns, vector, parts.networks)
-        first = loss = problem.loss()
-        require_finite_number("the critic's loss", loss)
-        for step in range(n_updates):
-            if step > 0:
-                problem.refresh()
-            after = self._step(problem, loss)
-            if after is None:
+        values = make_values(policy, rollout.observations, ParameterVector(parts.criticising), parts.networks)
+        problem = ValueProblem(values, rollout.returns)
+        losses = []
+        for _ in range(n_updates):
+            gradient = problem.gradient()
+            losses.append(problem.loss())
+            require_finite_number("the critic's loss", losses[-1])
+            if not self._step(problem, gradient, losses[-1]):
                 break
-            loss = after
-        return first
+            problem.refresh()
+        return losses[0]
 
-    def _step(self, problem: ValueProblem, loss: float) -> float | None:
-        """Take one step, and return the loss after it; None if there is none that makes it smaller."""
-        gradient = problem.gradient()
+    def _step(self, problem: ValueProblem, gradient: th.Tensor, loss: float) -> bool:
+        """Take one step, and tell whether there was one that makes the loss smaller."""
         try:
             damping = self.damping * mean_eigenvalue(problem.layers)
             direction = find_direction(self.solver, problem, gradient, damping)
         except NumericalFailure:
             if bool(gradient.any()):
                 raise
-            return None  # at a stationary point
+            return False  # at a stationary point
         start = problem.vector.get()
         # The model's change of V along x has mean square xᵀFx.
         length = min(1.0, self.max_change * (loss / direction.curvature) ** 0.5)
         for _ in range(self.backtrack_max_iter + 1):
             problem.vector.set(start.add(direction.natural_gradient, alpha=length))
-            now = problem.loss()
-            if now < loss:
-                return now
+            if problem.loss() < loss:
+                return True
             length *= 0.5
         problem.vector.set(start)
-        return None
+        return False

@@ -1,7 +1,7 @@
 """The value function on the rows of a rollout: any policy through autograd, or an MLP by hand."""
 
 from collections.abc import Callable
-from functools import cached_property
+from typing import Protocol
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -11,7 +11,6 @@ from sb3_npg.actor import take_rows
 from sb3_npg.fisher import (
     Acting,
     ActingModel,
-    Jacobian,
     LayeredFisher,
     Linearization,
     MlpJacobian,
@@ -19,7 +18,6 @@ from sb3_npg.fisher import (
     MlpModel,
     MlpRows,
     OutputModel,
-    RolloutFisher,
     rows_within,
     split_rows,
 )
@@ -39,98 +37,59 @@ class UnitMetric:
         return th.ones_like(outputs).unsqueeze(2)
 
 
-class ValueProblem:
+class Values(Protocol):
+    """V on the rows of a rollout as a function of the parameters θ."""
+
+    parameters: ParameterVector
+    n_rows: int
+
+    def model(self) -> OutputModel:
+        """Return V, shape (n, 1), as what F is made of."""
+        ...
+
+    def rows_within(self, memory_budget: int) -> int:
+        """Return how many rows can be differentiated at once within so many bytes."""
+        ...
+
+    def layers(self, chunk_rows: int, memory_budget: int) -> LayeredFisher | MlpLayers:
+        """Return F layer by layer."""
+        ...
+
+
+class PolicyValues:
     """
-    The regression of a value function on returns, seen from its present parameters θ₀.
-
-    ::
-
-        loss(θ) = mean_n (V_θ(s_n) − R_n)²
-        F = (1/N) Σ_n J_nᵀ J_n,  J_n = ∂V(s_n)/∂θ   the Gauss–Newton matrix of half the loss: the Fisher of a
-                                                    Gaussian with mean V and standard deviation one
-        g = (1/N) Σ_n J_nᵀ (R_n − V(s_n))           minus the gradient of half the loss
-
-    A :class:`~sb3_npg.solvers.base.Problem`: whatever solves (F + λI) x = g for a policy does it for a critic.
-
-    Schulman et al. (2016), High-Dimensional Continuous Control Using Generalized Advantage Estimation, section 5.
+    The values of any SB3 policy: what it computes, differentiated by autograd.
 
     :param policy: SB3 actor-critic policy
     :param observations: n rows
-    :param returns: R, shape (n,)
-    :param parameters: θ, the parameters that the regression moves
-    :param networks: the policy's, if its critic is to be computed by hand
-    :param memory_budget: bytes that one chunk of rows may take while it is differentiated
+    :param parameters: θ
     """
 
-    scale = 1.0
-
-    def __init__(
-        self,
-        policy: ActorCriticPolicy,
-        observations: PyTorchObs,
-        returns: th.Tensor,
-        parameters: ParameterVector,
-        networks: MlpNetworks | None = None,
-        memory_budget: int = 2**28,
-    ):
+    def __init__(self, policy: ActorCriticPolicy, observations: PyTorchObs, parameters: ParameterVector):
         self.policy = policy
-        self.returns = returns.unsqueeze(1)
-        self.vector = parameters
-        self.n_rows = len(returns)
-        self._networks = networks
-        self._memory_budget = memory_budget
         self.observations = observations
-        if networks is not None:
-            with th.no_grad():
-                self._features = networks.critic_features(observations)
-        self._chunk_rows = self._rows_within(memory_budget)
-        self._chunks = split_rows(self.n_rows, self._chunk_rows)
-        self.refresh()
+        self.parameters = parameters
+        self.n_rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
 
-    def refresh(self) -> None:
-        """Move θ₀ to the present parameters."""
-        self._kept: tuple[slice, MlpJacobian] | None = None
-        self._fisher = RolloutFisher(self._model, self._chunk_rows)
-        self.__dict__.pop("layers", None)
+    def model(self) -> OutputModel:
+        """Return V, shape (n, 1), as what F is made of."""
+        return OutputModel(self._values, self.n_rows, self.parameters, UnitMetric())
 
-    @th.no_grad()
-    def loss(self) -> float:
-        """Return mean (V − R)² at the present parameters."""
-        total = sum(float((self._values(rows) - self.returns[rows]).square().sum()) for rows in self._chunks)
-        return total / self.n_rows
+    def rows_within(self, memory_budget: int) -> int:
+        """Return how many rows' graphs fit into so many bytes."""
+        return rows_within(
+            memory_budget,
+            self.n_rows,
+            lambda rows: Linearization(self._values(rows), self.parameters),
+            self.policy.parameters(),
+        )
 
-    def gradient(self) -> th.Tensor:
-        """Return g at θ₀, shape (p,)."""
-        total = th.zeros_like(self.vector.get())
-        for rows in self._chunks:
-            jacobian = self._model.jacobian(rows)
-            total += jacobian.pull(self.returns[rows] - jacobian.outputs.detach())
-        return total / self.n_rows
-
-    def fisher_vector_product(self, vector: th.Tensor) -> th.Tensor:
-        """Return F v at θ₀, for v of shape (p,)."""
-        return self._fisher.product(vector)
-
-    def dense_fisher(self) -> th.Tensor:
-        """Return F at θ₀, shape (p, p)."""
-        return self._fisher.dense()
-
-    @cached_property
-    def layers(self) -> LayeredFisher | MlpLayers:
-        """F at θ₀, layer by layer."""
-        if self._networks is None:
-            acting = ActingModel(self.policy, self._act, self._model, None, lambda rows: None)
-            return LayeredFisher(acting, self._chunk_rows, self._memory_budget)
-        return MlpLayers(MlpModel(self._seen, self._chunks, UnitMetric()))
-
-    @property
-    def _model(self) -> OutputModel:
-        linearize = None if self._networks is None else self._jacobian
-        return OutputModel(self._values, self.n_rows, self.vector, UnitMetric(), linearize)
+    def layers(self, chunk_rows: int, memory_budget: int) -> LayeredFisher:
+        """Return F layer by layer."""
+        acting = ActingModel(self.policy, self._act, self.model(), None, lambda rows: None)
+        return LayeredFisher(acting, chunk_rows, memory_budget)
 
     def _values(self, rows: slice) -> th.Tensor:
-        if self._networks is not None:
-            return self._networks.critic(self._features[rows])
         return self.policy.predict_values(take_rows(self.observations, rows))
 
     def _act(self, rows: slice) -> Acting:
@@ -138,21 +97,72 @@ class ValueProblem:
         # F_out has a single column, the number one: what stands for a sampled score is exact too.
         return Acting((values,), values.squeeze(1))
 
-    def _jacobian(self, rows: slice) -> Jacobian:
-        if self._kept is None or self._kept[0] != rows or not self._kept[1].is_current():
+
+class MlpValues:
+    """
+    The values of a policy whose critic is a multilayer perceptron, by hand.
+
+    :param networks: the policy's
+    :param features: what its critic sees of the observations, shape (n, d)
+    :param parameters: θ
+    """
+
+    def __init__(self, networks: MlpNetworks, features: th.Tensor, parameters: ParameterVector):
+        self.network = networks.critic
+        self.features = features
+        self.parameters = parameters
+        self.n_rows = len(features)
+        self._kept: tuple[slice, MlpJacobian] | None = None
+
+    def model(self) -> OutputModel:
+        """Return V, shape (n, 1), as what F is made of."""
+        return OutputModel(self._values, self.n_rows, self.parameters, UnitMetric(), self._jacobian)
+
+    def rows_within(self, memory_budget: int) -> int:
+        """Return how many rows' activations fit into so many bytes."""
+        return max(1, min(self.n_rows, memory_budget // self.network.bytes_per_row()))
+
+    def layers(self, chunk_rows: int, memory_budget: int) -> MlpLayers:
+        """Return F layer by layer."""
+        return MlpLayers(MlpModel(self._seen, split_rows(self.n_rows, chunk_rows), UnitMetric()))
+
+    def _values(self, rows: slice) -> th.Tensor:
+        if not th.is_grad_enabled() and self._keeps(rows):
+            return self._jacobian(rows).outputs
+        return self.network(self.features[rows])
+
+    def _keeps(self, rows: slice) -> bool:
+        return self._kept is not None and self._kept[0] == rows and self._kept[1].is_current()
+
+    def _jacobian(self, rows: slice) -> MlpJacobian:
+        """Return J; the last one is kept, so that loss, gradient and products share a forward pass."""
+        if self._kept is None or not self._keeps(rows):
             self._kept = None  # free its memory first
-            assert self._networks is not None
-            self._kept = rows, MlpJacobian(self._networks.critic, self._features[rows], self.vector)
+            self._kept = rows, MlpJacobian(self.network, self.features[rows], self.parameters)
         return self._kept[1]
 
     def _seen(self, rows: slice) -> MlpRows:
         jacobian = self._jacobian(rows)
-        assert isinstance(jacobian, MlpJacobian)
         return MlpRows(jacobian, jacobian.outputs, lambda: th.ones_like(jacobian.outputs), None)
 
-    def _rows_within(self, budget: int) -> int:
-        if self._networks is not None:
-            return max(1, min(self.n_rows, budget // (self._networks.critic.bytes_per_row())))
-        return rows_within(
-            budget, self.n_rows, lambda rows: Linearization(self._values(rows), self.vector), self.policy.parameters()
-        )
+
+def make_values(
+    policy: ActorCriticPolicy,
+    observations: PyTorchObs,
+    parameters: ParameterVector,
+    networks: MlpNetworks | None = None,
+) -> Values:
+    """
+    Choose how a policy's values are computed on the rows of a rollout.
+
+    :param policy: SB3 actor-critic policy
+    :param observations: n rows
+    :param parameters: θ, the parameters that the regression moves
+    :param networks: the policy's, if they are to be computed by hand
+    :return: the values
+    """
+    if networks is None:
+        return PolicyValues(policy, observations, parameters)
+    with th.no_grad():
+        features = networks.critic_features(observations)
+    return MlpValues(networks, features, parameters)

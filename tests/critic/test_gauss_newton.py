@@ -9,7 +9,7 @@ import torch as th
 from torch import nn
 
 from sb3_npg import NPG
-from sb3_npg.critic import GaussNewtonSolver, MinibatchSolver, ValueProblem, make_critic_solver
+from sb3_npg.critic import GaussNewtonSolver, MinibatchSolver, ValueProblem, make_critic_solver, make_values
 from sb3_npg.critic.minibatches import fused
 from sb3_npg.networks import read_networks
 from sb3_npg.numerics import NumericalFailure
@@ -25,15 +25,24 @@ both_ways = pytest.mark.parametrize("fast_paths", [True, False])
 BY_HAND = ("Mlp", "Mlp, net_arch=[]", "Mlp, ReLU, discrete observation", "MultiInput")
 
 
-def make_value_problem(policy: str, fast_paths: bool = True, **kwargs: Any) -> ValueProblem:
+def make_value_problem(policy: str, fast_paths: bool = True, **kwargs: Any) -> "RegressionOfPolicy":
     made = make_policy("Gaussian", policy)
     observations = make_observations(POLICIES[policy].observation_space, N)
     parts = split_policy(made, observations, fast_paths)
-    returns = th.randn(N, dtype=th.float64)
-    return ValueProblem(made, observations, returns, ParameterVector(parts.criticising), parts.networks, **kwargs)
+    values = make_values(made, observations, ParameterVector(parts.criticising), parts.networks)
+    problem = RegressionOfPolicy(values, th.randn(N, dtype=th.float64), **kwargs)
+    problem.policy, problem.observations = made, observations
+    return problem
 
 
-def jacobian(problem: ValueProblem) -> th.Tensor:
+class RegressionOfPolicy(ValueProblem):
+    """Remembers what it is made of."""
+
+    policy: Any
+    observations: Any
+
+
+def jacobian(problem: RegressionOfPolicy) -> th.Tensor:
     """Form J by one backward pass for each row, shape (N, p)."""
     values = problem.policy.predict_values(problem.observations).flatten()
     rows = [th.autograd.grad(v, problem.vector.tensors, retain_graph=True, materialize_grads=True) for v in values]
@@ -68,7 +77,7 @@ def test_layers_by_hand_are_those_that_hooks_find(policy, columns):
             th.testing.assert_close(one.deltas, other.deltas, rtol=1e-10, atol=1e-12)
 
 
-def fit(solver: GaussNewtonSolver, problem: ValueProblem, n_updates: int = 1, fast_paths: bool = True) -> float:
+def fit(solver: GaussNewtonSolver, problem: RegressionOfPolicy, n_updates: int = 1, fast_paths: bool = True) -> float:
     """Run a solver on a problem's policy and rows."""
     networks = read_networks(problem.policy) if fast_paths else None
     parts = PolicyParts(problem.vector, list(problem.vector.tensors), [], networks)
@@ -119,7 +128,7 @@ def test_damping_needs_no_tuning_to_the_scale_of_rewards(scale):
         scaled.returns.mul_(scale)
     # Only the last layer sees the scale of its own outputs.
     for problem in (plain, scaled):
-        problem.vector = ParameterVector(list(problem.policy.value_net.parameters()))
+        problem.values.parameters = ParameterVector(list(problem.policy.value_net.parameters()))
         fit(GaussNewtonSolver("exact"), problem)
     assert scaled.loss() == pytest.approx(plain.loss() * scale**2, rel=1e-9)
 

@@ -1,0 +1,79 @@
+"""The regression of a value function as a problem that the policy's solvers can solve."""
+
+import torch as th
+
+from sb3_npg.critic.values import Values
+from sb3_npg.fisher import LayeredFisher, MlpLayers, RolloutFisher, split_rows
+from sb3_npg.parameters import ParameterVector
+
+
+class ValueProblem:
+    """
+    The regression of a value function on returns, seen from its present parameters θ₀.
+
+    ::
+
+        loss(θ) = mean_n (V_θ(s_n) − R_n)²
+        F = (1/N) Σ_n J_nᵀ J_n,  J_n = ∂V(s_n)/∂θ   the Gauss–Newton matrix of half the loss: the Fisher of a
+                                                    Gaussian with mean V and standard deviation one
+        g = (1/N) Σ_n J_nᵀ (R_n − V(s_n))           minus the gradient of half the loss
+
+    A :class:`~sb3_npg.solvers.base.Problem`: whatever solves (F + λI) x = g for a policy does it for a critic.
+
+    Schulman et al. (2016), High-Dimensional Continuous Control Using Generalized Advantage Estimation, section 5.
+
+    :param values: V on the n rows
+    :param returns: R, shape (n,)
+    :param memory_budget: bytes that one chunk of rows may take while it is differentiated
+    """
+
+    scale = 1.0
+
+    def __init__(self, values: Values, returns: th.Tensor, memory_budget: int = 2**28):
+        self.values = values
+        self.returns = returns.unsqueeze(1)
+        self.n_rows = values.n_rows
+        self._memory_budget = memory_budget
+        self._chunk_rows = values.rows_within(memory_budget)
+        self._chunks = split_rows(self.n_rows, self._chunk_rows)
+        self.refresh()
+
+    @property
+    def vector(self) -> ParameterVector:
+        """The parameters θ as one vector."""
+        return self.values.parameters
+
+    def refresh(self) -> None:
+        """Move θ₀ to the present parameters."""
+        self._model = self.values.model()
+        self._fisher = RolloutFisher(self._model, self._chunk_rows)
+        self._layers: LayeredFisher | MlpLayers | None = None
+
+    @th.no_grad()
+    def loss(self) -> float:
+        """Return mean (V − R)² at the present parameters."""
+        total = sum(float((self._model.outputs(rows) - self.returns[rows]).square().sum()) for rows in self._chunks)
+        return total / self.n_rows
+
+    def gradient(self) -> th.Tensor:
+        """Return g at θ₀, shape (p,)."""
+        total = th.zeros_like(self.vector.get())
+        for rows in self._chunks:
+            jacobian = self._model.jacobian(rows)
+            total += jacobian.pull(self.returns[rows] - jacobian.outputs.detach())
+        return total / self.n_rows
+
+    def fisher_vector_product(self, vector: th.Tensor) -> th.Tensor:
+        """Return F v at θ₀, for v of shape (p,)."""
+        return self._fisher.product(vector)
+
+    def dense_fisher(self) -> th.Tensor:
+        """Return F at θ₀, shape (p, p)."""
+        return self._fisher.dense()
+
+    @property
+    def layers(self) -> LayeredFisher | MlpLayers:
+        """F at θ₀, layer by layer."""
+        if self._layers is None:
+            self._layers = self.values.layers(self._chunk_rows, self._memory_budget)
+        return self._layers
