@@ -1,8 +1,9 @@
 """
 Critic solvers in training: returns at a fixed number of steps, what the critic explains, and seconds.
 
-``python -m benchmarks.critics`` does the runs that are missing and writes ``docs/critics.md``. The runs share the
-machine with one another; what each critic costs on an idle machine is in ``docs/performance.md``.
+``python -m benchmarks.critics`` does the runs that are missing and writes ``docs/critics.md``, with the stored figures of
+:mod:`benchmarks.critic_fit`. The runs share the machine with one another; what each critic costs on an idle machine is
+in ``docs/performance.md``.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from benchmarks import critic_fit
 from benchmarks.environments import EVALUATION_EPISODES, N_ENVS, evaluation_env, prepare_process, training_env
 from benchmarks.report import Store, command_line, markdown_table, measure_missing, preamble, write_document
 from sb3_npg import NPG
@@ -205,7 +207,16 @@ def main(argv: Sequence[str]) -> None:
     store = Store(arguments.results)
     measure_missing(store, runs, measure, arguments.processes)
     head = preamble("Critic solvers side by side", command_line("benchmarks.critics", argv))
-    write_document(arguments.out, [head, *([CONCLUSIONS] if CONCLUSIONS else []), *sections(store, runs)])
+    fits = critic_fit.sections(Store(critic_fit.RESULTS), [critic_fit.Run(task) for task in critic_fit.TASKS])
+    write_document(
+        arguments.out,
+        [
+            head,
+            *([CONCLUSIONS] if CONCLUSIONS else []),
+            *sections(store, runs),
+            *(["## What is learnt from one rollout, and what of it holds", *fits] if fits else []),
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ The first argument is a JSON object of settings; see :class:`benchmarks.update_s
 import importlib
 import itertools
 import json
+import os
 import resource
 import sys
 import time
@@ -266,6 +267,8 @@ def main() -> None:
     import torch as th
 
     th.set_num_threads(settings["threads"])
+    if hasattr(os, "sched_setaffinity"):  # XLA has threads of its own
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings["threads"]])
     quiet_mujoco()
     kind: Callable[[dict[str, Any]], Any] = TianshouPeer if "tianshou" in settings["algorithm"] else Sb3Peer
     answers = sys.stdout
