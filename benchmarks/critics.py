@@ -1,9 +1,9 @@
 """
 Critic solvers in training: returns at a fixed number of steps, what the critic explains, and seconds.
 
-``python -m benchmarks.critics`` does the runs that are missing and writes ``docs/critics.md``, with the stored figures of
-:mod:`benchmarks.critic_fit`. The runs share the machine with one another; what each critic costs on an idle machine is
-in ``docs/performance.md``.
+``python -m benchmarks.critics`` does the runs that are missing and writes ``docs/critics.md``, with the stored figures
+of :mod:`benchmarks.critic_fit`. The runs share the machine with one another; what each critic costs on an idle machine
+is in ``docs/performance.md``.
 """
 
 import argparse

@@ -48,13 +48,20 @@ def rows_within(
     """
     Find how many rows can be differentiated at once within a memory budget.
 
-    :param budget: bytes that autograd may keep
+    What a graph keeps whatever the number of its rows does not count, as fewer rows would not spare it: observations
+    that are views of the rollout keep all of it.
+
+    :param budget: bytes that autograd may keep for rows
     :param n_rows: rows there are
     :param compute: builds the graph of some rows
     :param parameters: the tensors of the policy, which do not count
-    :param probe_rows: rows to measure on
+    :param probe_rows: rows to measure on, at least 2
     :return: number of rows, from 1 to ``n_rows``
     """
-    probe_rows = min(probe_rows, n_rows)
-    per_row = saved_bytes(lambda: compute(slice(0, probe_rows)), parameters) / probe_rows
+    parameters = list(parameters)
+    few, more = (
+        (n, saved_bytes(lambda n=n: compute(slice(0, n)), parameters))  # type: ignore[misc]
+        for n in (min(probe_rows // 2, n_rows), min(probe_rows, n_rows))
+    )
+    per_row = (more[1] - few[1]) / (more[0] - few[0]) if more[0] > few[0] else more[1] / more[0]
     return max(1, min(n_rows, int(budget / max(per_row, 1.0))))
