@@ -150,7 +150,7 @@ class NPG(OnPolicyAlgorithm):
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         n_critic_updates: int | None = None,
-        critic_solver: str = "adam",
+        critic_solver: str = "gauss_newton",
         critic_solver_kwargs: dict[str, Any] | None = None,
         gae_lambda: float = 0.95,
         ent_coef: float = 0.0,
@@ -279,10 +279,11 @@ class NPG(OnPolicyAlgorithm):
 
     def _local_problem(self, rollout: Samples, parts: PolicyParts) -> LocalProblem:
         """Freeze the update at the policy that acts now, BatchNorm's averages renewed on the rollout."""
-        refresh_running_statistics(self.policy, parts.acting_modules, rollout.observations, self.batch_size)
+        observations = rollout.observations
+        refresh_running_statistics(self.policy.get_distribution, parts.acting_modules, observations, self.batch_size)
         return LocalProblem(
             self.policy,
-            rollout.observations,
+            observations,
             rollout.actions,
             normalized(rollout.advantages) if self.normalize_advantage else rollout.advantages,
             ent_coef=self.ent_coef,

@@ -63,13 +63,13 @@ def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths
 
 
 def refresh_running_statistics(
-    policy: ActorCriticPolicy, modules: Iterable[nn.Module], observations: PyTorchObs, batch_size: int
+    compute: Callable[[PyTorchObs], object], modules: Iterable[nn.Module], observations: PyTorchObs, batch_size: int
 ) -> None:
     """
-    Let the BatchNorm layers that act average over a rollout. Does nothing where there are none.
+    Let BatchNorm layers average over a rollout. Does nothing where there are none.
 
-    :param policy: SB3 actor-critic policy, in evaluation mode
-    :param modules: modules called on the way to the action distribution
+    :param compute: what calls them, in evaluation mode: ``policy.get_distribution`` or ``policy.predict_values``
+    :param modules: the modules whose averages are renewed
     :param observations: the rollout's
     :param batch_size: largest number of rows in one batch
     """
@@ -79,7 +79,13 @@ def refresh_running_statistics(
         return
     with training_mode(averaging, True), th.no_grad():
         for rows in split_rows(n_rows, max(batch_size, 3)):
-            policy.get_distribution(take_rows(observations, rows))
+            compute(take_rows(observations, rows))
+
+
+def criticising_modules(policy: ActorCriticPolicy, parts: PolicyParts) -> list[nn.Module]:
+    """Return the modules that have no part in acting."""
+    acts = set(parts.acting_modules)
+    return [module for module in policy.modules() if module not in acts]
 
 
 @contextmanager

@@ -28,7 +28,7 @@ INTEGERS = (
     "sub_sampling_factor",
     "sde_sample_freq",
 )
-FLAGS = ("normalize_advantage", "adaptive_damping", "relative_damping", "use_sde")
+FLAGS = ("normalize_advantage", "adaptive_damping", "relative_damping", "use_sde", "fast_paths")
 
 
 def error(**options: Any) -> str:

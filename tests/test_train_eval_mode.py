@@ -8,11 +8,13 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
-from sb3_npg.critic import MinibatchSolver
+from sb3_npg.critic import GaussNewtonSolver, MinibatchSolver
 from tests.agents import N_STEPS, NormalizingExtractor, make_agent, make_env, same, snapshot, train
 
 
-def normalizing_agent(env: str = "Box", *, shared: bool = True, momentum: float = 0.1, **kwargs: Any) -> Any:
+def normalizing_agent(
+    env: str = "Box", *, shared: bool = True, momentum: float = 0.1, critic_solver: str = "adam", **kwargs: Any
+) -> Any:
     """Build an agent of that extractor, whose optimizer decays what it gets hold of."""
     policy_kwargs = {
         "features_extractor_class": NormalizingExtractor,
@@ -22,7 +24,7 @@ def normalizing_agent(env: str = "Box", *, shared: bool = True, momentum: float 
         "optimizer_class": th.optim.AdamW,
         "optimizer_kwargs": {"weight_decay": 0.1},
     }
-    return make_agent(env, policy_kwargs=policy_kwargs, **kwargs)
+    return make_agent(env, policy_kwargs=policy_kwargs, critic_solver=critic_solver, **kwargs)
 
 
 def averages(extractor: nn.Module) -> dict[str, th.Tensor]:
@@ -164,6 +166,26 @@ def test_critic_renews_its_own_averages_alone(fit_critic_watched):
     train(agent, 1)
     assert float(critic[0]["normalize.num_batches_tracked"]) == 0
     assert float(critic[1]["normalize.num_batches_tracked"]) == agent.n_critic_updates
+
+
+@both_extractors
+def test_gauss_newton_renews_the_critics_own_averages_and_runs_in_evaluation_mode(shared, monkeypatch):
+    agent = normalizing_agent(shared=shared, critic_solver="gauss_newton")
+    policy = agent.policy
+    seen = []
+    fit = GaussNewtonSolver.fit
+
+    def watched(*args: Any, **kwargs: Any) -> float:
+        seen.append((outputs(agent), averages(policy.pi_features_extractor), averages(policy.vf_features_extractor)))
+        loss = fit(*args, **kwargs)
+        seen.append((outputs(agent), averages(policy.pi_features_extractor), averages(policy.vf_features_extractor)))
+        return loss
+
+    monkeypatch.setattr(GaussNewtonSolver, "fit", watched)
+    train(agent, 1)
+    assert same(seen[0][:2], seen[1][:2])
+    assert same(seen[0][2], seen[1][2]) is shared
+    assert not any(module.training for module in policy.modules())
 
 
 @both_extractors

@@ -11,7 +11,7 @@ from sb3_npg.critic.solver import CriticSolver
 from sb3_npg.critic.values import make_values
 from sb3_npg.numerics import NumericalFailure, require_finite_number
 from sb3_npg.parameters import ParameterVector
-from sb3_npg.policy_parts import PolicyParts
+from sb3_npg.policy_parts import PolicyParts, criticising_modules, refresh_running_statistics
 from sb3_npg.rollout import Samples
 from sb3_npg.solvers import FISHER_SOLVERS, construct
 from sb3_npg.solvers.direction import find_direction
@@ -24,13 +24,15 @@ class GaussNewtonSolver(CriticSolver):
 
     The damping is a multiple of the mean eigenvalue of JᵀJ/N, so it needs no tuning to the scale of rewards,
     observations or the network. It is what keeps the critic from fitting the noise of one rollout: directions with
-    less curvature than λ hardly move. Each step is shortened until the loss falls.
+    less curvature than λ hardly move. Each step is shortened until the loss falls. The critic is in evaluation mode,
+    its own BatchNorm averages renewed on the rollout before the first step.
 
     Schulman et al. (2016), High-Dimensional Continuous Control Using Generalized Advantage Estimation, section 5;
     Martens (2010), Deep learning via Hessian-free optimization, section 4.
 
     :param fisher_solver: how the system is solved: a key of ``sb3_npg.solvers.FISHER_SOLVERS``
-    :param fisher_solver_kwargs: arguments of that solver; None: 10 steps for "cg", its defaults for another
+    :param fisher_solver_kwargs: arguments of that solver; None: for "cg" up to 10 products, until a tenth of the
+        residual is left, for another its defaults
     :param damping: λ as a multiple of the mean eigenvalue of JᵀJ/N, > 0
     :param max_change: largest root mean square change of V that the quadratic model may predict for a step, as a
         multiple of that of R − V; > 0
@@ -57,7 +59,7 @@ class GaussNewtonSolver(CriticSolver):
         check_number("critic_solver_kwargs['max_change']", max_change, above=0.0)
         check_integer("critic_solver_kwargs['backtrack_max_iter']", backtrack_max_iter, minimum=0)
         if fisher_solver == "cg" and fisher_solver_kwargs is None:
-            fisher_solver_kwargs = {"max_steps": 10}
+            fisher_solver_kwargs = {"max_steps": 10, "rtol": 0.1}
         self.solver = construct(
             FISHER_SOLVERS[fisher_solver],
             fisher_solver_kwargs,
@@ -77,6 +79,9 @@ class GaussNewtonSolver(CriticSolver):
     ) -> float:
         """Take up to ``n_updates`` steps; returns the loss before the first."""
         self.solver.to(policy.device)
+        if parts.networks is None:
+            own = criticising_modules(policy, parts)
+            refresh_running_statistics(policy.predict_values, own, rollout.observations, batch_size)
         values = make_values(policy, rollout.observations, ParameterVector(parts.criticising), parts.networks)
         problem = ValueProblem(values, rollout.returns)
         losses = []

@@ -14,7 +14,7 @@ from sb3_npg.fisher import MlpJacobian
 from sb3_npg.networks import MlpNetworks
 from sb3_npg.numerics import require_finite
 from sb3_npg.parameters import ParameterVector
-from sb3_npg.policy_parts import PolicyParts, training_mode
+from sb3_npg.policy_parts import PolicyParts, criticising_modules, training_mode
 from sb3_npg.rollout import Samples
 
 #: Leaves the gradient of a minibatch's loss in the parameters, and returns the loss.
@@ -53,8 +53,7 @@ def _backward(policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples) -
     if parts.networks is not None:
         yield _backward_by_hand(parts.networks, ParameterVector(parts.criticising), rollout)
         return
-    acts = set(parts.acting_modules)
-    modules = [module for module in policy.modules() if module not in acts]
+    modules = criticising_modules(policy, parts)
 
     def backward(rows: th.Tensor) -> th.Tensor:
         # BatchNorm has no variance for a rest of one row.
