@@ -31,8 +31,7 @@ class GaussNewtonSolver(CriticSolver):
     Martens (2010), Deep learning via Hessian-free optimization, section 4.
 
     :param fisher_solver: how the system is solved: a key of ``sb3_npg.solvers.FISHER_SOLVERS``
-    :param fisher_solver_kwargs: arguments of that solver; None: for "cg" up to 10 products, until a tenth of the
-        residual is left, for another its defaults
+    :param fisher_solver_kwargs: arguments of that solver; None: up to 10 products for "cg", its defaults for another
     :param damping: λ as a multiple of the mean eigenvalue of JᵀJ/N, > 0
     :param max_change: largest root mean square change of V that the quadratic model may predict for a step, as a
         multiple of that of R − V; > 0
@@ -59,7 +58,7 @@ class GaussNewtonSolver(CriticSolver):
         check_number("critic_solver_kwargs['max_change']", max_change, above=0.0)
         check_integer("critic_solver_kwargs['backtrack_max_iter']", backtrack_max_iter, minimum=0)
         if fisher_solver == "cg" and fisher_solver_kwargs is None:
-            fisher_solver_kwargs = {"max_steps": 10, "rtol": 0.1}
+            fisher_solver_kwargs = {"max_steps": 10}
         self.solver = construct(
             FISHER_SOLVERS[fisher_solver],
             fisher_solver_kwargs,
