@@ -14,6 +14,7 @@ from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.envs import IdentityEnvBox
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from benchmarks.speed_peers import CG_STEPS
 from sb3_npg.local_problem import LocalProblem
 
 OBSERVATIONS, ACTIONS = 17, 6
@@ -53,11 +54,35 @@ def products(width: int, rows: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-def multiplications_of_a_product(width: int) -> int:
-    """Return the floating-point operations of one product by hand, for each row: its matrix products alone."""
-    sizes = [OBSERVATIONS, width, width, ACTIONS]
+def operations(width: int, n_outputs: int, n_products: int) -> dict[str, int]:
+    """
+    Return the floating-point operations of an update by hand, for each row: its matrix products alone.
+
+    :param width: units of each of two hidden layers
+    :param n_outputs: of the network
+    :param n_products: with F, in a solve
+    :return: of one product, of snapshot and gradient, of a solve, of one trial of the line search, and of propagating
+        back what the trace of F is made of
+    """
+    sizes = [OBSERVATIONS, width, width, n_outputs]
     layers = [2 * fan_in * fan_out for fan_in, fan_out in itertools.pairwise(sizes)]
-    return 2 * sum(layers) + 2 * sum(layers[1:])
+    forward, above_the_first = sum(layers), sum(layers[1:])
+    one_way = forward + above_the_first  # J v, and Jᵀu
+    return {
+        "product": 2 * one_way,
+        "gradient": forward + one_way,
+        "solve": n_products * 2 * one_way,
+        "line search": forward,
+        "trace": above_the_first,
+    }
+
+
+def floors(width: int, rows: int, rate: float, n_products: int) -> dict[str, float]:
+    """Return the seconds that the matrix products of each part of an update take at a rate of operations."""
+    actor, critic = (operations(width, n_outputs, n_products) for n_outputs in (ACTIONS, 1))
+    parts = {part: actor[part] for part in ("product", "gradient", "solve", "line search")}
+    parts["critic"] = sum(critic[part] for part in ("gradient", "trace", "solve", "line search"))
+    return {part: rows * count / rate for part, count in parts.items()}
 
 
 def gemm_rate(width: int, rows: int, rounds: int = 200) -> float:
@@ -89,4 +114,4 @@ def measure(width: int, rows: int, rounds: int) -> dict[str, Any]:
     th.set_num_threads(1)
     seconds = seconds_of(products(width, rows), rounds)
     rate = gemm_rate(width, rows, rounds)
-    return {"seconds": seconds, "rate": rate, "floor": rows * multiplications_of_a_product(width) / rate}
+    return {"seconds": seconds, "rate": rate, "floors": floors(width, rows, rate, CG_STEPS)}

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.memory import MIB
 from benchmarks.report import markdown_table, preamble
-from benchmarks.speed_peers import DAMPING, REQUIREMENTS, TARGET_KL
+from benchmarks.speed_peers import CG, DAMPING, REQUIREMENTS, TARGET_KL
 
 if TYPE_CHECKING:
     from benchmarks.update_speed import Group
@@ -40,6 +40,7 @@ def sections(found: Found, products: Mapping[str, Any], command: str, picture: s
         *([CONCLUSIONS] if CONCLUSIONS else []),
         *_whole(found),
         *_parts(found),
+        *_profile(found, products),
         *(_products(products) if products else []),
         *_growth("rows", "## Growth with the rollout", found),
         *_growth("width", "## Growth with the network", found),
@@ -72,6 +73,32 @@ def _whole(found: Found) -> list[str]:
 def _parts(found: Found) -> list[str]:
     solvers = _titled("solvers", found)
     return ["## Parts of an update, in milliseconds", _parts_table(solvers)] if solvers else []
+
+
+def _profile(found: Found, products: Mapping[str, Any]) -> list[str]:
+    """Hold the parts of NPG's update against the arithmetic that they cannot do without."""
+    solvers = _titled("solvers", found)
+    if not solvers or not products:
+        return []
+    iterations = solvers[CG.name]
+    medians = {part: median(_column(iterations, part)) for part in (*PARTS, "train")}
+    floors = {part: products["floors"][part] for part in PARTS}
+    floors["train"] = sum(floors.values())
+    rows = [
+        [
+            f"`{part}()`" if part == "train" else part,
+            f"{1e3 * m:.1f}",
+            f"{1e3 * floors[part]:.1f}",
+            f"{floors[part] / m:.0%}",
+        ]
+        for part, m in medians.items()
+    ]
+    about = (
+        f"{CG.name}. The floor is what the matrix products of a part take at the {products['rate'] / 1e9:.0f} GFLOP/s "
+        "that this machine reaches in a product of their shape, with one trial of the line search and as many products "
+        "with JᵀJ in the critic's solve as in the policy's; activations, distributions and Python come on top."
+    )
+    return ["## What is left", about, markdown_table(["part", "ms", "floor, ms", "share"], rows)]
 
 
 def _images_and_memory(found: Found) -> list[str]:
@@ -116,15 +143,19 @@ def _whole_table(group: "Group", figures: Mapping[str, Iterations]) -> str:
 
 def _parts_table(figures: Mapping[str, Iterations]) -> str:
     rows = []
+    first: tuple[float, float] | None = None
     for name, iterations in figures.items():
         cells = [_milliseconds(_column(iterations, part)) for part in PARTS]
         policy = [sum(one[part] for part in PARTS[:3]) for one in iterations if "solve" in one]
-        rows.append([name, *cells, _milliseconds(policy), _milliseconds(_column(iterations, "train"))])
-    return markdown_table(["algorithm", *PARTS, "policy step", "train()"], rows)
+        train = _column(iterations, "train")
+        first = first or (median(policy), median(train))
+        ratios = f"{median(policy) / first[0]:.1f}", f"{median(train) / first[1]:.1f}"
+        rows.append([name, *cells, _milliseconds(policy), ratios[0], _milliseconds(train), ratios[1]])
+    return markdown_table(["algorithm", *PARTS, "policy step", "of NPG", "train()", "of NPG"], rows)
 
 
 def _products(products: Mapping[str, Any]) -> list[str]:
-    seconds, floor = products["seconds"], products["floor"]
+    seconds, floor = products["seconds"], products["floors"]["product"]
     base = seconds["by hand"][1]
     rows = [
         [name, f"{1e3 * m:.2f} ({1e3 * low:.2f}–{1e3 * high:.2f})", f"{m / base:.1f}", f"{floor / m:.0%}"]
