@@ -38,24 +38,15 @@ SEEDS = (0, 1, 2)
 SHARED: dict[str, Any] = {"n_steps": 256}
 
 
-def _gauss_newton(n_critic_updates: int = 1, **kwargs: Any) -> dict[str, Any]:
-    return {
-        "critic_solver": "gauss_newton",
-        "n_critic_updates": n_critic_updates,
-        "critic_solver_kwargs": kwargs,
-    }
-
-
 #: Arguments of NPG by the name that the tables show.
 CRITICS: dict[str, dict[str, Any]] = {
     "Adam, 10 epochs of 64": {"critic_solver": "adam", "n_critic_updates": 10, "batch_size": 64},
-    "Gauss–Newton, damping 1": _gauss_newton(damping=1.0),
-    "Gauss–Newton, damping 10": _gauss_newton(damping=10.0),
-    "Gauss–Newton, damping 10, 2 steps": _gauss_newton(2, damping=10.0),
-    "Gauss–Newton by K-FAC, damping 10, 2 steps": _gauss_newton(2, damping=10.0, fisher_solver="kfac"),
+    "Gauss–Newton, damping 10": {
+        "critic_solver": "gauss_newton",
+        "n_critic_updates": 1,
+        "critic_solver_kwargs": {"damping": 10.0},
+    },
 }
-#: What the default is chosen from, with all seeds; the others are run with the first seed.
-CANDIDATES = ("Adam, 10 epochs of 64", "Gauss–Newton, damping 10")
 
 
 @dataclass(frozen=True)
@@ -134,10 +125,8 @@ def all_runs(
     critics: Sequence[str] = tuple(CRITICS),
     steps: int | None = None,
 ) -> list[Run]:
-    """Return the runs, the candidates' first, so that an unfinished study says something."""
-    runs = [Run(task, seed, critic, steps or TASKS[task]) for seed, task, critic in product(seeds, tasks, critics)]
-    candidates = [run for run in runs if run.critic in CANDIDATES]
-    return [*candidates, *(run for run in runs if run.critic not in CANDIDATES and run.seed == seeds[0])]
+    """Return the runs, those of the first seed first, so that an unfinished study says something."""
+    return [Run(task, seed, critic, steps or TASKS[task]) for seed, task, critic in product(seeds, tasks, critics)]
 
 
 def sections(store: Store, runs: Sequence[Run]) -> list[str]:
@@ -162,7 +151,7 @@ def sections(store: Store, runs: Sequence[Run]) -> list[str]:
         return markdown_table(["critic", *tasks], rows)
 
     about = (
-        f"Mean ± standard deviation over seeds {seeds}, the first seed alone where there is no ±; {N_ENVS} "
+        f"Mean ± standard deviation over seeds {seeds}; {N_ENVS} "
         f"environments, VecNormalize, {SHARED}, all else NPG's defaults, one thread, two runs at once. Steps: "
         f"{', '.join(f'{task} {steps:,}' for task, steps in {run.env_id: run.steps for run in runs}.items())}."
     )
@@ -189,7 +178,21 @@ def _mean_and_spread(values: Sequence[float], digits: int) -> str:
 
 
 #: What the tables say, in the words of those who read them.
-CONCLUSIONS = ""
+CONCLUSIONS = """\
+## What this says
+
+- **Returns**: within the spread of the seeds on four tasks, which three seeds leave wide: HalfCheetah has two outcomes,
+  running and sliding on its back, and either critic meets both. On Hopper Adam's final policies return more than the
+  spread explains, and less while they train.
+- **Time**: one Gauss–Newton step takes a small part of Adam's ten epochs. That is why it is the default.
+- **What the critic explains** of rollouts that it has not seen: the same but for Swimmer, where Adam explains more.
+- **Why second-order critics have been seen to hurt, and what to do about it.** The last table fits copies of one critic
+  to one rollout. The harder the fit, by more steps or by less damping, and by more epochs of Adam just as well, the
+  more of that rollout is explained, and on Walker2d, Swimmer and Ant the *less* of the next rollout of the same policy.
+  2,048 rows hold few independent returns, and a Gauss–Newton step that is hardly damped goes to their noise at once,
+  which Adam does only in many epochs. At a damping of ten mean eigenvalues one step keeps what it learns. On Hopper,
+  whose critics explain nearly everything, fitting harder loses nothing.
+"""
 
 
 def main(argv: Sequence[str]) -> None:

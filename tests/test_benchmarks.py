@@ -8,6 +8,7 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks import (
+    critic_fit,
     critics,
     defaults,
     environments,
@@ -176,19 +177,30 @@ def test_cost_is_compared_with_a_peer_that_solves_the_same_system():
 
 def test_study_of_critics_is_kept_and_shown(tmp_path):
     store = report.Store(tmp_path)
-    candidate, other = critics.CANDIDATES[1], "Gauss–Newton, damping 1"
-    runs = critics.all_runs((0, 1), ("Hopper-v5",), (candidate, other), 4096)
-    assert [(run.critic, run.seed) for run in runs] == [(candidate, 0), (candidate, 1), (other, 0)]
+    adam, gauss_newton = critics.CRITICS
+    runs = critics.all_runs((0, 1), ("Hopper-v5",), (gauss_newton,), 4096)
     report.in_fresh_process(critics.measure, store, runs[0])
     figures = store.load(runs[0].settings())
     assert figures is not None
     assert len(figures["explained"]) == 2
     assert 0.0 < figures["critic_milliseconds"] < 1e3 * figures["cpu_seconds"]
 
-    for run, value in zip(runs, (100.0, 102.0, 50.0), strict=True):
+    runs = critics.all_runs((0, 1), ("Hopper-v5",), (gauss_newton, adam), 4096)
+    for run, value in zip(runs, (100.0, 50.0, 102.0, 50.0), strict=True):
         store.save(run.settings(), {**figures, "return": value})
     rows = critics.sections(store, runs)[2].splitlines()[2:]
-    assert rows == [f"| {other} | 50 |", f"| {candidate} | 101 ± 1 |"]
+    assert rows == [f"| {adam} | 50 ± 0 |", f"| {gauss_newton} | 101 ± 1 |"]
+
+
+def test_critics_are_fitted_to_one_rollout_and_judged_on_the_next(tmp_path):
+    store, run = report.Store(tmp_path), critic_fit.Run("Hopper-v5", steps=2048)
+    report.in_fresh_process(critic_fit.measure, store, run)
+    figures = store.load(run.settings())
+    assert figures is not None
+    assert set(figures) == {"before", *(fit.name() for fit in critic_fit.FITS)}
+    # Each copy starts from the same critic, and a fit explains more of its own rollout.
+    assert all(figures[fit.name()][0] > figures["before"][0] for fit in critic_fit.FITS)
+    assert "| before |" in critic_fit.sections(store, [run])[1]
 
 
 def test_update_speed_measures_in_turn_and_writes_its_document(tmp_path):
