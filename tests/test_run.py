@@ -195,7 +195,7 @@ def test_full_step_costs_the_target_kl(space, solver):
 @pytest.mark.parametrize("space", ACTION_SPACES)
 def test_line_search_keeps_the_kl_within_its_target(space):
     target = 0.5  # so large that the quadratic model is wrong
-    updates = train(make_agent(space, target_kl=target), 4)
+    updates = train(make_agent(space, target_kl=target), 8)
     accepted = [update for update in updates if update["train/is_line_search_success"]]
     assert any(update["train/line_search_steps"] > 1 for update in accepted)
     for update in accepted:
