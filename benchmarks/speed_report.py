@@ -36,8 +36,8 @@ CONCLUSIONS = """\
 - **The cost grows linearly with the rollout** for all solvers but `woodbury`, slightly faster once a rollout's
   activations leave the caches; over widths, where parameters grow with the square, by an exponent below 2.
 - **The Gauss–Newton critic explains less than Adam's after few rollouts** of observations and rewards that are not
-  normalised, as in the group of one environment. Over whole trainings with `VecNormalize` the two are near to one
-  another: [critics.md](critics.md).
+  normalised, as here. Over whole trainings with `VecNormalize` the two are near to one another:
+  [critics.md](critics.md).
 - tianshou's update is cheap because its critic takes twenty steps on the whole rollout; its collector is what takes
   time. A2C takes a single gradient step for a rollout.
 """
