@@ -1,0 +1,47 @@
+"""The acting half of a policy on the rows of a rollout: any policy through autograd, or an MLP by hand."""
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_npg.actor.base import ActingRows, Actor, Objective, take_rows
+from sb3_npg.actor.mlp import MlpActor
+from sb3_npg.actor.policy import PolicyActor, acting_parameters
+from sb3_npg.networks import MlpNetworks
+from sb3_npg.parameters import ParameterVector
+
+__all__ = [
+    "ActingRows",
+    "Actor",
+    "MlpActor",
+    "Objective",
+    "PolicyActor",
+    "acting_parameters",
+    "make_actor",
+    "take_rows",
+]
+
+
+def make_actor(
+    policy: ActorCriticPolicy,
+    observations: PyTorchObs,
+    actions: th.Tensor,
+    parameters: ParameterVector | None = None,
+    networks: MlpNetworks | None = None,
+) -> Actor:
+    """
+    Choose how a policy is computed on the rows of a rollout.
+
+    :param policy: SB3 actor-critic policy
+    :param observations: what the rollout buffer returns, n rows
+    :param actions: shape (n, action_dim), or (n,) for a Discrete space
+    :param parameters: θ, the parameters that act; found if not given
+    :param networks: the policy's, if it is made of multilayer perceptrons and they are to be computed by hand
+    :return: an actor
+    :raises ValueError: if the policy's distribution is of a kind whose Fisher is not known
+    """
+    if networks is None:
+        return PolicyActor(policy, observations, actions, parameters or acting_parameters(policy, observations))
+    with th.no_grad():
+        features = networks.actor_features(observations)
+    return MlpActor(networks, features, actions, parameters or ParameterVector(networks.acting_parameters()))

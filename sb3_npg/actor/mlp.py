@@ -1,0 +1,135 @@
+"""A policy of multilayer perceptrons as an actor, by hand."""
+
+from functools import cached_property
+
+import torch as th
+
+from sb3_npg.actor.base import ActingRows, Objective
+from sb3_npg.fisher import (
+    GaussianJacobian,
+    Jacobian,
+    MlpJacobian,
+    MlpLayers,
+    MlpModel,
+    MlpRows,
+    NoiseJacobian,
+    OutputModel,
+    RolloutFisher,
+    split_rows,
+)
+from sb3_npg.networks import MlpNetworks
+from sb3_npg.parameters import ParameterVector
+
+
+class MlpActor:
+    """
+    A policy whose actor is a multilayer perceptron: features once, Jacobians by hand, densities in closed form.
+
+    :param networks: the policy's
+    :param features: what its actor sees of the observations, shape (n, d)
+    :param actions: shape (n, action_dim), or (n,) for a Discrete space
+    :param parameters: θ
+    """
+
+    def __init__(self, networks: MlpNetworks, features: th.Tensor, actions: th.Tensor, parameters: ParameterVector):
+        self.networks = networks
+        self.features = features
+        self.actions = actions
+        self.parameters = parameters
+        self.n_rows = len(actions)
+        self.metric = networks.metric
+        self._kept: tuple[slice, MlpJacobian] | None = None
+
+    def act(self, rows: slice) -> ActingRows:
+        """Return the action distribution at the present θ, with its graph where gradients are enabled."""
+        network, noise = self.networks.actor, self.networks.noise
+        hidden = network.hidden(self.features[rows])
+        outputs = network.head(hidden)
+        if noise is not None:
+            outputs = th.cat([outputs, noise.log_std(hidden)], dim=1)
+        if not self.metric.is_defined(outputs):
+            raise ValueError("the policy's outputs are not those of a distribution")  # as torch's distributions do
+        return self._known(outputs, rows)
+
+    @th.no_grad()
+    def start(self, rows: slice) -> ActingRows:
+        """Return the action distribution at the present θ, without a graph."""
+        return self._known(self._jacobian(rows).outputs, rows)
+
+    def gradient(self, rows: slice, objective: Objective) -> th.Tensor:
+        """Return the derivative of an objective by the present θ, shape (p,): one pass backwards."""
+        jacobian = self._jacobian(rows)
+        with th.enable_grad():
+            outputs = jacobian.outputs.detach().requires_grad_()
+            (cotangent,) = th.autograd.grad(objective(self._known(outputs, rows)).sum(), outputs)
+        return jacobian.pull(cotangent)
+
+    def rows_within(self, memory_budget: int) -> int:
+        """Return how many rows' activations fit into so many bytes."""
+        return max(1, min(self.n_rows, memory_budget // self.networks.actor.bytes_per_row()))
+
+    def fisher(self, chunk_rows: int) -> RolloutFisher:
+        """Return F of all rows."""
+        model = OutputModel(
+            lambda rows: self.act(rows).outputs, self.n_rows, self.parameters, self.metric, self._jacobian
+        )
+        return RolloutFisher(model, chunk_rows)
+
+    def layers(self, chunk_rows: int, memory_budget: int) -> MlpLayers:
+        """Return F layer by layer."""
+        n_columns = self.networks.actor.layers[-1].linear.out_features
+        numbers = sum(
+            layer.linear.in_features + n_columns * layer.linear.out_features for layer in self.networks.actor.layers
+        )
+        at_once = memory_budget // (numbers * self.features.element_size())
+        chunks = split_rows(self.n_rows, max(1, min(chunk_rows, at_once)))
+        names = {id(parameter): name for name, parameter in self.networks.policy.named_parameters()}
+        name = "" if self.networks.noise is None else names[id(self.networks.noise.parameter)]
+        return MlpLayers(MlpModel(self._seen, chunks, self.metric, name, self._noise_span))
+
+    def every(self, step: int) -> "MlpActor":
+        """Return the same on every so-many-th row."""
+        if step == 1:
+            return self
+        return MlpActor(self.networks, self.features[::step].contiguous(), self.actions[::step], self.parameters)
+
+    def _known(self, outputs: th.Tensor, rows: slice) -> ActingRows:
+        log_prob = self.metric.log_prob(outputs, self.actions[rows])
+        return ActingRows(outputs, log_prob, lambda: self.metric.entropy(outputs))
+
+    def _jacobian(self, rows: slice) -> Jacobian:
+        """Return J of z; the last one is kept, so that snapshot, gradient and products share a forward pass."""
+        mean = self._mean_jacobian(rows)
+        noise = self.networks.noise
+        if noise is None:
+            return mean
+        hidden = mean.steps[-1].inputs
+        return GaussianJacobian(mean, noise.jacobian(hidden), noise.log_std(hidden).detach(), self._noise_span)
+
+    def _mean_jacobian(self, rows: slice) -> MlpJacobian:
+        if self._kept is None or self._kept[0] != rows or not self._kept[1].is_current():
+            self._kept = None  # free its memory first
+            self._kept = rows, MlpJacobian(self.networks.actor, self.features[rows], self.parameters)
+        return self._kept[1]
+
+    def _seen(self, rows: slice) -> MlpRows:
+        mean = self._mean_jacobian(rows)
+        outputs = self._jacobian(rows).outputs
+        return MlpRows(mean, outputs, lambda: self._score(outputs, rows), self._noise_of(mean))
+
+    def _noise_of(self, mean: MlpJacobian) -> NoiseJacobian | None:
+        noise = self.networks.noise
+        return None if noise is None else noise.jacobian(mean.steps[-1].inputs)
+
+    def _score(self, outputs: th.Tensor, rows: slice) -> th.Tensor:
+        """Return ∂log π(a|s)/∂z, shape (n, k)."""
+        with th.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            (score,) = th.autograd.grad(self.metric.log_prob(leaf, self.actions[rows]).sum(), leaf)
+        return score
+
+    @cached_property
+    def _noise_span(self) -> slice | None:
+        noise = self.networks.noise
+        pairs = zip(self.parameters.tensors, self.parameters.spans(), strict=True)
+        return next((span for tensor, span in pairs if noise is not None and tensor is noise.parameter), None)

@@ -1,0 +1,121 @@
+"""Any policy as an actor, through autograd."""
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_npg.actor.base import ActingRows, Objective, take_rows
+from sb3_npg.fisher import (
+    Acting,
+    ActingModel,
+    LayeredFisher,
+    Linearization,
+    OutputModel,
+    RolloutFisher,
+    rows_within,
+)
+from sb3_npg.output_fisher import make_output_fisher
+from sb3_npg.parameters import ParameterVector, reached_parameters
+
+
+class PolicyActor:
+    """
+    Any SB3 policy: what it computes, differentiated by autograd.
+
+    :param policy: SB3 actor-critic policy
+    :param observations: what the rollout buffer returns, n rows
+    :param actions: shape (n, action_dim), or (n,) for a Discrete space
+    :param parameters: θ
+    :raises ValueError: if the policy's distribution is of a kind whose Fisher is not known
+    """
+
+    def __init__(
+        self, policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor, parameters: ParameterVector
+    ):
+        self.policy = policy
+        self.observations = observations
+        self.actions = actions
+        self.parameters = parameters
+        self.n_rows = len(actions)
+        with th.no_grad():
+            self.metric = make_output_fisher(policy.get_distribution(take_rows(observations, slice(0, 1))))
+
+    def act(self, rows: slice) -> ActingRows:
+        """Return the action distribution at the present θ, with its graph where gradients are enabled."""
+        distribution = self.policy.get_distribution(take_rows(self.observations, rows))
+        outputs = self.metric.outputs(distribution)
+        return ActingRows(outputs, distribution.log_prob(self.actions[rows]), distribution.entropy)
+
+    @th.no_grad()
+    def start(self, rows: slice) -> ActingRows:
+        """Return the action distribution at the present θ, without a graph."""
+        return self.act(rows)
+
+    def gradient(self, rows: slice, objective: Objective) -> th.Tensor:
+        """Return the derivative of an objective by the present θ, shape (p,)."""
+        with th.enable_grad():
+            total = objective(self.act(rows)).sum()
+            return self.parameters.flatten(th.autograd.grad(total, self.parameters.tensors, materialize_grads=True))
+
+    def rows_within(self, memory_budget: int) -> int:
+        """Return how many rows' graphs fit into so many bytes."""
+        return rows_within(
+            memory_budget,
+            self.n_rows,
+            lambda rows: Linearization(self.act(rows).outputs, self.parameters),
+            self.policy.parameters(),
+        )
+
+    def fisher(self, chunk_rows: int) -> RolloutFisher:
+        """Return F of all rows."""
+        return RolloutFisher(self._model(), chunk_rows)
+
+    def layers(self, chunk_rows: int, memory_budget: int) -> LayeredFisher:
+        """Return F layer by layer."""
+        acting = ActingModel(
+            module=self.policy,
+            act=self._parts,
+            model=self._model(),
+            noise=getattr(self.policy, "log_std", None),
+            noise_jacobian=self._noise_jacobian,
+        )
+        return LayeredFisher(acting, chunk_rows, memory_budget)
+
+    def every(self, step: int) -> "PolicyActor":
+        """Return the same on every so-many-th row."""
+        if step == 1:
+            return self
+        rows = slice(None, None, step)
+        return PolicyActor(self.policy, take_rows(self.observations, rows), self.actions[rows], self.parameters)
+
+    def _model(self) -> OutputModel:
+        return OutputModel(lambda rows: self.act(rows).outputs, self.n_rows, self.parameters, self.metric)
+
+    def _parts(self, rows: slice) -> Acting:
+        distribution = self.policy.get_distribution(take_rows(self.observations, rows))
+        return Acting(self.metric.parts(distribution), distribution.log_prob(self.actions[rows]))
+
+    def _noise_jacobian(self, rows: slice) -> th.Tensor | None:
+        distribution = self.policy.get_distribution(take_rows(self.observations, rows))
+        return self.metric.noise_jacobian(distribution, self.policy.log_std)
+
+
+def acting_parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> ParameterVector:
+    """
+    Find the parameters that the action distribution depends on.
+
+    :param policy: SB3 actor-critic policy
+    :param observations: at least one row
+    :return: those parameters, in the policy's order
+    :raises ValueError: if there are none
+    """
+    with th.enable_grad():
+        distribution = policy.get_distribution(take_rows(observations, slice(0, 1)))
+        outputs = make_output_fisher(distribution).outputs(distribution)
+        reached = reached_parameters(outputs, policy.parameters())
+    if not reached:
+        raise ValueError(
+            f"`policy`={type(policy).__name__} has no parameter that the action distribution depends on "
+            "and that requires a gradient. Check `requires_grad` and that the policy does not detach its outputs."
+        )
+    return ParameterVector(reached)
