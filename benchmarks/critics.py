@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -21,7 +21,15 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from benchmarks import critic_fit
 from benchmarks.environments import EVALUATION_EPISODES, N_ENVS, evaluation_env, prepare_process, training_env
-from benchmarks.report import Store, command_line, markdown_table, measure_missing, preamble, write_document
+from benchmarks.report import (
+    Store,
+    command_line,
+    markdown_table,
+    mean_and_spread,
+    measure_missing,
+    preamble,
+    write_document,
+)
 from sb3_npg import NPG
 
 RESULTS = Path("benchmarks/results/critics")
@@ -144,7 +152,7 @@ def sections(store: Store, runs: Sequence[Run]) -> list[str]:
 
     def cell(critic: str, task: str, figure: str, digits: int) -> str:
         values = [found[figure] for run, found in figures.items() if (run.critic, run.env_id) == (critic, task)]
-        return _mean_and_spread(values, digits)
+        return mean_and_spread(values, digits)
 
     def table(figure: str, digits: int) -> str:
         rows = [[critic, *(cell(critic, task, figure, digits) for task in tasks)] for critic in critics]
@@ -168,13 +176,6 @@ def sections(store: Store, runs: Sequence[Run]) -> list[str]:
         "## Milliseconds of one regression, median",
         table("critic_milliseconds", 1),
     ]
-
-
-def _mean_and_spread(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return "–"
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values):.{digits}f}{spread}"
 
 
 #: What the tables say, in the words of those who read them.
@@ -215,7 +216,7 @@ def main(argv: Sequence[str]) -> None:
         arguments.out,
         [
             head,
-            *([CONCLUSIONS] if CONCLUSIONS else []),
+            CONCLUSIONS,
             *sections(store, runs),
             *(["## What is learnt from one rollout, and what of it holds", *fits] if fits else []),
         ],

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from benchmarks.environments import EVALUATION_EPISODES, N_ENVS, evaluation_env, prepare_process, training_env
-from benchmarks.report import Store, markdown_table, measure_missing
+from benchmarks.report import Store, markdown_table, mean_and_spread, measure_missing
 from sb3_npg import NPG
 
 RESULTS = Path("benchmarks/results/solver_returns")
@@ -178,7 +178,7 @@ def sections(store: Store, runs: Sequence[Run]) -> list[str]:
         rows.append(
             [
                 setting,
-                *(_mean_and_spread([one["return"] for one in cells[setting, task]]) for task in tasks),
+                *(mean_and_spread([one["return"] for one in cells[setting, task]]) for task in tasks),
                 _mean_place(setting, tasks, means),
                 f"{fmean(one['kl'] for one in mine):.4f}",
                 f"{fmean(one['line_search_steps'] for one in mine):.1f}",
@@ -200,12 +200,6 @@ def sections(store: Store, runs: Sequence[Run]) -> list[str]:
 def run_steps(runs: Sequence[Run], task: str) -> int:
     """Return the environment steps of a task's runs."""
     return next(run.steps for run in runs if run.env_id == task)
-
-
-def _mean_and_spread(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    return f"{fmean(values):.0f} ± {stdev(values):.0f}" if len(values) > 1 else f"{values[0]:.0f}"
 
 
 def _mean_place(setting: str, tasks: Sequence[str], means: dict[tuple[str, str], float]) -> str:

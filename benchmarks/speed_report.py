@@ -55,7 +55,7 @@ def sections(found: Found, products: Mapping[str, Any], command: str, picture: s
     """
     tables = [
         _about(command),
-        *([CONCLUSIONS] if CONCLUSIONS else []),
+        CONCLUSIONS,
         *_whole(found),
         *_parts(found),
         *_profile(found, products),

@@ -1,6 +1,5 @@
 """Numerical failure: never the end of a run, never a step on a NaN."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,18 +26,6 @@ def require_finite(what: str, *tensors: th.Tensor) -> None:
     :raises NumericalFailure: if one is NaN or infinite
     """
     if not all_finite(*tensors):
-        raise NumericalFailure(f"{what} is not finite")
-
-
-def require_finite_number(what: str, number: float) -> None:
-    """
-    Stop an update over a figure that is not finite.
-
-    :param what: words for the log
-    :param number: the figure
-    :raises NumericalFailure: if it is NaN or infinite
-    """
-    if not math.isfinite(number):
         raise NumericalFailure(f"{what} is not finite")
 
 

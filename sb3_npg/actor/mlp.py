@@ -7,12 +7,11 @@ import torch as th
 from sb3_npg.actor.base import ActingRows, Objective
 from sb3_npg.fisher import (
     GaussianJacobian,
-    Jacobian,
+    KeptJacobian,
     MlpJacobian,
     MlpLayers,
     MlpModel,
     MlpRows,
-    NoiseJacobian,
     OutputModel,
     RolloutFisher,
     split_rows,
@@ -38,7 +37,7 @@ class MlpActor:
         self.parameters = parameters
         self.n_rows = len(actions)
         self.metric = networks.metric
-        self._kept: tuple[slice, MlpJacobian] | None = None
+        self._mean_jacobian = KeptJacobian(networks.actor, features, parameters)
 
     def act(self, rows: slice) -> ActingRows:
         """Return the action distribution at the present θ, with its graph where gradients are enabled."""
@@ -66,7 +65,7 @@ class MlpActor:
 
     def rows_within(self, memory_budget: int) -> int:
         """Return how many rows' activations fit into so many bytes."""
-        return max(1, min(self.n_rows, memory_budget // self.networks.actor.bytes_per_row()))
+        return self._mean_jacobian.rows_within(memory_budget)
 
     def fisher(self, chunk_rows: int) -> RolloutFisher:
         """Return F of all rows."""
@@ -97,29 +96,20 @@ class MlpActor:
         log_prob = self.metric.log_prob(outputs, self.actions[rows])
         return ActingRows(outputs, log_prob, lambda: self.metric.entropy(outputs))
 
-    def _jacobian(self, rows: slice) -> Jacobian:
-        """Return J of z; the last one is kept, so that snapshot, gradient and products share a forward pass."""
-        mean = self._mean_jacobian(rows)
+    def _jacobian(self, rows: slice) -> MlpJacobian | GaussianJacobian:
+        """Return J of z; the network's is kept, so that snapshot, gradient and products share a forward pass."""
+        mean = self._mean_jacobian.of(rows)
         noise = self.networks.noise
         if noise is None:
             return mean
         hidden = mean.steps[-1].inputs
         return GaussianJacobian(mean, noise.jacobian(hidden), noise.log_std(hidden).detach(), self._noise_span)
 
-    def _mean_jacobian(self, rows: slice) -> MlpJacobian:
-        if self._kept is None or self._kept[0] != rows or not self._kept[1].is_current():
-            self._kept = None  # free its memory first
-            self._kept = rows, MlpJacobian(self.networks.actor, self.features[rows], self.parameters)
-        return self._kept[1]
-
     def _seen(self, rows: slice) -> MlpRows:
-        mean = self._mean_jacobian(rows)
-        outputs = self._jacobian(rows).outputs
-        return MlpRows(mean, outputs, lambda: self._score(outputs, rows), self._noise_of(mean))
-
-    def _noise_of(self, mean: MlpJacobian) -> NoiseJacobian | None:
-        noise = self.networks.noise
-        return None if noise is None else noise.jacobian(mean.steps[-1].inputs)
+        jacobian = self._jacobian(rows)
+        outputs = jacobian.outputs
+        mean, noise = (jacobian, None) if isinstance(jacobian, MlpJacobian) else (jacobian.mean, jacobian.noise)
+        return MlpRows(mean, outputs, lambda: self._score(outputs, rows), noise)
 
     def _score(self, outputs: th.Tensor, rows: slice) -> th.Tensor:
         """Return ∂log π(a|s)/∂z, shape (n, k)."""

@@ -9,7 +9,7 @@ from sb3_npg.checks import check_integer, check_number
 from sb3_npg.critic.problem import ValueProblem
 from sb3_npg.critic.solver import CriticSolver
 from sb3_npg.critic.values import make_values
-from sb3_npg.numerics import NumericalFailure, require_finite_number
+from sb3_npg.numerics import NumericalFailure, require_finite
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts, criticising_modules, refresh_running_statistics
 from sb3_npg.rollout import Samples
@@ -87,7 +87,7 @@ class GaussNewtonSolver(CriticSolver):
         for _ in range(n_updates):
             gradient = problem.gradient()
             losses.append(problem.loss())
-            require_finite_number("the critic's loss", losses[-1])
+            require_finite("the critic's loss", th.tensor(losses[-1]))
             if not self._step(problem, gradient, losses[-1]):
                 break
             problem.refresh()

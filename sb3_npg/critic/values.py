@@ -11,9 +11,9 @@ from sb3_npg.actor import take_rows
 from sb3_npg.fisher import (
     Acting,
     ActingModel,
+    KeptJacobian,
     LayeredFisher,
     Linearization,
-    MlpJacobian,
     MlpLayers,
     MlpModel,
     MlpRows,
@@ -108,41 +108,30 @@ class MlpValues:
     """
 
     def __init__(self, networks: MlpNetworks, features: th.Tensor, parameters: ParameterVector):
-        self.network = networks.critic
         self.features = features
         self.parameters = parameters
         self.n_rows = len(features)
-        self._kept: tuple[slice, MlpJacobian] | None = None
+        self._jacobian = KeptJacobian(networks.critic, features, parameters)
 
     def model(self) -> OutputModel:
         """Return V, shape (n, 1), as what F is made of."""
-        return OutputModel(self._values, self.n_rows, self.parameters, UnitMetric(), self._jacobian)
+        return OutputModel(self._values, self.n_rows, self.parameters, UnitMetric(), self._jacobian.of)
 
     def rows_within(self, memory_budget: int) -> int:
         """Return how many rows' activations fit into so many bytes."""
-        return max(1, min(self.n_rows, memory_budget // self.network.bytes_per_row()))
+        return self._jacobian.rows_within(memory_budget)
 
     def layers(self, chunk_rows: int, memory_budget: int) -> MlpLayers:
         """Return F layer by layer."""
         return MlpLayers(MlpModel(self._seen, split_rows(self.n_rows, chunk_rows), UnitMetric()))
 
     def _values(self, rows: slice) -> th.Tensor:
-        if not th.is_grad_enabled() and self._keeps(rows):
-            return self._jacobian(rows).outputs
-        return self.network(self.features[rows])
-
-    def _keeps(self, rows: slice) -> bool:
-        return self._kept is not None and self._kept[0] == rows and self._kept[1].is_current()
-
-    def _jacobian(self, rows: slice) -> MlpJacobian:
-        """Return J; the last one is kept, so that loss, gradient and products share a forward pass."""
-        if self._kept is None or not self._keeps(rows):
-            self._kept = None  # free its memory first
-            self._kept = rows, MlpJacobian(self.network, self.features[rows], self.parameters)
-        return self._kept[1]
+        if not th.is_grad_enabled() and self._jacobian.holds(rows):
+            return self._jacobian.of(rows).outputs
+        return self._jacobian.network(self.features[rows])
 
     def _seen(self, rows: slice) -> MlpRows:
-        jacobian = self._jacobian(rows)
+        jacobian = self._jacobian.of(rows)
         return MlpRows(jacobian, jacobian.outputs, lambda: th.ones_like(jacobian.outputs), None)
 
 

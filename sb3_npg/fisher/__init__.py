@@ -4,6 +4,7 @@ from sb3_npg.fisher.autograd import Jacobian, Linearization, OutputModel, Rollou
 from sb3_npg.fisher.blocks import Block, DenseBlock, LayerBlock, dense_blocks, layer_blocks
 from sb3_npg.fisher.chunks import LARGEST_TEMPORARY, rows_within, split_rows
 from sb3_npg.fisher.columns import Columns
+from sb3_npg.fisher.kept import KeptJacobian
 from sb3_npg.fisher.layers import Acting, ActingModel, LayeredFisher
 from sb3_npg.fisher.mlp import Mlp, MlpJacobian, is_plain
 from sb3_npg.fisher.mlp_layers import MlpLayers, MlpModel, MlpRows
@@ -19,6 +20,7 @@ __all__ = [
     "DenseBlock",
     "GaussianJacobian",
     "Jacobian",
+    "KeptJacobian",
     "LayerBlock",
     "LayerRecord",
     "LayeredFisher",

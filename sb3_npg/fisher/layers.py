@@ -1,6 +1,6 @@
 """The Fisher of a policy layer by layer: inputs and backpropagated outputs of its Linear and Conv2d layers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from sb3_npg.fisher.autograd import OutputModel, RolloutFisher, batched_gradient
 from sb3_npg.fisher.blocks import Block, DenseBlock
 from sb3_npg.fisher.chunks import split_rows
 from sb3_npg.fisher.columns import Columns, propagated_root
+from sb3_npg.fisher.kept import ChunkedRecords
 from sb3_npg.fisher.noise import noise_fisher
 from sb3_npg.fisher.partition import PROBE_ROWS, LayerUse, find_layers, untreated_block
 from sb3_npg.fisher.recording import layers_that_mix_rows, recorded_calls
@@ -48,7 +49,7 @@ class ActingModel(NamedTuple):
     noise_jacobian: Callable[[slice], th.Tensor | None]
 
 
-class LayeredFisher:
+class LayeredFisher(ChunkedRecords):
     """
     The diagonal blocks of F, one for each layer, by the pieces that they are made of.
 
@@ -66,10 +67,9 @@ class LayeredFisher:
         self.n_rows = acting.model.n_rows
         found, bytes_per_row, self._reached = self._probe()
         at_once = min(chunk_rows, max(1, memory_budget // max(1, bytes_per_row)))
-        self.chunks = split_rows(self.n_rows, at_once)
+        super().__init__(split_rows(self.n_rows, at_once))
         mixing = self._mixing_rows(found)
         self._layers = [use for use in found if mixing.isdisjoint(use.layers)]
-        self._kept: tuple[tuple[str, int], list[LayerRecord]] | None = None
 
     @cached_property
     def blocks(self) -> list[Block]:
@@ -85,25 +85,6 @@ class LayeredFisher:
                 closed = self._noise_block(span, name) if parameter is self.acting.noise else None
                 blocks.append(closed or untreated_block(name, span))
         return blocks
-
-    def records(self, columns: Columns = "exact", seed: int = 0) -> Iterator[list[LayerRecord]]:
-        """
-        Yield the records of all layers, a chunk of rows at a time. One chunk is kept and serves the next call too.
-
-        :param columns: "exact", all columns of F_out's root; "propagated", one random sum of them; "sampled", the
-            score of the action taken
-        :param seed: of the random signs
-        """
-        key = (columns, seed)
-        if self._kept is not None and self._kept[0] == key:
-            yield self._kept[1]
-            return
-        generator = th.Generator().manual_seed(seed)
-        for rows in self.chunks:
-            records = self._records_of(rows, columns, generator)
-            if len(self.chunks) == 1:
-                self._kept = key, records
-            yield records
 
     def dense_block(self, block: DenseBlock) -> th.Tensor:
         """

@@ -179,7 +179,8 @@ class MlpJacobian:
         for step in reversed(self.steps):
             delta = delta if step.slope is None else delta * step.slope
             found.append(delta)
-            delta = delta @ step.weight
+            if step is not self.steps[0]:
+                delta = delta @ step.weight
         return found[::-1]
 
     def _require_current(self) -> None:

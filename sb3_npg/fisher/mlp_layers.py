@@ -1,6 +1,6 @@
 """The Fisher of a multilayer perceptron layer by layer, from the pieces of its Jacobian."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch as th
@@ -8,6 +8,7 @@ import torch as th
 from sb3_npg.fisher.autograd import OutputMetric
 from sb3_npg.fisher.blocks import Block, DenseBlock, LayerBlock
 from sb3_npg.fisher.columns import Columns, propagated_root
+from sb3_npg.fisher.kept import ChunkedRecords
 from sb3_npg.fisher.mlp import LayerStep, MlpJacobian
 from sb3_npg.fisher.noise import NoiseJacobian, noise_fisher, noise_scores
 from sb3_npg.fisher.statistics import LayerRecord
@@ -47,7 +48,7 @@ class MlpModel(NamedTuple):
     noise_span: slice | None = None
 
 
-class MlpLayers:
+class MlpLayers(ChunkedRecords):
     """
     The diagonal blocks of F, one for each Linear layer, and one that is formed for the noise.
 
@@ -57,6 +58,7 @@ class MlpLayers:
     """
 
     def __init__(self, model: MlpModel):
+        super().__init__(model.chunks)
         self.model = model
         self.n_rows: int = model.chunks[-1].stop
         first = model.rows(model.chunks[0])
@@ -65,26 +67,6 @@ class MlpLayers:
         if model.noise_span is not None and first.noise is not None:
             n_groups = first.noise.columns().shape[2]
             self.blocks.append(DenseBlock(model.noise_name, model.noise_span, n_groups))
-        self._kept: tuple[tuple[str, int], list[LayerRecord]] | None = None
-
-    def records(self, columns: Columns = "exact", seed: int = 0) -> Iterator[list[LayerRecord]]:
-        """
-        Yield the records of all layers, a chunk of rows at a time. One chunk is kept and serves the next call too.
-
-        :param columns: "exact", all columns of F_out's root; "propagated", one random sum of them; "sampled", the
-            score of the action taken
-        :param seed: of the random signs
-        """
-        key = (columns, seed)
-        if self._kept is not None and self._kept[0] == key:
-            yield self._kept[1]
-            return
-        generator = th.Generator().manual_seed(seed)
-        for rows in self.model.chunks:
-            records = self._records_of(self.model.rows(rows), columns, generator)
-            if len(self.model.chunks) == 1:
-                self._kept = key, records
-            yield records
 
     def dense_block(self, block: DenseBlock) -> th.Tensor:
         """
@@ -93,7 +75,7 @@ class MlpLayers:
         :param block: one of :attr:`blocks`
         :return: shape (b, m, m)
         """
-        columns = [self._noise_columns(self.model.rows(rows)) for rows in self.model.chunks]
+        columns = [self._noise_columns(self.model.rows(rows)) for rows in self.chunks]
         return noise_fisher(columns) / self.n_rows
 
     def scores(self, block: DenseBlock, at_once: int = 256) -> th.Tensor:
@@ -104,7 +86,7 @@ class MlpLayers:
         :param at_once: of no meaning here
         :return: shape (N, size of the block)
         """
-        seen = [self.model.rows(rows) for rows in self.model.chunks]
+        seen = [self.model.rows(rows) for rows in self.chunks]
         parts = [rows.score()[:, rows.jacobian.outputs.shape[1] :] for rows in seen]
         return th.cat([noise_scores(self._noise_columns(rows), part) for rows, part in zip(seen, parts, strict=True)])
 
@@ -113,17 +95,18 @@ class MlpLayers:
             raise ValueError("the policy has no parameter that scales its noise")
         return rows.noise.columns()
 
-    def _records_of(self, rows: MlpRows, columns: Columns, generator: th.Generator) -> list[LayerRecord]:
-        n_moved = rows.jacobian.outputs.shape[1]
+    def _records_of(self, rows: slice, columns: Columns, generator: th.Generator) -> list[LayerRecord]:
+        seen = self.model.rows(rows)
+        n_moved = seen.jacobian.outputs.shape[1]
         if columns == "sampled":
-            root = rows.score().unsqueeze(2)
+            root = seen.score().unsqueeze(2)
         else:
-            moved = th.arange(rows.outputs.shape[1], device=rows.outputs.device) < n_moved
-            root = propagated_root(self.model.metric.root(rows.outputs), moved, columns, generator)
-        deltas = rows.jacobian.deltas(root[:, :n_moved].permute(2, 0, 1).contiguous())
+            moved = th.arange(seen.outputs.shape[1], device=seen.outputs.device) < n_moved
+            root = propagated_root(self.model.metric.root(seen.outputs), moved, columns, generator)
+        deltas = seen.jacobian.deltas(root[:, :n_moved].permute(2, 0, 1).contiguous())
         return [
             LayerRecord(place, _homogeneous(step, place), delta.unsqueeze(2))
-            for step, place, delta in zip(rows.jacobian.steps, self._places, deltas, strict=True)
+            for step, place, delta in zip(seen.jacobian.steps, self._places, deltas, strict=True)
             if place is not None
         ]
 

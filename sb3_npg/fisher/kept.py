@@ -1,0 +1,77 @@
+"""What is kept from one call to the next, as long as it holds: a chunk's records, the last Jacobian."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch as th
+
+from sb3_npg.fisher.columns import Columns
+from sb3_npg.fisher.mlp import Mlp, MlpJacobian
+from sb3_npg.fisher.statistics import LayerRecord
+from sb3_npg.parameters import ParameterVector
+
+
+class ChunkedRecords(ABC):
+    """
+    The records of a policy's layers, a chunk of rows at a time.
+
+    :param chunks: the slices that make up the N rows
+    """
+
+    def __init__(self, chunks: Sequence[slice]):
+        self.chunks = chunks
+        self._kept: tuple[tuple[str, int], list[LayerRecord]] | None = None
+
+    def records(self, columns: Columns = "exact", seed: int = 0) -> Iterator[list[LayerRecord]]:
+        """
+        Yield the records of all layers, a chunk of rows at a time. One chunk is kept and serves the next call too.
+
+        :param columns: "exact", all columns of F_out's root; "propagated", one random sum of them; "sampled", the
+            score of the action taken
+        :param seed: of the random signs
+        """
+        key = (columns, seed)
+        if self._kept is not None and self._kept[0] == key:
+            yield self._kept[1]
+            return
+        generator = th.Generator().manual_seed(seed)
+        for rows in self.chunks:
+            records = self._records_of(rows, columns, generator)
+            if len(self.chunks) == 1:
+                self._kept = key, records
+            yield records
+
+    @abstractmethod
+    def _records_of(self, rows: slice, columns: Columns, generator: th.Generator) -> list[LayerRecord]:
+        """Return the records of some rows."""
+
+
+class KeptJacobian:
+    """
+    The Jacobians of a network on the rows of a rollout, of which the last is kept while the parameters stay.
+
+    :param network: the network
+    :param features: what it is applied to, shape (N, d)
+    :param parameters: θ
+    """
+
+    def __init__(self, network: Mlp, features: th.Tensor, parameters: ParameterVector):
+        self.network = network
+        self.features = features
+        self.parameters = parameters
+        self._kept: tuple[slice, MlpJacobian] | None = None
+
+    def holds(self, rows: slice) -> bool:
+        """Tell whether the Jacobian of some rows is at hand."""
+        return self._kept is not None and self._kept[0] == rows and self._kept[1].is_current()
+
+    def of(self, rows: slice) -> MlpJacobian:
+        """Return the Jacobian of some rows at the present parameters."""
+        if self._kept is None or not self.holds(rows):
+            self._kept = None  # free its memory first
+            self._kept = rows, MlpJacobian(self.network, self.features[rows], self.parameters)
+        return self._kept[1]
+
+    def rows_within(self, memory_budget: int) -> int:
+        """Return how many rows' activations fit into so many bytes."""
+        return max(1, min(len(self.features), memory_budget // self.network.bytes_per_row()))
