@@ -10,6 +10,7 @@ import sb3_npg
 ROOT = Path(sb3_npg.__file__).parent
 #: Every room, and the rooms it may import. Arrows point down this list.
 ROOMS = {
+    "zoo": {"schedules"},
     "npg": {
         "acting", "actor", "arguments", "critic", "figures", "local_problem", "numerics", "policies", "policy_parts",
         "rollout", "schedules", "solvers", "trust_region",
@@ -40,6 +41,7 @@ KNOWN_ONLY_TO = {
     "stable_baselines3": set(ROOMS) - {"fisher", "solvers", "linalg", "parameters", "numerics", "checks"},
     "cupy": {"linalg"},
     "rl_zoo3": {"zoo"},
+    "optuna": {"zoo"},
     "sb3_contrib": set(),
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -1,0 +1,16 @@
+"""
+NPG in RL Baselines3 Zoo. Importing this registers it there.
+
+``python -m sb3_npg.zoo train --algo npg --env Hopper-v5`` runs a command of the zoo with NPG in it. For the zoo's own
+commands, write ``import sb3_npg.zoo`` into a file ``custom_envs.py`` of the folder that you call them from.
+"""
+
+try:
+    from sb3_npg.zoo.registration import register
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"sb3_npg.zoo needs the package {error.name}, which is not installed: pip install 'sb3-npg[zoo]'",
+        name=error.name,
+    ) from error
+
+register()

@@ -1,0 +1,119 @@
+"""
+The hyperparameters that come with the package, and the check of a block of hyperparameters.
+
+``hyperparams`` makes this a ``--conf-file`` of the zoo's own commands: ``--conf-file sb3_npg.zoo.configs``.
+"""
+
+import difflib
+import inspect
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sb3_npg import NPG
+from sb3_npg.schedules import LINEAR_PREFIX, make_schedule
+from sb3_npg.zoo.errors import ZooError
+
+_HERE = Path(__file__).parent
+#: The file: in an installed package beside this one, in a checkout of the source at the top.
+CONFIG = next(path for path in (_HERE / "npg.yml", _HERE.parents[1] / "zoo_configs" / "npg.yml") if path.is_file())
+#: Each block a copy of its own, where the file has one under several names: the zoo changes a block as it reads it.
+hyperparams: dict[str, dict[str, Any]] = {
+    env_id: deepcopy(block) for env_id, block in yaml.safe_load(CONFIG.read_text(encoding="utf-8")).items()
+}
+
+#: What the zoo itself makes of a block.
+ZOO_KEYS = frozenset(
+    {
+        "callback", "env_kwargs", "env_wrapper", "frame_stack", "monitor_kwargs", "n_envs", "n_timesteps", "normalize",
+        "policy", "vec_env_wrapper",
+    }
+)  # fmt: skip
+#: Arguments of NPG that the zoo passes by itself, by the way that the user has to set them.
+COMMAND_LINE = {
+    "env": "--env",
+    "seed": "--seed",
+    "device": "--device",
+    "verbose": "--verbose",
+    "tensorboard_log": "--tensorboard-log",
+}
+#: Arguments that may follow a schedule.
+SCHEDULES = ("learning_rate", "damping", "target_kl", "step_size")
+#: Arguments of sb3-contrib's TRPO by what they are called here.
+TRPO_KEYS = {
+    "cg_max_steps": "fisher_solver_kwargs: {max_steps: ...}",
+    "cg_damping": "damping (TRPO's value × the number of action dimensions)",
+}
+NPG_KEYS = frozenset(inspect.signature(NPG.__init__).parameters) - {"self", "_init_setup_model", *COMMAND_LINE}
+
+
+def check_block(block: dict[str, Any], source: str) -> None:
+    """
+    Check the keys of a block, and the values that YAML can get wrong.
+
+    What a value must be beside that, NPG checks itself.
+
+    :param block: hyperparameters by name, as the file has them
+    :param source: where they are from, for the message
+    :raises ZooError: naming the key, the source, the reason and the way out
+    """
+    for key in ("n_timesteps", "policy"):
+        if key not in block:
+            raise ZooError(f"{source} has no `{key}`, which the zoo needs. Add it to the block.")
+    for key, value in block.items():
+        if key not in ZOO_KEYS | NPG_KEYS:
+            raise ZooError(f"{source}: `{key}` is unknown. {_way_out(key)}")
+        _check_schedule(key, value, source)
+        _check_text(key, value, source)
+
+
+def _way_out(key: str) -> str:
+    """Tell what an unknown key may have meant."""
+    if key in COMMAND_LINE:
+        return f"Pass {COMMAND_LINE[key]} on the command line."
+    if key in TRPO_KEYS:
+        return f"It is TRPO's; write {TRPO_KEYS[key]}."
+    near = difflib.get_close_matches(key, ZOO_KEYS | NPG_KEYS, n=1)
+    return f"Did you mean `{near[0]}`?" if near else "help(sb3_npg.NPG) lists the arguments."
+
+
+def _check_schedule(key: str, value: Any, source: str) -> None:
+    """Refuse ``"lin_x"`` where no schedule fits, or without a number."""
+    if not isinstance(value, str) or not value.startswith(LINEAR_PREFIX):
+        return
+    if key not in SCHEDULES:
+        raise ZooError(
+            f"{source}: `{key}`={value!r}, but `{key}` follows no schedule. Write a fixed value; schedules fit "
+            f"{', '.join(SCHEDULES)}."
+        )
+    try:
+        make_schedule(key, value)
+    except ValueError as error:
+        raise ZooError(f"{source}: {error}") from None
+
+
+def _check_text(key: str, value: Any, source: str) -> None:
+    """Refuse a number that YAML read as text, and a class's name that the zoo does not look up."""
+    if isinstance(value, dict):
+        for inner, item in value.items():
+            _check_text(f"{key}[{inner!r}]", item, source)
+    if key == "rollout_buffer_class" and isinstance(value, str):
+        raise ZooError(
+            f"{source}: `{key}`={value!r} is text, and the zoo looks up no class by its name here. Write the block in "
+            "Python, a file of the form hyperparams = {...}, and pass it as --conf-file FILE.py."
+        )
+    if isinstance(value, str) and _is_number(value):
+        raise ZooError(
+            f"{source}: `{key}`={value!r} is text where a number belongs. YAML reads 1e-3 as text: write 1.0e-3 or "
+            "!!float 1e-3."
+        )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,88 @@
+"""Bad input to a command of the zoo: one line that names the key, the file and the way out, and nothing is trained."""
+
+import shutil
+
+import pytest
+
+from sb3_npg import NPG
+from sb3_npg.zoo.commands import main
+
+ENV = "CartPole-v1"
+BLOCK = f"{ENV}:\n  n_timesteps: 100\n  policy: MlpPolicy\n"
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(NPG, "train", lambda self: pytest.fail("training has begun"))
+
+
+def complaint(capsys, *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    return error[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("n_step: 64", ["`n_step` is unknown", "Did you mean `n_steps`"]),
+        ("cg_damping: 0.1", ["`cg_damping` is unknown", "damping", "action dimensions"]),
+        ("cg_max_steps: 10", ["fisher_solver_kwargs"]),
+        ("seed: 3", ["--seed"]),
+        ("damping: 1e-3", ["`damping`='1e-3'", "1.0e-3 or !!float 1e-3"]),
+        ("learning_rate: 1e-3", ["`learning_rate`='1e-3'", "!!float"]),
+        ("fisher_solver_kwargs: {rtol: 1e-3}", ["`fisher_solver_kwargs['rtol']`='1e-3'", "!!float"]),
+        ("gamma: lin_0.99", ["`gamma`='lin_0.99'", "follows no schedule", "target_kl"]),
+        ("target_kl: lin_big", ["`target_kl`='lin_big'", "no number"]),
+        ("rollout_buffer_class: my.Buffer", ["`rollout_buffer_class`", "FILE.py"]),
+        ("fisher_solver: cgg", ["`fisher_solver`='cgg'", "Choose one of"]),
+        ("damping: -1", ["`damping`=-1"]),
+    ],
+)
+def test_bad_keys_and_values(tmp_path, capsys, line, words):
+    (tmp_path / "mine.yml").write_text(f"{BLOCK}  {line}\n")
+    message = complaint(capsys, "train", "--env", ENV, "--conf-file", "mine.yml")
+    assert all(word in message for word in [*words, "mine.yml", ENV])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"{ENV}:\n  policy: MlpPolicy\n", ["`n_timesteps`"]),
+        (f"{ENV}: [\n", ["not YAML"]),
+        ("Other-v0:\n  n_timesteps: 1\n", [ENV]),
+    ],
+)
+def test_bad_files(tmp_path, capsys, text, words):
+    (tmp_path / "mine.yml").write_text(text)
+    message = complaint(capsys, "train", "--env", ENV, "--conf-file", "mine.yml")
+    assert all(word in message for word in [*words, "mine.yml"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--env", "CartPol-v1"], ["CartPol-v1", "CartPole-v1", "--gym-packages"]),
+        (["train", "--env", ENV, "-conf", "nowhere.yml"], ["nowhere.yml", "no such file"]),
+        (["train", "--env", ENV, "-conf", "no_module"], ["no_module", "--conf-file"]),
+        (["train", "--env", ENV, "-i", "nowhere.zip"], ["nowhere.zip", "no such file"]),
+        (["train", "--env", ENV, "-params", "n_step:3"], ["`n_step` is unknown"]),
+        (["train", "--env", ENV, "--trial-id", "0"], ["--trial-id=0"]),
+        (["enjoy", "--env", ENV], ["--folder=logs", "sb3-npg train --algo npg"]),
+        (["record_video", "--env", ENV, "-f", "elsewhere"], ["--folder=elsewhere"]),
+        (["trian", "--env", ENV], ["Did you mean train?"]),
+        (["benchmark"], ["Known"]),
+    ],
+)
+def test_missing_things(capsys, arguments, words):
+    message = complaint(capsys, *arguments)
+    assert all(word in message for word in words)
+
+
+def test_record_training_without_ffmpeg(tmp_path, capsys, monkeypatch):
+    (tmp_path / "logs" / "npg" / f"{ENV}_1").mkdir(parents=True)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "ffmpeg" in complaint(capsys, "record_training", "--env", ENV)
