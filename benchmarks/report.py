@@ -59,15 +59,22 @@ class Store:
     not seen: delete the folder to measure again.
 
     :param folder: where the files lie
+    :param any_machine: find runs by their settings alone; each file still tells where it was done
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, any_machine: bool = False):
         self.folder = folder
+        self.any_machine = any_machine
 
     def load(self, settings: dict[str, Any]) -> dict[str, Any] | None:
         """Return the figures of a finished run, or None."""
         path = self._path(settings)
         return json.loads(path.read_text())["figures"] if path.exists() else None
+
+    def environments(self) -> set[tuple[str, str]]:
+        """Return the versions and machines of all runs."""
+        runs = (json.loads(path.read_text())["environment"] for path in self.folder.glob("*.json"))
+        return {(run["versions"], run["machine"]) for run in runs}
 
     def save(self, settings: dict[str, Any], figures: dict[str, Any]) -> None:
         """Keep the figures of a run. The file appears whole or not at all."""
@@ -79,7 +86,7 @@ class Store:
         unfinished.replace(path)
 
     def _path(self, settings: dict[str, Any]) -> Path:
-        key = json.dumps([settings, environment()], sort_keys=True)
+        key = json.dumps(settings if self.any_machine else [settings, environment()], sort_keys=True)
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 

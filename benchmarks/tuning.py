@@ -21,26 +21,54 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from benchmarks.environments import EVALUATION_EPISODES, N_ENVS, evaluation_env, prepare_process, training_env
 from benchmarks.report import (
     Store,
+    command_line,
+    markdown_table,
+    mean_and_spread,
     measure_missing,
+    write_document,
 )
 from sb3_npg import NPG
 
 RESULTS = Path("benchmarks/results/tuning")
+DOCUMENT = Path("docs/tuning.md")
 TASKS = ("HalfCheetah-v5", "Ant-v5", "Walker2d-v5", "Hopper-v5", "Swimmer-v5")
-STEPS = 500_000
+#: Steps of the first look at many candidates, and of the few that are left.
+STEPS = (500_000, 1_000_000)
 SEEDS = (0, 1, 2)
 
+#: What a candidate does not say. Rollouts of 1,024 rows; log σ is the policy's ``log_std_init``.
+BASE: dict[str, Any] = {
+    "n_steps": 128,
+    "target_kl": 0.02,
+    "damping": 0.1,
+    "fisher_solver_kwargs": {"max_steps": 15},
+    "critic_solver": "gauss_newton",
+    "gae_lambda": 0.95,
+    "policy_kwargs": {"log_std_init": 0.0},
+}
+
+
+def log_std(value: float) -> dict[str, Any]:
+    """Return the argument that makes log σ begin there."""
+    return {"policy_kwargs": {"log_std_init": value}}
+
+
 _ADAM: dict[str, Any] = {"critic_solver": "adam", "n_critic_updates": 10, "batch_size": 128}
-#: Less noise to begin with.
-_QUIET: dict[str, Any] = {"policy_kwargs": {"log_std_init": -1.0}}
-_QUIETER: dict[str, Any] = {"policy_kwargs": {"log_std_init": -2.0}}
-#: Arguments of NPG by the name that the tables show. Rollouts of 1,024 rows unless they say otherwise.
+_PRECONDITIONED: dict[str, Any] = {"fisher_solver_kwargs": {"max_steps": 5, "preconditioner": "kfac"}}
+#: Arguments of NPG by the name that the tables show.
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "log σ −1": _QUIET,
-    "log σ −1, δ 0.05": {**_QUIET, "target_kl": 0.05},
-    "log σ −1, δ 0.05, Adam": {**_ADAM, **_QUIET, "target_kl": 0.05},
-    "log σ −2, δ 0.05": {**_QUIETER, "target_kl": 0.05},
+    "log σ 0": {},
+    "log σ 0, δ 0.05": {"target_kl": 0.05},
+    "log σ 0, Adam": _ADAM,
+    "log σ −1": log_std(-1.0),
+    "log σ −1, Adam": {**_ADAM, **log_std(-1.0)},
+    "log σ −1, δ 0.05": {**log_std(-1.0), "target_kl": 0.05},
+    "log σ −1, δ 0.05, Adam": {**_ADAM, **log_std(-1.0), "target_kl": 0.05},
+    "log σ −2, δ 0.05": {**log_std(-2.0), "target_kl": 0.05},
+    "log σ −1.5": log_std(-1.5),
+    "log σ −1, δ 0.01": {**log_std(-1.0), "target_kl": 0.01},
+    "log σ −1, δ 0.04, rollouts of 2,048": {**log_std(-1.0), "target_kl": 0.04, "n_steps": 256},
+    "log σ −1, CG 5 + K-FAC": {**log_std(-1.0), **_PRECONDITIONED},
 }
 
 
@@ -63,7 +91,7 @@ class Run:
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of NPG."""
         gamma = 0.9999 if self.env_id.startswith("Swimmer") else 0.99
-        return {"n_steps": 128, "gamma": gamma, **CANDIDATES[self.candidate]}
+        return {**BASE, "gamma": gamma, **CANDIDATES[self.candidate]}
 
     def settings(self) -> dict[str, Any]:
         """Return all that the run depends on."""
@@ -112,21 +140,86 @@ def measure(store: Store, run: Run) -> None:
     store.save(run.settings(), figures)
 
 
+def all_runs(
+    steps: Sequence[int] = STEPS,
+    seeds: Sequence[int] = SEEDS,
+    tasks: Sequence[str] = TASKS,
+    candidates: Sequence[str] = tuple(CANDIDATES),
+) -> list[Run]:
+    """Return the runs, the short ones and those of the first seed first."""
+    return [Run(task, seed, candidate, n) for n, seed, task, candidate in product(steps, seeds, tasks, candidates)]
+
+
+#: What the tables say, in the words of those who read them.
+CONCLUSIONS = """\
+## What this says
+"""
+#: What a table shows of the runs: title, key and digits.
+TABLES = (
+    ("Return of the final policy, 20 deterministic episodes", "return", 0),
+    ("Return while training, last tenth of the rollouts", "training_return", 0),
+    ("Explained variance of rollouts that the critic has not seen, median of the second half", "explained_variance", 2),
+    ("Seconds of the processor", "cpu_seconds", 0),
+)
+
+
+def sections(store: Store, runs: Sequence[Run]) -> list[str]:
+    """Write the tables of what is stored."""
+    found: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        figures = store.load(run.settings())
+        if figures is not None:
+            found.setdefault((run.steps, run.candidate, run.env_id), []).append(figures)
+    text = []
+    for steps in sorted({key[0] for key in found}):
+        text.append(f"## {steps:,} steps")
+        candidates = [name for name in CANDIDATES if any(key[:2] == (steps, name) for key in found)]
+        for title, figure, digits in TABLES:
+            rows = [
+                [name, *(_cell(found.get((steps, name, task), []), figure, digits) for task in TASKS)]
+                for name in candidates
+            ]
+            text += [f"### {title}", markdown_table(["candidate", *TASKS], rows)]
+    return text
+
+
+def _cell(runs: Sequence[dict[str, Any]], figure: str, digits: int) -> str:
+    """Return mean ± standard deviation and the number of seeds, if it is not all."""
+    number = "" if len(runs) in (0, len(SEEDS)) else f" ({len(runs)})"
+    return mean_and_spread([run[figure] for run in runs], digits) + number
+
+
+def write(store: Store) -> None:
+    """Write the document from what is stored."""
+    about = (
+        f"Mean ± standard deviation over seeds {list(SEEDS)}, in brackets how many there are if fewer; {N_ENVS} "
+        "environments, VecNormalize, MLP of 64 × 64, one thread, γ = 0.99 but 0.9999 for Swimmer. What a candidate "
+        f"does not say is {BASE}. Candidates that fell behind on the first seeds were not run on all."
+    )
+    machines = "\n".join(f"- {versions}; {machine}" for versions, machine in sorted(store.environments()))
+    head = [
+        "# One set of hyperparameters for MuJoCo",
+        f"Written by `{command_line('benchmarks.tuning', [])}`.",
+        machines,
+    ]
+    write_document(DOCUMENT, [*head, CONCLUSIONS, about, *sections(store, all_runs())])
+
+
 def main(argv: Sequence[str]) -> None:
     """Do what is missing, then write the document."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tuning", description=__doc__)
     parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
     parser.add_argument("--processes", type=int, default=2, help="runs at once")
+    parser.add_argument("--report", action="store_true", help="only write what is stored")
     arguments = parser.parse_args(argv)
-    store = Store(RESULTS)
-    runs = [
-        Run(task, seed, candidate, arguments.steps)
-        for seed, task, candidate in product(arguments.seeds, arguments.tasks, arguments.candidates)
-    ]
-    measure_missing(store, runs, measure, arguments.processes)
+    store = Store(RESULTS, any_machine=True)
+    if not arguments.report:
+        runs = all_runs(arguments.steps, arguments.seeds, arguments.tasks, arguments.candidates)
+        measure_missing(store, runs, measure, arguments.processes)
+    write(store)
 
 
 if __name__ == "__main__":

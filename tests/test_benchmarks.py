@@ -14,6 +14,8 @@ from benchmarks import (
     environments,
     memory,
     report,
+    returns,
+    returns_report,
     solver_cost,
     solver_returns,
     speed_peers,
@@ -245,3 +247,70 @@ def test_products_of_the_speed_comparison_are_of_one_fisher():
 def test_all_groups_of_the_speed_comparison_have_settings_of_their_own():
     settings = [json.dumps(group.settings(), sort_keys=True) for group in update_speed.groups()]
     assert len(set(settings)) == len(settings)
+
+
+@pytest.mark.filterwarnings("default")
+def test_returns_writes_its_document_and_the_table_of_the_readme(tmp_path, monkeypatch):
+    out, readme, results = tmp_path / "docs" / "results.md", tmp_path / "README.md", tmp_path / "results"
+    readme.write_text("before\n{}\n{}\nafter\n".format(*returns_report.README_MARKS))
+    argv = ["--out", str(out), "--readme", str(readme), "--results", str(results), "--steps", "2000"]
+    monkeypatch.setattr(returns, "SEEDS", (0,))
+    monkeypatch.setattr(returns, "TASKS", {"CartPole-v1": 100_000, "Hopper-v5": 1_000_000})
+    returns.main([*argv, "--tasks", "CartPole-v1"])
+    files = sorted(results.iterdir())
+    runs = {run["settings"]["algo"]: run["figures"] for run in (json.loads(file.read_text()) for file in files)}
+    assert set(runs) == {"npg", "trpo", "ppo"}
+    for figures in runs.values():
+        assert len(figures["returns"]) == environments.EVALUATION_EPISODES
+        assert [point["steps"] for point in figures["curve"]] == sorted(point["steps"] for point in figures["curve"])
+        assert 0.0 < figures["curve"][-1]["seconds"] <= figures["seconds"]
+    document = out.read_text()
+    assert "| CartPole-v1 |" in document
+    assert all((out.parent / f"results_{over}.png").stat().st_size > 0 for over in ("steps", "seconds"))
+    assert readme.read_text().startswith("before")
+    assert readme.read_text().rstrip().endswith("after")
+    assert "| CartPole-v1 |" in readme.read_text()
+    assert "| Hopper-v5 | – | – | – |" in document
+    assert "Hopper-v5" not in readme.read_text()
+
+    times = [file.stat().st_mtime_ns for file in files]
+    returns.main([*argv, "--report"])
+    assert [file.stat().st_mtime_ns for file in sorted(results.iterdir())] == times
+    assert out.read_text() == document
+
+
+def returns_of(*values: float) -> list[dict[str, object]]:
+    curve = [{"steps": 100 * i, "seconds": float(i), "returns": [20.0 * i]} for i in range(1, 21)]
+    return [{"returns": [value], "seconds": 20.0, "curve": curve} for value in values]
+
+
+def test_returns_aggregates_are_of_scaled_scores():
+    low, high = returns_report.SCALE["CartPole-v1"]
+    found = {("npg", "CartPole-v1"): returns_of(low, high, (low + high) / 2)}
+    assert returns_report.scores(found, ["CartPole-v1"], "npg").ravel() == pytest.approx([0.0, 1.0, 0.5])
+    assert returns_report.aggregates(returns_report.scores(found, ["CartPole-v1"], "npg")) == pytest.approx([0.5] * 3)
+
+
+def test_returns_time_to_a_score_is_of_the_first_evaluation_that_reaches_it():
+    found = {("npg", "CartPole-v1"): returns_of(400.0), ("trpo", "CartPole-v1"): returns_of(190.0)}
+    assert returns_report.first_reaching(found["npg", "CartPole-v1"][0], 190.0)["steps"] == 1000
+    assert returns_report.first_reaching(found["npg", "CartPole-v1"][0], 401.0) is None
+    assert "10 s, 1k (1 of 1)" in returns_report.to_score_table(found, ["CartPole-v1"], ["npg", "trpo"])
+
+
+def test_returns_take_version_4_of_the_zoo_for_version_5():
+    blocks = {algo: returns.Run(algo, "Hopper-v5", 0, 1000).block() for algo in returns.ALGORITHMS}
+    assert blocks["ppo"]["gamma"] == 0.999
+    assert blocks["trpo"]["cg_max_steps"] == 25
+    assert blocks["npg"]["n_timesteps"] == 1000
+
+
+def test_one_set_of_hyperparameters_serves_mujoco():
+    tasks = [task for task in returns.TASKS if task.endswith("-v5")]
+    blocks = [returns.Run("npg", task, 0, 1000).block() for task in tasks]
+    assert len(tasks) == 5
+    assert all({**block, "gamma": None} == {**blocks[0], "gamma": None} for block in blocks)
+    assert {task: block["gamma"] for task, block in zip(tasks, blocks, strict=True) if "gamma" in block} in (
+        {"Swimmer-v5": 0.9999},
+        {**dict.fromkeys(tasks, blocks[0].get("gamma")), "Swimmer-v5": 0.9999},
+    )

@@ -1,0 +1,161 @@
+"""
+NPG beside sb3-contrib's TRPO and SB3's PPO, with the hyperparameters that rl_zoo3 has for each, on eleven tasks.
+
+``python -m benchmarks.returns`` does the runs that are missing, then writes ``docs/results.md`` with its pictures and
+the table in ``README.md``. Stopped, it goes on where it was. ``--algorithms``, ``--tasks`` and ``--seeds`` do a part;
+``--report`` does no runs.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from benchmarks import returns_report as report
+from benchmarks.environments import EVALUATION_EPISODES
+from benchmarks.report import Store, command_line, measure_missing, write_document
+from benchmarks.zoo_runs import EPISODES, EVALUATIONS, train_and_evaluate, zoo_block
+
+RESULTS = Path("benchmarks/results/returns")
+DOCUMENT = Path("docs/results.md")
+README = Path("README.md")
+ALGORITHMS = ("npg", "trpo", "ppo")
+#: Steps of each task: rl_zoo3's budgets for TRPO, which are PPO's or less.
+TASKS = {
+    "CartPole-v1": 100_000,
+    "Acrobot-v1": 100_000,
+    "Pendulum-v1": 100_000,
+    "MountainCarContinuous-v0": 50_000,
+    "LunarLander-v3": 200_000,
+    "HalfCheetah-v5": 1_000_000,
+    "Hopper-v5": 1_000_000,
+    "Walker2d-v5": 1_000_000,
+    "Ant-v5": 1_000_000,
+    "Swimmer-v5": 1_000_000,
+    "BipedalWalker-v3": 1_000_000,
+}
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One training run.
+
+    :param algo: the algorithm's name in the zoo
+    :param env_id: the task
+    :param seed: of environments, networks and actions
+    :param steps: environment steps over all environments
+    """
+
+    algo: str
+    env_id: str
+    seed: int
+    steps: int
+
+    def block(self) -> dict[str, Any]:
+        """Return the hyperparameters, in the zoo's grammar."""
+        return {**zoo_block(self.algo, self.env_id), "n_timesteps": self.steps}
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the run depends on."""
+        evaluation = {"evaluations": EVALUATIONS, "episodes": EPISODES, "final_episodes": EVALUATION_EPISODES}
+        return {"algo": self.algo, "env_id": self.env_id, "seed": self.seed, "block": self.block(), **evaluation}
+
+
+def measure(store: Store, run: Run) -> None:
+    """Train, evaluate, and keep the figures."""
+    store.save(run.settings(), train_and_evaluate(run.algo, run.env_id, run.seed, run.block()))
+
+
+def all_runs(
+    algorithms: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    steps: int | None = None,
+) -> list[Run]:
+    """Return the runs, those of the first seed first, so that an unfinished comparison says something."""
+    chosen = product(seeds or SEEDS, tasks or TASKS, algorithms or ALGORITHMS)
+    return [Run(algo, task, seed, steps or TASKS[task]) for seed, task, algo in chosen]
+
+
+def document(found: report.Found, store: Store, runs: Sequence[Run], pictures: Path) -> list[str]:
+    """
+    Return the sections of the document, and draw its pictures.
+
+    :param found: figures by algorithm and task
+    :param store: where they are from
+    :param runs: all runs
+    :param pictures: path that the pictures' names begin with
+    """
+    tasks = list(dict.fromkeys(run.env_id for run in runs))
+    algorithms = list(dict.fromkeys(run.algo for run in runs))
+    seeds = sorted({run.seed for run in runs})
+    complete = report.complete_tasks(found, tasks, algorithms, len(seeds))
+    names = {over: f"{pictures.name}_{over}.png" for over in ("steps", "seconds")}
+    for over, name in names.items():
+        report.plot_curves(pictures.with_name(name), found, tasks, algorithms, over)
+    return [
+        "# Returns",
+        f"Written by `{command_line('benchmarks.returns', [])}` from `{RESULTS}/`.",
+        "\n".join(f"- {versions}; {machine}" for versions, machine in sorted(store.environments())),
+        report.how_it_was_done(),
+        report.CONCLUSIONS,
+        f"## Return of the final policy, mean ± standard deviation over seeds {seeds}",
+        report.final_table(found, tasks, algorithms),
+        f"## All complete tasks together: {', '.join(complete) or 'none yet'}",
+        "Scaled: 0 is a policy that knows nothing, 1 a good one. In brackets 95 % bootstrap intervals over seeds.",
+        report.aggregate_table(found, complete, algorithms) if complete else "–",
+        "## Seconds and steps to TRPO's final score",
+        "Of the first evaluation that reaches it: median over the seeds that do.",
+        report.to_score_table(found, tasks, algorithms),
+        "## Seconds of whole runs",
+        report.seconds_table(found, tasks, algorithms),
+        "## Learning curves",
+        "Mean and range over seeds.",
+        *(f"![returns over {over}]({name})" for over, name in names.items()),
+        "## Every seed",
+        report.seeds_table(found, tasks, algorithms),
+    ]
+
+
+def write(store: Store, runs: Sequence[Run], out: Path, readme: Path) -> None:
+    """Write the document, its pictures and README.md's table from what is stored."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        figures = store.load(run.settings())
+        if figures is not None:
+            found.setdefault((run.algo, run.env_id), []).append(figures)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_document(out, document(found, store, runs, out.with_suffix("")))
+    tasks = list(dict.fromkeys(run.env_id for run in runs))
+    complete = report.complete_tasks(found, tasks, ALGORITHMS, len({run.seed for run in runs}))
+    if complete:
+        report.write_readme(readme, report.final_table(found, complete, ALGORITHMS))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Do what is missing, then write the document."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.returns", description=__doc__)
+    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--steps", type=int, help="of every task, to try it out")
+    parser.add_argument("--processes", type=int, default=2, help="runs at once")
+    parser.add_argument("--report", action="store_true", help="only write what is stored")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=DOCUMENT)
+    parser.add_argument("--readme", type=Path, default=README)
+    arguments = parser.parse_args(argv)
+    store = Store(arguments.results, any_machine=True)
+    if not arguments.report:
+        runs = all_runs(arguments.algorithms, arguments.tasks, arguments.seeds, arguments.steps)
+        measure_missing(store, runs, measure, arguments.processes)
+    write(store, all_runs(steps=arguments.steps), arguments.out, arguments.readme)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,197 @@
+"""Tables and pictures of the returns, from the stored evaluations."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from rliable import library, metrics
+
+from benchmarks.environments import EVALUATION_EPISODES
+from benchmarks.report import markdown_table, mean_and_spread
+from benchmarks.zoo_runs import EPISODES, EVALUATIONS
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+#: Figures of the runs by algorithm and task.
+Found = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
+NAMES = {"npg": "NPG", "trpo": "TRPO", "ppo": "PPO"}
+COLOURS = {"npg": "C3", "trpo": "C0", "ppo": "C2"}
+#: What counts as 0 and as 1 in the aggregate: a policy that knows nothing, and a good one. Pendulum's and Acrobot's
+#: scores are negative; those of MuJoCo are what natural gradients have been known to reach in a million steps.
+SCALE = {
+    "CartPole-v1": (20.0, 500.0),
+    "Acrobot-v1": (-500.0, -75.0),
+    "Pendulum-v1": (-1250.0, -150.0),
+    "MountainCarContinuous-v0": (0.0, 94.0),
+    "LunarLander-v3": (-200.0, 250.0),
+    "HalfCheetah-v5": (-280.0, 6000.0),
+    "Hopper-v5": (20.0, 3600.0),
+    "Walker2d-v5": (0.0, 5200.0),
+    "Ant-v5": (-60.0, 5000.0),
+    "Swimmer-v5": (0.0, 365.0),
+    "BipedalWalker-v3": (-100.0, 300.0),
+}
+#: What the tables say, in the words of those who read them.
+CONCLUSIONS = """\
+## What this says
+"""
+README_MARKS = ("<!-- written by python -m benchmarks.returns -->", "<!-- end -->")
+BOOTSTRAP_SAMPLES = 2000
+
+
+def final(run: Mapping[str, Any]) -> float:
+    """Return the mean return of the final policy."""
+    return fmean(run["returns"])
+
+
+def final_table(found: Found, tasks: Sequence[str], algorithms: Sequence[str]) -> str:
+    """Return mean ± standard deviation over seeds of the final policies' returns, and the single seeds."""
+    rows = []
+    for task in tasks:
+        by_algo = {algo: [final(run) for run in found.get((algo, task), [])] for algo in algorithms}
+        best = max((fmean(values) for values in by_algo.values() if values), default=None)
+        cells = []
+        for values in by_algo.values():
+            text = mean_and_spread(values)
+            cells.append(f"**{text}**" if values and fmean(values) == best else text)
+        rows.append([task, *cells])
+    return markdown_table(["task", *(NAMES[algo] for algo in algorithms)], rows)
+
+
+def seeds_table(found: Found, tasks: Sequence[str], algorithms: Sequence[str]) -> str:
+    """Return the final return of each seed."""
+    rows = [
+        [task, *(", ".join(f"{final(run):.0f}" for run in found.get((algo, task), [])) or "–" for algo in algorithms)]
+        for task in tasks
+    ]
+    return markdown_table(["task", *(NAMES[algo] for algo in algorithms)], rows)
+
+
+def complete_tasks(found: Found, tasks: Sequence[str], algorithms: Sequence[str], seeds: int) -> list[str]:
+    """Return the tasks that every algorithm has run with every seed."""
+    return [task for task in tasks if all(len(found.get((algo, task), [])) == seeds for algo in algorithms)]
+
+
+def scores(found: Found, tasks: Sequence[str], algo: str) -> NDArray[np.float64]:
+    """Return the scaled final returns, shape (seeds, tasks)."""
+
+    def scaled(task: str) -> list[float]:
+        low, high = SCALE[task]
+        return [(final(run) - low) / (high - low) for run in found[algo, task]]
+
+    return np.array([scaled(task) for task in tasks]).T
+
+
+def aggregates(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return interquartile mean, mean and median of scaled returns, as rliable defines them."""
+    return np.array([metrics.aggregate_iqm(values), metrics.aggregate_mean(values), metrics.aggregate_median(values)])
+
+
+def aggregate_table(found: Found, tasks: Sequence[str], algorithms: Sequence[str]) -> str:
+    """Return the aggregates over tasks and seeds, with stratified bootstrap intervals of 95 %."""
+    values = {NAMES[algo]: scores(found, tasks, algo) for algo in algorithms}
+    points, intervals = library.get_interval_estimates(
+        values, aggregates, reps=BOOTSTRAP_SAMPLES, random_state=np.random.RandomState(0)
+    )
+    rows = [
+        [name, *(f"{points[name][i]:.3f} ({intervals[name][0, i]:.3f}–{intervals[name][1, i]:.3f})" for i in range(3))]
+        for name in values
+    ]
+    return markdown_table(["algorithm", "interquartile mean", "mean", "median"], rows)
+
+
+def first_reaching(run: Mapping[str, Any], score: float) -> Mapping[str, Any] | None:
+    """Return the first evaluation whose mean return is at least the score."""
+    return next((point for point in run["curve"] if fmean(point["returns"]) >= score), None)
+
+
+def to_score_table(found: Found, tasks: Sequence[str], algorithms: Sequence[str], reference: str = "trpo") -> str:
+    """Return steps and seconds to the reference's final score, and the seconds that its whole runs take."""
+    rows = []
+    for task in tasks:
+        runs = found.get((reference, task), [])
+        if not runs:
+            continue
+        score = fmean(final(run) for run in runs)
+        whole = median(run["seconds"] for run in runs)
+        rows.append(
+            [task, f"{score:.0f}", f"{whole:.0f}", *(_reached(found, task, algo, score) for algo in algorithms)]
+        )
+    header = ["task", f"{NAMES[reference]}'s final score", "its seconds", *(NAMES[algo] for algo in algorithms)]
+    return markdown_table(header, rows)
+
+
+def _reached(found: Found, task: str, algo: str, score: float) -> str:
+    runs = found.get((algo, task), [])
+    points = [point for run in runs if (point := first_reaching(run, score)) is not None]
+    if not points:
+        return "–"
+    steps, seconds = median(point["steps"] for point in points), median(point["seconds"] for point in points)
+    return f"{seconds:.0f} s, {steps / 1000:.0f}k ({len(points)} of {len(runs)})"
+
+
+def seconds_table(found: Found, tasks: Sequence[str], algorithms: Sequence[str]) -> str:
+    """Return the seconds of whole runs."""
+    rows = [
+        [task, *(mean_and_spread([run["seconds"] for run in found.get((algo, task), [])]) for algo in algorithms)]
+        for task in tasks
+    ]
+    return markdown_table(["task", *(NAMES[algo] for algo in algorithms)], rows)
+
+
+def plot_curves(path: Path, found: Found, tasks: Sequence[str], algorithms: Sequence[str], over: str) -> None:
+    """
+    Draw mean and range over seeds of the evaluations of every task.
+
+    :param path: of the picture
+    :param over: "steps" or "seconds"
+    """
+    columns = 4
+    rows = -(-len(tasks) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 2.6 * rows), squeeze=False)
+    for axis in axes.flat[len(tasks) :]:
+        axis.set_visible(False)
+    for axis, task in zip(axes.flat, tasks, strict=False):
+        for algo in algorithms:
+            runs = found.get((algo, task), [])
+            if runs:
+                x = np.mean([[point[over] for point in run["curve"]] for run in runs], axis=0)
+                y = np.array([[fmean(point["returns"]) for point in run["curve"]] for run in runs])
+                axis.plot(x, y.mean(0), color=COLOURS[algo], label=NAMES[algo], linewidth=1.5)
+                axis.fill_between(x, y.min(0), y.max(0), color=COLOURS[algo], alpha=0.15, linewidth=0)
+        axis.set_title(task, fontsize=10)
+        axis.tick_params(labelsize=8)
+        axis.set_xlabel("environment steps" if over == "steps" else "seconds of one processor", fontsize=8)
+    drawn = next((axis for axis in axes.flat if axis.lines), None)
+    if drawn is not None:
+        drawn.legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def how_it_was_done() -> str:
+    """Tell how the runs were made."""
+    return (
+        "Hyperparameters: NPG's from `zoo_configs/npg.yml`, TRPO's and PPO's from rl_zoo3 (its MuJoCo blocks are for "
+        "version 4; version 5 gets the same), each run as `python -m rl_zoo3.train` does, on one thread. Every "
+        "algorithm has the same steps. Returns are of deterministic policies on episodes that training does not see: "
+        f"{EVALUATION_EPISODES} of the final policy, {EPISODES} at each of {EVALUATIONS} points on the way. Seconds "
+        "are the process's own on a processor, evaluations left out; two runs share the machine."
+    )
+
+
+def write_readme(path: Path, text: str) -> None:
+    """Put the text between the marks of a file."""
+    begin, end = README_MARKS
+    page = path.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(page):
+        raise ValueError(f"{path} has no place for the table: {begin} ... {end}")
+    path.write_text(pattern.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", page), encoding="utf-8")
