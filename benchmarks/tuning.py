@@ -67,6 +67,11 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "log σ −2, δ 0.05": {**log_std(-2.0), "target_kl": 0.05},
     "log σ −1.5": log_std(-1.5),
     "log σ −1, δ 0.01": {**log_std(-1.0), "target_kl": 0.01},
+    "log σ −1, δ 0.01, Adam": {**_ADAM, **log_std(-1.0), "target_kl": 0.01},
+    "log σ −1, δ 0.01, λ of GAE 0.98": {**log_std(-1.0), "target_kl": 0.01, "gae_lambda": 0.98},
+    "log σ −1, δ 0.02, rollouts of 2,048": {**log_std(-1.0), "target_kl": 0.02, "n_steps": 256},
+    "log σ −1, δ 0.1, rollouts of 2,048": {**log_std(-1.0), "target_kl": 0.1, "n_steps": 256},
+    "log σ −1.5, δ 0.01": {**log_std(-1.5), "target_kl": 0.01},
     "log σ −1, δ 0.04, rollouts of 2,048": {**log_std(-1.0), "target_kl": 0.04, "n_steps": 256},
     "log σ −1, CG 5 + K-FAC": {**log_std(-1.0), **_PRECONDITIONED},
 }
