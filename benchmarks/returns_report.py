@@ -40,6 +40,8 @@ SCALE = {
 #: What the tables say, in the words of those who read them.
 CONCLUSIONS = """\
 ## What this says
+
+The comparison is not complete: a dash is a run that nobody has done yet.
 """
 README_MARKS = ("<!-- written by python -m benchmarks.returns -->", "<!-- end -->")
 BOOTSTRAP_SAMPLES = 2000
