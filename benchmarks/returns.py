@@ -82,19 +82,21 @@ def all_runs(
     return [Run(algo, task, seed, steps or TASKS[task]) for seed, task, algo in chosen]
 
 
-def document(found: report.Found, store: Store, runs: Sequence[Run], pictures: Path) -> list[str]:
+def document(
+    found: report.Found, store: Store, runs: Sequence[Run], complete: Sequence[str], pictures: Path
+) -> list[str]:
     """
     Return the sections of the document, and draw its pictures.
 
     :param found: figures by algorithm and task
     :param store: where they are from
     :param runs: all runs
+    :param complete: tasks that every algorithm has run with every seed
     :param pictures: path that the pictures' names begin with
     """
     tasks = list(dict.fromkeys(run.env_id for run in runs))
     algorithms = list(dict.fromkeys(run.algo for run in runs))
     seeds = sorted({run.seed for run in runs})
-    complete = report.complete_tasks(found, tasks, algorithms, len(seeds))
     names = {over: f"{pictures.name}_{over}.png" for over in ("steps", "seconds")}
     for over, name in names.items():
         report.plot_curves(pictures.with_name(name), found, tasks, algorithms, over)
@@ -129,10 +131,10 @@ def write(store: Store, runs: Sequence[Run], out: Path, readme: Path) -> None:
         figures = store.load(run.settings())
         if figures is not None:
             found.setdefault((run.algo, run.env_id), []).append(figures)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_document(out, document(found, store, runs, out.with_suffix("")))
     tasks = list(dict.fromkeys(run.env_id for run in runs))
     complete = report.complete_tasks(found, tasks, ALGORITHMS, len({run.seed for run in runs}))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_document(out, document(found, store, runs, complete, out.with_suffix("")))
     if complete:
         report.write_readme(readme, report.final_table(found, complete, ALGORITHMS))
 

@@ -1,7 +1,6 @@
 """``python -m sb3_npg.zoo COMMAND ...``: the commands of the zoo, with NPG registered and its files at hand."""
 
 import argparse
-import difflib
 import importlib
 import os
 import runpy
@@ -13,7 +12,7 @@ from pathlib import Path
 import gymnasium as gym
 import rl_zoo3.import_envs  # noqa: F401  the zoo's own environments
 
-from sb3_npg.zoo.errors import ZooError
+from sb3_npg.zoo.errors import ZooError, did_you_mean
 from sb3_npg.zoo.repairs import own_subprocesses
 
 #: The zoo's modules by command, and whether a module's function of that name is called or the module is run.
@@ -71,10 +70,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
         print(USAGE)
         return
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        raise ZooError(
-            f"there is no such command. {f'Did you mean {near[0]}?' if near else ''} Known: {list(COMMANDS)}."
-        )
+        raise ZooError(f"there is no such command. {did_you_mean(command, COMMANDS)}Known: {list(COMMANDS)}.")
     completed = complete(command, arguments)
     check(command, completed)
     module, has_function = COMMANDS[command]
@@ -138,9 +134,8 @@ def check_environment(env_id: str) -> None:
     """Refuse an environment that gymnasium does not know."""
     if env_id in gym.registry:
         return
-    near = difflib.get_close_matches(env_id, gym.registry, n=1)
     raise ZooError(
-        f"--env={env_id} is not registered with gymnasium. {f'Did you mean {near[0]}? ' if near else ''}"
+        f"--env={env_id} is not registered with gymnasium. {did_you_mean(env_id, gym.registry)}"
         "Environments of another package need it installed, and named after --gym-packages."
     )
 

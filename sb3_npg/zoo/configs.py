@@ -4,7 +4,6 @@ The hyperparameters that come with the package, and the check of a block of hype
 ``hyperparams`` makes this a ``--conf-file`` of the zoo's own commands: ``--conf-file sb3_npg.zoo.configs``.
 """
 
-import difflib
 import inspect
 from copy import deepcopy
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 
 from sb3_npg import NPG
 from sb3_npg.schedules import LINEAR_PREFIX, make_schedule
-from sb3_npg.zoo.errors import ZooError
+from sb3_npg.zoo.errors import ZooError, did_you_mean
 
 _HERE = Path(__file__).parent
 #: The file: in an installed package beside this one, in a checkout of the source at the top.
@@ -75,8 +74,7 @@ def _way_out(key: str) -> str:
         return f"Pass {COMMAND_LINE[key]} on the command line."
     if key in TRPO_KEYS:
         return f"It is TRPO's; write {TRPO_KEYS[key]}."
-    near = difflib.get_close_matches(key, ZOO_KEYS | NPG_KEYS, n=1)
-    return f"Did you mean `{near[0]}`?" if near else "help(sb3_npg.NPG) lists the arguments."
+    return did_you_mean(key, ZOO_KEYS | NPG_KEYS, quote="`").rstrip() or "help(sb3_npg.NPG) lists the arguments."
 
 
 def _check_schedule(key: str, value: Any, source: str) -> None:

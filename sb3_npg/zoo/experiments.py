@@ -1,5 +1,6 @@
 """What the zoo's experiments do otherwise for NPG: find its config, check it, and prune trials in numerical trouble."""
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -90,7 +91,7 @@ def _pruning(original: _Method) -> _Method:
             value = float(original(self, trial))
         except (ValueError, ArithmeticError, LinAlgError, th.OutOfMemoryError) as error:
             raise optuna.TrialPruned(f"{type(error).__name__}: {error}") from error
-        if value != value:
+        if math.isnan(value):
             raise optuna.TrialPruned("the evaluation's mean reward is NaN")
         return value
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib import pyplot as plt
 
 from sb3_npg import NPG
 from sb3_npg.zoo.commands import COMMANDS, main
@@ -93,7 +94,9 @@ def test_record_video(here):
 def test_plots(here, command, arguments):
     if command == "plot_from_file":
         call("all_plots", "-a", "npg", "-e", ENV, "-f", "logs", "--no-display", "-o", "scores")
+    plt.close("all")
     call(command, *arguments)
+    assert plt.get_fignums()
 
 
 @pytest.mark.parametrize("pruner", ["median", "halving"])
