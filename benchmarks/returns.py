@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import returns_report as report
-from benchmarks.environments import EVALUATION_EPISODES
 from benchmarks.report import Store, command_line, measure_missing, write_document
-from benchmarks.zoo_runs import EPISODES, EVALUATIONS, train_and_evaluate, zoo_block
+from benchmarks.zoo_runs import run_settings, train_and_evaluate, zoo_block
 
 RESULTS = Path("benchmarks/results/returns")
 DOCUMENT = Path("docs/results.md")
@@ -62,8 +61,7 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """Return all that the run depends on."""
-        evaluation = {"evaluations": EVALUATIONS, "episodes": EPISODES, "final_episodes": EVALUATION_EPISODES}
-        return {"algo": self.algo, "env_id": self.env_id, "seed": self.seed, "block": self.block(), **evaluation}
+        return run_settings(self.algo, self.env_id, self.seed, self.block())
 
 
 def measure(store: Store, run: Run) -> None:

@@ -2,7 +2,8 @@
 The study behind the one set of hyperparameters for MuJoCo: candidates side by side on the same tasks and seeds.
 
 ``python -m benchmarks.tuning`` does the runs that are missing and writes ``docs/tuning.md``. Stopped, it goes on where
-it was. ``--candidates`` and ``--tasks`` do a part.
+it was. ``--candidates``, ``--finalists``, ``--tasks`` and ``--seeds`` do a part. Finalists are trained as
+``python -m benchmarks.returns`` does, and share its stored runs.
 """
 
 import argparse
@@ -19,22 +20,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from benchmarks.environments import EVALUATION_EPISODES, N_ENVS, evaluation_env, prepare_process, training_env
-from benchmarks.report import (
-    Store,
-    command_line,
-    markdown_table,
-    mean_and_spread,
-    measure_missing,
-    write_document,
-)
+from benchmarks.report import Store, command_line, measure_missing, write_document
+from benchmarks.tuning_report import CONCLUSIONS, SEEDS, TASKS, final_sections, sections
+from benchmarks.zoo_runs import run_settings, train_and_evaluate
 from sb3_npg import NPG
 
 RESULTS = Path("benchmarks/results/tuning")
+FINAL_RESULTS = Path("benchmarks/results/returns")
 DOCUMENT = Path("docs/tuning.md")
-TASKS = ("HalfCheetah-v5", "Ant-v5", "Walker2d-v5", "Hopper-v5", "Swimmer-v5")
 #: Steps of the first look at many candidates, and of the few that are left.
-STEPS = (500_000, 1_000_000)
-SEEDS = (0, 1, 2)
+STEPS, FINAL_STEPS = 500_000, 1_000_000
 
 #: What a candidate does not say. Rollouts of 1,024 rows; log σ is the policy's ``log_std_init``.
 BASE: dict[str, Any] = {
@@ -55,6 +50,8 @@ def log_std(value: float) -> dict[str, Any]:
 
 _ADAM: dict[str, Any] = {"critic_solver": "adam", "n_critic_updates": 10, "batch_size": 128}
 _ADAM_20: dict[str, Any] = {"critic_solver": "adam", "n_critic_updates": 20, "batch_size": 64}
+_ADAM_20_128: dict[str, Any] = {**_ADAM, "n_critic_updates": 20}
+_ROWS_2048: dict[str, Any] = {"n_steps": 256, "target_kl": 0.02}
 _HARD_FIT: dict[str, Any] = {
     "n_critic_updates": 4,
     "critic_solver_kwargs": {"damping": 0.1, "fisher_solver_kwargs": {"max_steps": 20}},
@@ -80,8 +77,27 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "log σ −1, δ 0.1, rollouts of 2,048": {**log_std(-1.0), "target_kl": 0.1, "n_steps": 256},
     "log σ −1.5, δ 0.01": {**log_std(-1.5), "target_kl": 0.01},
     "log σ −1, δ 0.04, rollouts of 2,048": {**log_std(-1.0), "target_kl": 0.04, "n_steps": 256},
+    "log σ −0.5, δ 0.02, rollouts of 2,048": {**_ROWS_2048, **log_std(-0.5)},
+    "log σ −0.5, δ 0.02, rollouts of 2,048, hard fit": {**_ROWS_2048, **_HARD_FIT, **log_std(-0.5)},
+    "log σ −0.5, δ 0.02, rollouts of 2,048, Adam 20 × 128": {**_ROWS_2048, **_ADAM_20_128, **log_std(-0.5)},
+    "log σ −0.5, δ 0.02, rollouts of 2,048, Adam": {**_ROWS_2048, **_ADAM, **log_std(-0.5)},
+    "log σ −0.75, δ 0.02, rollouts of 2,048, Adam 20 × 128": {**_ROWS_2048, **_ADAM_20_128, **log_std(-0.75)},
+    "log σ −0.75, δ 0.02, rollouts of 2,048, Adam": {**_ROWS_2048, **_ADAM, **log_std(-0.75)},
+    "log σ −1, δ 0.02, rollouts of 2,048, Adam": {**_ROWS_2048, **_ADAM, **log_std(-1.0)},
     "log σ −1, CG 5 + K-FAC": {**log_std(-1.0), **_PRECONDITIONED},
 }
+
+
+#: The few that are left, in the zoo's grammar. Whole, so that a change of ``zoo_configs/npg.yml`` leaves them alone.
+FINALISTS: dict[str, dict[str, Any]] = {
+    "log σ −1, δ 0.01": {"n_steps": 128, "target_kl": 0.01, **log_std(-1.0)},
+    "log σ −0.75, δ 0.02, rollouts of 2,048, Adam": {"n_steps": 256, **_ADAM, **log_std(-0.75)},
+}
+
+
+def _gamma(env_id: str) -> dict[str, float]:
+    """Return Swimmer's discount, the one exception."""
+    return {"gamma": 0.9999} if env_id.startswith("Swimmer") else {}
 
 
 @dataclass(frozen=True)
@@ -102,13 +118,36 @@ class Run:
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of NPG."""
-        gamma = 0.9999 if self.env_id.startswith("Swimmer") else 0.99
-        return {**BASE, "gamma": gamma, **CANDIDATES[self.candidate]}
+        return {**BASE, "gamma": 0.99, **_gamma(self.env_id), **CANDIDATES[self.candidate]}
 
     def settings(self) -> dict[str, Any]:
         """Return all that the run depends on."""
         arguments = {"n_envs": N_ENVS, "episodes": EVALUATION_EPISODES, "arguments": self.arguments()}
         return {"env_id": self.env_id, "seed": self.seed, "steps": self.steps, **arguments}
+
+
+@dataclass(frozen=True)
+class FinalRun:
+    """
+    One run of a finalist, a million steps long.
+
+    :param env_id: the task
+    :param seed: of environments, networks and actions
+    :param candidate: key of ``FINALISTS``
+    """
+
+    env_id: str
+    seed: int
+    candidate: str
+
+    def block(self) -> dict[str, Any]:
+        """Return the hyperparameters, in the zoo's grammar."""
+        common = {"normalize": True, "n_envs": N_ENVS, "n_timesteps": FINAL_STEPS, "policy": "MlpPolicy"}
+        return {**common, **_gamma(self.env_id), **FINALISTS[self.candidate]}
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the run depends on."""
+        return run_settings("npg", self.env_id, self.seed, self.block())
 
 
 class Recorder(BaseCallback):
@@ -152,97 +191,67 @@ def measure(store: Store, run: Run) -> None:
     store.save(run.settings(), figures)
 
 
+def measure_final(store: Store, run: FinalRun) -> None:
+    """Train, evaluate, and keep the figures."""
+    store.save(run.settings(), train_and_evaluate("npg", run.env_id, run.seed, run.block()))
+
+
 def all_runs(
-    steps: Sequence[int] = STEPS,
-    seeds: Sequence[int] = SEEDS,
-    tasks: Sequence[str] = TASKS,
-    candidates: Sequence[str] = tuple(CANDIDATES),
+    seeds: Sequence[int] = SEEDS, tasks: Sequence[str] = TASKS, candidates: Sequence[str] = tuple(CANDIDATES)
 ) -> list[Run]:
-    """Return the runs, the short ones and those of the first seed first."""
-    return [Run(task, seed, candidate, n) for n, seed, task, candidate in product(steps, seeds, tasks, candidates)]
+    """Return the short runs, those of the first seed first."""
+    return [Run(task, seed, candidate, STEPS) for seed, task, candidate in product(seeds, tasks, candidates)]
 
 
-#: What the tables say, in the words of those who read them.
-CONCLUSIONS = """\
-## What this says
-
-Most cells are single seeds so far: leads, not results.
-
-- **Less noise to begin with.** HalfCheetah's optimum near 1,700, on its back, is where policies go that begin at
-  log σ = 0, with either critic. At log σ = −1 all run: over 5,000 after 500,000 steps. With still less noise (−1.5, −2)
-  Hopper and Walker2d may stay standing where they are.
-- **A smaller trust region.** δ = 0.01 nats with rollouts of 1,024 is about as good as 0.02 or better on every task;
-  0.05 loses Walker2d.
-- **The critic.** Gauss–Newton at its defaults is as good as Adam or better on four tasks, in less time. On Swimmer it
-  stays below 100 with every δ, rollout and λ tried, as does Adam with ten epochs. Fitted much harder ("hard fit":
-  damping 0.1, 20 products, 4 steps) it goes on to 279. What that costs elsewhere has not been measured yet.
-"""
-#: What a table shows of the runs: title, key and digits.
-TABLES = (
-    ("Return of the final policy, 20 deterministic episodes", "return", 0),
-    ("Return while training, last tenth of the rollouts", "training_return", 0),
-    ("Explained variance of rollouts that the critic has not seen, median of the second half", "explained_variance", 2),
-    ("Seconds of the processor", "cpu_seconds", 0),
-)
+def final_runs(
+    seeds: Sequence[int] = SEEDS, tasks: Sequence[str] = TASKS, finalists: Sequence[str] = tuple(FINALISTS)
+) -> list[FinalRun]:
+    """Return the long runs, those of the first seed first."""
+    return [FinalRun(task, seed, finalist) for seed, task, finalist in product(seeds, tasks, finalists)]
 
 
-def sections(store: Store, runs: Sequence[Run]) -> list[str]:
-    """Write the tables of what is stored."""
-    found: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
-    for run in runs:
-        figures = store.load(run.settings())
-        if figures is not None:
-            found.setdefault((run.steps, run.candidate, run.env_id), []).append(figures)
-    text = []
-    for steps in sorted({key[0] for key in found}):
-        text.append(f"## {steps:,} steps")
-        candidates = [name for name in CANDIDATES if any(key[:2] == (steps, name) for key in found)]
-        for title, figure, digits in TABLES:
-            rows = [
-                [name, *(_cell(found.get((steps, name, task), []), figure, digits) for task in TASKS)]
-                for name in candidates
-            ]
-            text += [f"### {title}", markdown_table(["candidate", *TASKS], rows)]
-    return text
-
-
-def _cell(runs: Sequence[dict[str, Any]], figure: str, digits: int) -> str:
-    """Return mean ± standard deviation and the number of seeds, if it is not all."""
-    number = "" if len(runs) in (0, len(SEEDS)) else f" ({len(runs)})"
-    return mean_and_spread([run[figure] for run in runs], digits) + number
-
-
-def write(store: Store) -> None:
+def write(store: Store, final_store: Store) -> None:
     """Write the document from what is stored."""
     about = (
         f"Mean ± standard deviation over seeds {list(SEEDS)}, in brackets how many there are if fewer; {N_ENVS} "
         "environments, VecNormalize, MLP of 64 × 64, one thread, γ = 0.99 but 0.9999 for Swimmer. What a candidate "
         f"does not say is {BASE}. Candidates that fell behind on the first seeds were not run on all."
     )
-    machines = "\n".join(f"- {versions}; {machine}" for versions, machine in sorted(store.environments()))
+    machines = "\n".join(
+        f"- {versions}; {machine}" for versions, machine in sorted(store.environments() | final_store.environments())
+    )
     head = [
         "# One set of hyperparameters for MuJoCo",
         f"Written by `{command_line('benchmarks.tuning', [])}`.",
         machines,
     ]
-    write_document(DOCUMENT, [*head, CONCLUSIONS, about, *sections(store, all_runs())])
+    candidates = list(CANDIDATES)
+    short = sorted(all_runs(), key=lambda run: candidates.index(run.candidate))
+    tables = [
+        f"## {FINAL_STEPS:,} steps",
+        *final_sections(final_store, final_runs()),
+        f"## {STEPS:,} steps",
+        *sections(store, short),
+    ]
+    write_document(DOCUMENT, [*head, CONCLUSIONS, about, *tables])
 
 
 def main(argv: Sequence[str]) -> None:
     """Do what is missing, then write the document."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tuning", description=__doc__)
-    parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
+    parser.add_argument("--candidates", nargs="*", default=list(CANDIDATES), choices=list(CANDIDATES))
+    parser.add_argument("--finalists", nargs="*", default=list(FINALISTS), choices=list(FINALISTS))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
     parser.add_argument("--processes", type=int, default=2, help="runs at once")
     parser.add_argument("--report", action="store_true", help="only write what is stored")
     arguments = parser.parse_args(argv)
-    store = Store(RESULTS, any_machine=True)
+    store, final_store = Store(RESULTS, any_machine=True), Store(FINAL_RESULTS, any_machine=True)
     if not arguments.report:
-        runs = all_runs(arguments.steps, arguments.seeds, arguments.tasks, arguments.candidates)
-        measure_missing(store, runs, measure, arguments.processes)
-    write(store)
+        seeds, tasks, processes = arguments.seeds, arguments.tasks, arguments.processes
+        measure_missing(store, all_runs(seeds, tasks, arguments.candidates), measure, processes)
+        measure_missing(final_store, final_runs(seeds, tasks, arguments.finalists), measure_final, processes)
+    write(store, final_store)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,12 @@ def zoo_block(algo: str, env_id: str) -> dict[str, Any]:
     return dict(blocks.get(env_id) or blocks[env_id.replace("-v5", "-v4")])
 
 
+def run_settings(algo: str, env_id: str, seed: int, block: dict[str, Any]) -> dict[str, Any]:
+    """Return all that a run by ``train_and_evaluate`` depends on, its key in a store."""
+    evaluation = {"evaluations": EVALUATIONS, "episodes": EPISODES, "final_episodes": EVALUATION_EPISODES}
+    return {"algo": algo, "env_id": env_id, "seed": seed, "block": block, **evaluation}
+
+
 class Evaluator(BaseCallback):
     """
     Evaluates the deterministic policy at evenly spaced steps, and keeps the time that this takes apart.

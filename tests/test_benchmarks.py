@@ -22,6 +22,8 @@ from benchmarks import (
     speed_products,
     trpo_comparison,
     trpo_runs,
+    tuning,
+    tuning_report,
     update_speed,
 )
 
@@ -314,3 +316,22 @@ def test_one_set_of_hyperparameters_serves_mujoco():
         {"Swimmer-v5": 0.9999},
         {**dict.fromkeys(tasks, blocks[0].get("gamma")), "Swimmer-v5": 0.9999},
     )
+
+
+def test_tuning_shows_the_mean_over_seeds_and_how_many_there_are(tmp_path):
+    store = report.Store(tmp_path, any_machine=True)
+    runs = tuning.final_runs(seeds=(0, 1), tasks=("Hopper-v5",), finalists=list(tuning.FINALISTS)[:1])
+    for run, returns_of_seed in zip(runs, ([100.0, 300.0], [400.0]), strict=True):
+        store.save(run.settings(), {"returns": returns_of_seed, "seconds": 10.0 * (1 + run.seed), "curve": []})
+
+    text = tuning_report.final_sections(store, tuning.final_runs())
+
+    returns_row, seconds_row = (table.splitlines()[2] for table in text[1::2])
+    assert returns_row == f"| {runs[0].candidate} | – | – | – | 300 ± 141 (2) | – |"
+    assert seconds_row == f"| {runs[0].candidate} | – | – | – | 15 ± 7 (2) | – |"
+
+
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Swimmer-v5"])
+def test_the_set_of_hyperparameters_of_the_zoo_is_a_finalist(env_id):
+    chosen = returns.Run("npg", env_id, 0, returns.TASKS[env_id]).settings()
+    assert chosen in [run.settings() for run in tuning.final_runs(seeds=(0,), tasks=(env_id,))]

@@ -1,0 +1,102 @@
+"""Tables of the study behind the one set of hyperparameters, from the stored runs."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any, Protocol
+
+from benchmarks.report import Store, markdown_table, mean_and_spread
+
+TASKS = ("HalfCheetah-v5", "Ant-v5", "Walker2d-v5", "Hopper-v5", "Swimmer-v5")
+SEEDS = (0, 1, 2)
+
+
+class TuningRun(Protocol):
+    """A run of a candidate on a task."""
+
+    @property
+    def env_id(self) -> str:
+        """The task."""
+        ...
+
+    @property
+    def candidate(self) -> str:
+        """The candidate's name in the tables."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the run depends on."""
+        ...
+
+
+#: What the tables say, in the words of those who read them.
+CONCLUSIONS = """\
+## What this says
+
+Most cells are single seeds so far: leads, not results.
+
+- **Less noise to begin with.** HalfCheetah's optimum near 1,700, on its back, is where policies go that begin at
+  log σ = 0, with either critic. At log σ = −1 all run: over 5,000 after 500,000 steps. With still less noise (−1.5, −2)
+  Hopper and Walker2d may stay standing where they are.
+- **A smaller trust region.** δ = 0.01 nats with rollouts of 1,024 is about as good as 0.02 or better on every task;
+  0.05 loses Walker2d.
+- **The critic, and Swimmer.** Gauss–Newton at its defaults is as good as Adam or better on four tasks, in less time.
+  On Swimmer it stays in a local optimum near 100, as do δ, λ and larger rollouts alone. Two things together leave it:
+  a critic that is fitted harder, and more noise to begin with. log σ = −0.75 with rollouts of 2,048 and ten epochs of
+  Adam reaches what TRPO is known to reach there.
+- **What that costs.** The same settings lose a third of HalfCheetah's return, and some of Ant's, Walker2d's and
+  Hopper's: with more noise all begin later, and on Ant the harder fit explains less of the rollouts to come.
+"""
+#: Figures by candidate and task.
+Found = dict[str, dict[str, list[dict[str, Any]]]]
+#: What a table shows of the runs: title, key and digits.
+TABLES = (
+    ("Return of the final policy, 20 deterministic episodes", "return", 0),
+    ("Return while training, last tenth of the rollouts", "training_return", 0),
+    ("Explained variance of rollouts that the critic has not seen, median of the second half", "explained_variance", 2),
+    ("Seconds of the processor", "cpu_seconds", 0),
+)
+
+
+def sections(store: Store, runs: Sequence[TuningRun]) -> list[str]:
+    """Write the tables of what is stored of the short runs."""
+    return _tables(_found(store, runs), TABLES)
+
+
+def final_sections(store: Store, runs: Sequence[TuningRun]) -> list[str]:
+    """Write the tables of what is stored of the long runs."""
+    found = {
+        candidate: {task: [_final_figures(run) for run in stored] for task, stored in by_task.items()}
+        for candidate, by_task in _found(store, runs).items()
+    }
+    return _tables(found, (TABLES[0], TABLES[-1]))
+
+
+def _final_figures(run: dict[str, Any]) -> dict[str, Any]:
+    return {"return": fmean(run["returns"]), "cpu_seconds": run["seconds"]}
+
+
+def _found(store: Store, runs: Sequence[TuningRun]) -> Found:
+    """Return the figures of the stored runs by candidate and task, the candidates in the order of the runs."""
+    found: Found = {}
+    for run in runs:
+        figures = store.load(run.settings())
+        if figures is not None:
+            found.setdefault(run.candidate, {}).setdefault(run.env_id, []).append(figures)
+    return found
+
+
+def _tables(found: Found, tables: Sequence[tuple[str, str, int]]) -> list[str]:
+    text = []
+    for title, figure, digits in tables:
+        rows = [
+            [candidate, *(_cell(by_task.get(task, []), figure, digits) for task in TASKS)]
+            for candidate, by_task in found.items()
+        ]
+        text += [f"### {title}", markdown_table(["candidate", *TASKS], rows)]
+    return text
+
+
+def _cell(runs: Sequence[dict[str, Any]], figure: str, digits: int) -> str:
+    """Return mean ± standard deviation and the number of seeds, if it is not all."""
+    number = "" if len(runs) in (0, len(SEEDS)) else f" ({len(runs)})"
+    return mean_and_spread([run[figure] for run in runs], digits) + number
