@@ -44,7 +44,8 @@ Most cells are single seeds so far: leads, not results.
   a critic that is fitted harder, and more noise to begin with. log σ = −0.75 with rollouts of 2,048 and ten epochs of
   Adam reaches what TRPO is known to reach there.
 - **What that costs.** The same settings lose a third of HalfCheetah's return, and some of Ant's, Walker2d's and
-  Hopper's: with more noise all begin later, and on Ant the harder fit explains less of the rollouts to come.
+  Hopper's: with more noise all begin later. Trials of 300,000 steps that these tables do not hold suggest that on
+  Ant the harder fit explains less of the rollouts to come.
 """
 #: Figures by candidate and task.
 Found = dict[str, dict[str, list[dict[str, Any]]]]
