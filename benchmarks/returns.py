@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import returns_report as report
 from benchmarks.report import Store, command_line, measure_missing, write_document
-from benchmarks.zoo_runs import run_settings, train_and_evaluate, zoo_block
+from benchmarks.zoo_runs import ZooRun, measure, zoo_block
 
 RESULTS = Path("benchmarks/results/returns")
 DOCUMENT = Path("docs/results.md")
@@ -40,33 +40,18 @@ SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(ZooRun):
     """
-    One training run.
+    One training run with the hyperparameters that the zoo has.
 
-    :param algo: the algorithm's name in the zoo
-    :param env_id: the task
-    :param seed: of environments, networks and actions
     :param steps: environment steps over all environments
     """
 
-    algo: str
-    env_id: str
-    seed: int
     steps: int
 
     def block(self) -> dict[str, Any]:
         """Return the hyperparameters, in the zoo's grammar."""
         return {**zoo_block(self.algo, self.env_id), "n_timesteps": self.steps}
-
-    def settings(self) -> dict[str, Any]:
-        """Return all that the run depends on."""
-        return run_settings(self.algo, self.env_id, self.seed, self.block())
-
-
-def measure(store: Store, run: Run) -> None:
-    """Train, evaluate, and keep the figures."""
-    store.save(run.settings(), train_and_evaluate(run.algo, run.env_id, run.seed, run.block()))
 
 
 def all_runs(

@@ -22,7 +22,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from benchmarks.environments import EVALUATION_EPISODES, N_ENVS, evaluation_env, prepare_process, training_env
 from benchmarks.report import Store, command_line, measure_missing, write_document
 from benchmarks.tuning_report import CONCLUSIONS, SEEDS, TASKS, final_sections, sections
-from benchmarks.zoo_runs import run_settings, train_and_evaluate
+from benchmarks.zoo_runs import ZooRun
+from benchmarks.zoo_runs import measure as measure_final
 from sb3_npg import NPG
 
 RESULTS = Path("benchmarks/results/tuning")
@@ -51,7 +52,7 @@ def log_std(value: float) -> dict[str, Any]:
 _ADAM: dict[str, Any] = {"critic_solver": "adam", "n_critic_updates": 10, "batch_size": 128}
 _ADAM_20: dict[str, Any] = {"critic_solver": "adam", "n_critic_updates": 20, "batch_size": 64}
 _ADAM_20_128: dict[str, Any] = {**_ADAM, "n_critic_updates": 20}
-_ROWS_2048: dict[str, Any] = {"n_steps": 256, "target_kl": 0.02}
+_ROWS_2048: dict[str, Any] = {"n_steps": 256}
 _HARD_FIT: dict[str, Any] = {
     "n_critic_updates": 4,
     "critic_solver_kwargs": {"damping": 0.1, "fisher_solver_kwargs": {"max_steps": 20}},
@@ -73,10 +74,10 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "log σ −1, δ 0.01, Adam 20 × 64": {**_ADAM_20, **log_std(-1.0), "target_kl": 0.01},
     "log σ −1, δ 0.01, hard fit": {**_HARD_FIT, **log_std(-1.0), "target_kl": 0.01},
     "log σ −1, δ 0.01, λ of GAE 0.98": {**log_std(-1.0), "target_kl": 0.01, "gae_lambda": 0.98},
-    "log σ −1, δ 0.02, rollouts of 2,048": {**log_std(-1.0), "target_kl": 0.02, "n_steps": 256},
-    "log σ −1, δ 0.1, rollouts of 2,048": {**log_std(-1.0), "target_kl": 0.1, "n_steps": 256},
+    "log σ −1, δ 0.02, rollouts of 2,048": {**log_std(-1.0), **_ROWS_2048},
+    "log σ −1, δ 0.1, rollouts of 2,048": {**log_std(-1.0), "target_kl": 0.1, **_ROWS_2048},
     "log σ −1.5, δ 0.01": {**log_std(-1.5), "target_kl": 0.01},
-    "log σ −1, δ 0.04, rollouts of 2,048": {**log_std(-1.0), "target_kl": 0.04, "n_steps": 256},
+    "log σ −1, δ 0.04, rollouts of 2,048": {**log_std(-1.0), "target_kl": 0.04, **_ROWS_2048},
     "log σ −0.5, δ 0.02, rollouts of 2,048": {**_ROWS_2048, **log_std(-0.5)},
     "log σ −0.5, δ 0.02, rollouts of 2,048, hard fit": {**_ROWS_2048, **_HARD_FIT, **log_std(-0.5)},
     "log σ −0.5, δ 0.02, rollouts of 2,048, Adam 20 × 128": {**_ROWS_2048, **_ADAM_20_128, **log_std(-0.5)},
@@ -86,12 +87,10 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "log σ −1, δ 0.02, rollouts of 2,048, Adam": {**_ROWS_2048, **_ADAM, **log_std(-1.0)},
     "log σ −1, CG 5 + K-FAC": {**log_std(-1.0), **_PRECONDITIONED},
 }
-
-
 #: The few that are left, in the zoo's grammar. Whole, so that a change of ``zoo_configs/npg.yml`` leaves them alone.
 FINALISTS: dict[str, dict[str, Any]] = {
     "log σ −1, δ 0.01": {"n_steps": 128, "target_kl": 0.01, **log_std(-1.0)},
-    "log σ −0.75, δ 0.02, rollouts of 2,048, Adam": {"n_steps": 256, **_ADAM, **log_std(-0.75)},
+    "log σ −0.75, δ 0.02, rollouts of 2,048, Adam": {**_ROWS_2048, **_ADAM, **log_std(-0.75)},
 }
 
 
@@ -103,18 +102,16 @@ def _gamma(env_id: str) -> dict[str, float]:
 @dataclass(frozen=True)
 class Run:
     """
-    One training run.
+    One short training run.
 
     :param env_id: the task
     :param seed: of environments, networks and actions
     :param candidate: key of ``CANDIDATES``
-    :param steps: environment steps over all environments
     """
 
     env_id: str
     seed: int
     candidate: str
-    steps: int
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of NPG."""
@@ -123,31 +120,23 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Return all that the run depends on."""
         arguments = {"n_envs": N_ENVS, "episodes": EVALUATION_EPISODES, "arguments": self.arguments()}
-        return {"env_id": self.env_id, "seed": self.seed, "steps": self.steps, **arguments}
+        return {"env_id": self.env_id, "seed": self.seed, "steps": STEPS, **arguments}
 
 
 @dataclass(frozen=True)
-class FinalRun:
+class FinalRun(ZooRun):
     """
     One run of a finalist, a million steps long.
 
-    :param env_id: the task
-    :param seed: of environments, networks and actions
     :param candidate: key of ``FINALISTS``
     """
 
-    env_id: str
-    seed: int
     candidate: str
 
     def block(self) -> dict[str, Any]:
         """Return the hyperparameters, in the zoo's grammar."""
         common = {"normalize": True, "n_envs": N_ENVS, "n_timesteps": FINAL_STEPS, "policy": "MlpPolicy"}
         return {**common, **_gamma(self.env_id), **FINALISTS[self.candidate]}
-
-    def settings(self) -> dict[str, Any]:
-        """Return all that the run depends on."""
-        return run_settings("npg", self.env_id, self.seed, self.block())
 
 
 class Recorder(BaseCallback):
@@ -177,7 +166,7 @@ def measure(store: Store, run: Run) -> None:
     model = NPG("MlpPolicy", env, seed=run.seed, device="cpu", **arguments)
     recorder = Recorder()
     start = time.process_time()
-    model.learn(run.steps, callback=recorder)
+    model.learn(STEPS, callback=recorder)
     seconds = time.process_time() - start
     evaluation = evaluation_env(run.env_id, run.seed, env)
     final, _ = evaluate_policy(model, evaluation, EVALUATION_EPISODES, deterministic=True)
@@ -191,23 +180,18 @@ def measure(store: Store, run: Run) -> None:
     store.save(run.settings(), figures)
 
 
-def measure_final(store: Store, run: FinalRun) -> None:
-    """Train, evaluate, and keep the figures."""
-    store.save(run.settings(), train_and_evaluate("npg", run.env_id, run.seed, run.block()))
-
-
 def all_runs(
     seeds: Sequence[int] = SEEDS, tasks: Sequence[str] = TASKS, candidates: Sequence[str] = tuple(CANDIDATES)
 ) -> list[Run]:
     """Return the short runs, those of the first seed first."""
-    return [Run(task, seed, candidate, STEPS) for seed, task, candidate in product(seeds, tasks, candidates)]
+    return [Run(task, seed, candidate) for seed, task, candidate in product(seeds, tasks, candidates)]
 
 
 def final_runs(
     seeds: Sequence[int] = SEEDS, tasks: Sequence[str] = TASKS, finalists: Sequence[str] = tuple(FINALISTS)
 ) -> list[FinalRun]:
     """Return the long runs, those of the first seed first."""
-    return [FinalRun(task, seed, finalist) for seed, task, finalist in product(seeds, tasks, finalists)]
+    return [FinalRun("npg", task, seed, finalist) for seed, task, finalist in product(seeds, tasks, finalists)]
 
 
 def write(store: Store, final_store: Store) -> None:

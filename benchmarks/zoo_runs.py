@@ -3,6 +3,8 @@
 import argparse
 import tempfile
 import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from benchmarks.environments import EVALUATION_EPISODES, EVALUATION_SEED, prepare_process
+from benchmarks.report import Store
 from sb3_npg.zoo.configs import CONFIG
 
 #: Evaluations during a run, evenly spaced, and the episodes of each.
@@ -35,12 +38,6 @@ def zoo_block(algo: str, env_id: str) -> dict[str, Any]:
     path = CONFIG if algo == "npg" else Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algo}.yml"
     blocks = yaml.safe_load(path.read_text())
     return dict(blocks.get(env_id) or blocks[env_id.replace("-v5", "-v4")])
-
-
-def run_settings(algo: str, env_id: str, seed: int, block: dict[str, Any]) -> dict[str, Any]:
-    """Return all that a run by ``train_and_evaluate`` depends on, its key in a store."""
-    evaluation = {"evaluations": EVALUATIONS, "episodes": EPISODES, "final_episodes": EVALUATION_EPISODES}
-    return {"algo": algo, "env_id": env_id, "seed": seed, "block": block, **evaluation}
 
 
 class Evaluator(BaseCallback):
@@ -121,3 +118,32 @@ def train_and_evaluate(algo: str, env_id: str, seed: int, block: dict[str, Any])
         returns = evaluator.evaluate(EVALUATION_EPISODES)
         evaluation.close()
     return {"returns": returns, "seconds": round(seconds, 2), "curve": evaluator.curve}
+
+
+@dataclass(frozen=True)
+class ZooRun(ABC):
+    """
+    One training run as rl_zoo3 does it.
+
+    :param algo: the algorithm's name in the zoo
+    :param env_id: the task
+    :param seed: of environments, networks and actions
+    """
+
+    algo: str
+    env_id: str
+    seed: int
+
+    @abstractmethod
+    def block(self) -> dict[str, Any]:
+        """Return the hyperparameters, in the zoo's grammar."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the run depends on."""
+        evaluation = {"evaluations": EVALUATIONS, "episodes": EPISODES, "final_episodes": EVALUATION_EPISODES}
+        return {"algo": self.algo, "env_id": self.env_id, "seed": self.seed, "block": self.block(), **evaluation}
+
+
+def measure(store: Store, run: ZooRun) -> None:
+    """Train, evaluate, and keep the figures."""
+    store.save(run.settings(), train_and_evaluate(run.algo, run.env_id, run.seed, run.block()))
