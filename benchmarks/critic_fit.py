@@ -89,7 +89,7 @@ def measure(store: Store, run: Run) -> None:
     for fit in FITS:
         kwargs = None if fit.damping is None else {"damping": fit.damping}
         parts = split_policy(model.policy, rollouts[0].observations)
-        make_critic_solver(fit.solver, kwargs).fit(model.policy, parts, rollouts[0], fit.n_updates, 64)
+        make_critic_solver(fit.solver, kwargs, gamma=0.99).fit(model.policy, parts, rollouts[0], fit.n_updates, 64)
         figures[fit.name()] = explained(model, rollouts)
         model.policy.load_state_dict(start)
         model.policy.optimizer.load_state_dict(copy.deepcopy(optimizer))

@@ -16,7 +16,7 @@ def main(total_timesteps: int = 40_000, folder: str | Path = "runs") -> tuple[NP
     :return: the loaded model, and the return of the episode
     """
     path = Path(folder) / "npg_cartpole"
-    model = NPG("MlpPolicy", "CartPole-v1", n_steps=1024, seed=0, device="cpu")
+    model = NPG("MlpPolicy", "CartPole-v1", seed=0, device="cpu")
     model.learn(total_timesteps)
     model.save(path)
 

@@ -17,7 +17,7 @@ from sb3_npg.schedules import make_schedule
 from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 
 #: Radius of the trust region in nats when neither ``target_kl`` nor ``step_size`` is given.
-DEFAULT_TARGET_KL = 0.02
+DEFAULT_TARGET_KL = 0.01
 #: Values of ``backend``.
 BACKENDS = ("auto", "torch")
 
@@ -62,7 +62,7 @@ def _check_rollout_size(arguments: dict[str, Any], n_envs: int) -> None:
             f"`sub_sampling_factor`={arguments['sub_sampling_factor']} is more than the {n_rows} rows of a rollout "
             f"(n_steps={n_steps}, {n_envs} environments). Use a smaller factor; 1 uses all rows for the Fisher."
         )
-    if arguments["env"] is not None and n_rows % batch_size > 0:
+    if arguments["critic_solver"] == "adam" and arguments["env"] is not None and n_rows % batch_size > 0:
         warnings.warn(
             f"The critic's minibatches of `batch_size`={batch_size} do not divide the rollout of n_steps × n_envs = "
             f"{n_steps} × {n_envs} = {n_rows} rows: the last of each epoch holds {n_rows % batch_size}. "

@@ -32,6 +32,7 @@ from sb3_npg.arguments import (
     make_step_rule,
 )
 from sb3_npg.critic import CriticSolver, make_critic_solver
+from sb3_npg.exploration import set_initial_noise
 from sb3_npg.figures import policy_step_figures
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.numerics import NumericalFailure, restored_on_failure
@@ -93,11 +94,12 @@ class NPG(OnPolicyAlgorithm):
         every scale are damped alike; try 0.1
     :param line_search_shrinking_factor: the step is multiplied by this until it is accepted
     :param line_search_max_iter: trials of the line search; 0 takes the full step without a search
-    :param n_critic_updates: epochs ("adam") or steps ("gauss_newton") of the critic on each rollout; None for the
-        solver's own choice, 10 or 1
+    :param n_critic_updates: epochs ("adam") or steps ("gauss_newton", at most) of the critic on each rollout; None for
+        the solver's own choice, 10 or up to 8
     :param critic_solver: "adam": minibatches through the policy's optimizer; "gauss_newton": damped Gauss–Newton steps
         on the whole rollout, which ``learning_rate`` and ``batch_size`` do not concern
-    :param critic_solver_kwargs: arguments of the critic's solver, such as ``{"damping": 1.0}`` for "gauss_newton"
+    :param critic_solver_kwargs: arguments of the critic's solver, such as ``{"damping": 1.0}`` for "gauss_newton",
+        whose default is 10 and falls as γ rises above 0.99
     :param gae_lambda: trade-off of bias against variance in the advantage estimator
     :param ent_coef: weight of the entropy bonus in the surrogate
     :param use_sde: use generalised state-dependent exploration (gSDE) for Box actions
@@ -106,7 +108,7 @@ class NPG(OnPolicyAlgorithm):
     :param rollout_buffer_kwargs: keyword arguments of the rollout buffer
     :param normalize_advantage: bring the advantages of a rollout to mean 0 and standard deviation 1
     :param target_kl: δ, radius of the trust region in nats (mean over states, sum over action dimensions);
-        number or schedule; None means 0.02
+        number or schedule; None means 0.01
     :param step_size: α of Kakade's fixed step in the place of the trust region; number or schedule. The line
         search then asks only that the surrogate improves
     :param sub_sampling_factor: the Fisher uses every so-many-th row of the rollout; all else uses every row
@@ -115,7 +117,8 @@ class NPG(OnPolicyAlgorithm):
         distribution objects, in updates and rollouts. Results are the same to rounding; False is there to compare
     :param stats_window_size: number of episodes that the logged reward and length are averaged over
     :param tensorboard_log: folder of the tensorboard log; None for no log
-    :param policy_kwargs: keyword arguments of the policy
+    :param policy_kwargs: keyword arguments of the policy. Without "log_std_init" a Gaussian policy on d action
+        dimensions begins at log σ = −½ log d, so that its noise has norm one; gSDE begins as in SB3
     :param verbose: 0 no output, 1 info, 2 debug
     :param seed: seed of the random number generators
     :param device: "cpu", "cuda" or "auto"
@@ -139,7 +142,7 @@ class NPG(OnPolicyAlgorithm):
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
         learning_rate: float | Schedule = 1e-3,
-        n_steps: int = 2048,
+        n_steps: int = 1024,
         batch_size: int = 64,
         gamma: float = 0.99,
         fisher_solver: str = "cg",
@@ -228,10 +231,11 @@ class NPG(OnPolicyAlgorithm):
         check_features_extractor(self.policy_class, self.policy_kwargs, self.observation_space)
         self._damping_schedule = make_damping(self.damping, self.adaptive_damping)
         self._step_rule = make_step_rule(self.target_kl, self.step_size)
-        self._critic_solver = make_critic_solver(self.critic_solver, self.critic_solver_kwargs)
+        self._critic_solver = make_critic_solver(self.critic_solver, self.critic_solver_kwargs, self.gamma)
         self._last_skipped_update = None
         with assertions_as_value_errors("policy_kwargs"):
             super()._setup_model()
+        set_initial_noise(self.policy, self.policy_kwargs)
         self.fisher = make_fisher_solver(self.fisher_solver, self.fisher_solver_kwargs).to(self.device)
         self.policy.set_training_mode(False)
         example, _ = self.policy.obs_to_tensor(example_observation(self.observation_space))

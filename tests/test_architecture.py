@@ -12,10 +12,11 @@ ROOT = Path(sb3_npg.__file__).parent
 ROOMS = {
     "zoo": {"schedules"},
     "npg": {
-        "acting", "actor", "arguments", "critic", "figures", "local_problem", "numerics", "policies", "policy_parts",
-        "rollout", "schedules", "solvers", "trust_region",
+        "acting", "actor", "arguments", "critic", "exploration", "figures", "local_problem", "numerics", "policies",
+        "policy_parts", "rollout", "schedules", "solvers", "trust_region",
     },
     "policies": set(),
+    "exploration": set(),
     "figures": {"solvers", "trust_region"},
     "arguments": {"checks", "schedules", "trust_region"},
     "critic": {"actor", "checks", "fisher", "networks", "numerics", "parameters", "policy_parts", "rollout", "solvers"},

@@ -194,9 +194,14 @@ def test_sub_sampling_must_leave_a_row():
 @pytest.mark.parametrize(("n_envs", "batch_size", "rest"), [(1, 20, 12), (2, 48, 16), (1, 100, 32)])
 def test_batch_size_that_does_not_divide_the_rollout_is_warned_of(n_envs, batch_size, rest):
     with pytest.warns(UserWarning, match=f"`batch_size`={batch_size} do not divide .* holds {rest}"):
-        agent = make_agent(make_env("vector", n_envs), batch_size=batch_size)
+        agent = make_agent(make_env("vector", n_envs), batch_size=batch_size, critic_solver="adam")
     agent.learn(n_envs * N_STEPS)
     assert agent._n_updates == 1
+
+
+def test_batch_size_that_nothing_uses_is_not_warned_of(recwarn):
+    make_agent(batch_size=N_STEPS - 1, critic_solver="gauss_newton")
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 # Choices

@@ -305,8 +305,9 @@ def test_advantages_of_zero_move_nothing(action_space, normalize_advantage):
 
 def test_advantages_of_zero_leave_the_entropy_bonus():
     agent = agent_without_advantages(ent_coef=1.0)
+    start = float(agent.policy.log_std.detach().exp().mean())
     (update,) = train(agent, 1)
-    assert update["train/std"] > 1.0
+    assert update["train/std"] > start
     assert update["train/skipped_updates"] == 0
 
 

@@ -253,7 +253,7 @@ def test_no_schedule_is_asked_beyond_the_end(name):
     ("options", "factor"),
     [
         ({"target_kl": 1e-4, "line_search_max_iter": 0}, 1.0 / 1.5),  # the model of the KL holds
-        ({"step_size": 1e3, "line_search_max_iter": 1}, 1.5),  # no step is accepted
+        ({"step_size": 1e30, "line_search_max_iter": 1}, 1.5),  # no step is accepted
     ],
 )
 def test_adaptive_damping_follows_the_measured_kl(options, factor):
@@ -265,8 +265,9 @@ def test_adaptive_damping_follows_the_measured_kl(options, factor):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_entropy_coefficient_decides_where_the_spread_goes(sign, use_sde):
     agent = make_agent("vector", ent_coef=sign * 100.0, use_sde=use_sde)
+    start = float(agent.policy.log_std.detach().exp().mean())
     stds = [update["train/std"] for update in train(agent, 4)]
-    assert (np.diff([1.0, *stds]) * sign > 0.0).all()
+    assert (np.diff([start, *stds]) * sign > 0.0).all()
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -24,15 +24,18 @@ __all__ = [
 CRITIC_SOLVERS: dict[str, type[CriticSolver]] = {"adam": MinibatchSolver, "gauss_newton": GaussNewtonSolver}
 
 
-def make_critic_solver(name: str, kwargs: dict[str, Any] | None) -> CriticSolver:
+def make_critic_solver(name: str, kwargs: dict[str, Any] | None, gamma: float) -> CriticSolver:
     """
     Build a critic solver.
 
     :param name: one of ``CRITIC_SOLVERS``
     :param kwargs: arguments of its constructor
+    :param gamma: discount factor, which the solver's defaults may follow
     :return: the solver
     :raises ValueError: if the name or an argument is unknown or out of range
     """
     check_choice("critic_solver", name, tuple(CRITIC_SOLVERS))
-    argument = "critic_solver_kwargs"
-    return construct(CRITIC_SOLVERS[name], kwargs, argument, f"critic_solver={name!r}", own_name=argument)
+    argument, solver_class = "critic_solver_kwargs", CRITIC_SOLVERS[name]
+    if kwargs is None or isinstance(kwargs, dict):
+        kwargs = {**solver_class.defaults(gamma), **(kwargs or {})}
+    return construct(solver_class, kwargs, argument, f"critic_solver={name!r}", own_name=argument)

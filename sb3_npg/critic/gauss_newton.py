@@ -1,4 +1,4 @@
-"""A few damped Gauss–Newton steps on the value loss, by any solver that the policy step knows."""
+"""Damped Gauss–Newton steps on the value loss, by any solver that the policy step knows."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_npg.checks import check_integer, check_number
-from sb3_npg.critic.problem import ValueProblem
+from sb3_npg.critic.problem import ProximalProblem, ValueProblem
 from sb3_npg.critic.solver import CriticSolver
 from sb3_npg.critic.values import make_values
 from sb3_npg.numerics import NumericalFailure, require_finite
@@ -17,29 +17,39 @@ from sb3_npg.solvers import FISHER_SOLVERS, construct
 from sb3_npg.solvers.direction import find_direction
 from sb3_npg.solvers.scaling import mean_eigenvalue
 
+#: A step is not taken if it promises less than this part of what the steps before it have gained.
+WORTHWHILE = 0.02
+
 
 class GaussNewtonSolver(CriticSolver):
     """
-    Minimises mean (V(s) − R)² over the whole rollout by steps along (JᵀJ/N + λI)⁻¹ Jᵀ(R − V)/N.
+    Minimises ½ mean (V(s) − R)² + ½ λ‖w − w₀‖² over the whole rollout, w₀ being the critic's parameters.
 
-    The damping is a multiple of the mean eigenvalue of JᵀJ/N, so it needs no tuning to the scale of rewards,
+    Each step is along (JᵀJ/N + λI)⁻¹ (Jᵀ(R − V)/N − λ(w − w₀)), shortened until the objective falls. One is enough at
+    the default damping; with less of it the objective is less like a quadratic one, and more are taken, until the next
+    promises little. Before them V's intercept, the bias of ``policy.value_net``, takes up its part of the mean of
+    R − V, 1/(1 + damping), as its own eigenvalue is one: what all states have in common tells no action from another,
+    and must not be spread over what does.
+
+    The damping is a multiple of the mean eigenvalue of JᵀJ/N at w₀, so it needs no tuning to the scale of rewards,
     observations or the network. It is what keeps the critic from fitting the noise of one rollout: directions with
-    less curvature than λ hardly move. Each step is shortened until the loss falls. The critic is in evaluation mode,
-    its own BatchNorm averages renewed on the rollout before the first step.
+    less curvature than λ hardly move. The critic is in evaluation mode, its own BatchNorm averages renewed on the
+    rollout before the first step.
 
     Schulman et al. (2016), High-Dimensional Continuous Control Using Generalized Advantage Estimation, section 5;
-    Martens (2010), Deep learning via Hessian-free optimization, section 4.
+    Martens (2010), Deep learning via Hessian-free optimization, section 4; Parikh and Boyd (2014), Proximal
+    Algorithms, section 4.1.
 
     :param fisher_solver: how the system is solved: a key of ``sb3_npg.solvers.FISHER_SOLVERS``
     :param fisher_solver_kwargs: arguments of that solver; None: up to 10 products for "cg", its defaults for another
-    :param damping: λ as a multiple of the mean eigenvalue of JᵀJ/N, > 0
+    :param damping: λ as a multiple of the mean eigenvalue of JᵀJ/N, > 0; ``NPG`` lets it follow γ, see ``defaults``
     :param max_change: largest root mean square change of V that the quadratic model may predict for a step, as a
-        multiple of that of R − V; > 0
+        multiple of that of R − V before the first; > 0
     :param backtrack_max_iter: number of times that a step is halved before it is given up
     :raises ValueError: if an argument is unknown or out of range
     """
 
-    n_updates = 1
+    n_updates = 8
 
     def __init__(
         self,
@@ -69,6 +79,19 @@ class GaussNewtonSolver(CriticSolver):
         self.max_change = max_change
         self.backtrack_max_iter = backtrack_max_iter
 
+    @classmethod
+    def defaults(cls, gamma: float) -> dict[str, Any]:
+        """
+        Return a damping of 10 up to γ = 0.99, above it in proportion to 1 − γ: 0.1 at γ = 0.9999.
+
+        The returns bootstrap on V, so what V lacks goes from rollout to rollout: one that is fitted exactly keeps
+        1 − (1 − γ)/(1 − γλ) of an error that all states share, λ being that of GAE. Damping adds its own delay to
+        each fit. The longer the horizon, the less of that is left to spare.
+
+        :param gamma: discount factor
+        """
+        return {"damping": 10.0 * min(1.0, max(1e-3, (1.0 - gamma) / 0.01))}
+
     def check_size(self, n_parameters: int, n_rows: int) -> None:
         """Refuse a critic or a rollout that the solver cannot serve."""
         self.solver.check_size(n_parameters, n_rows)
@@ -83,32 +106,52 @@ class GaussNewtonSolver(CriticSolver):
             refresh_running_statistics(policy.predict_values, own, rollout.observations, batch_size)
         values = make_values(policy, rollout.observations, ParameterVector(parts.criticising), parts.networks)
         problem = ValueProblem(values, rollout.returns)
-        losses = []
+        loss = problem.loss()
+        require_finite("the critic's loss", th.tensor(loss))
+        _fit_intercept(policy, problem, self.damping)
+        objective = ProximalProblem(problem, self.damping * mean_eigenvalue(problem.layers))
+        reach, gained = self.max_change * problem.loss() ** 0.5, 0.0
         for _ in range(n_updates):
-            gradient = problem.gradient()
-            losses.append(problem.loss())
-            require_finite("the critic's loss", th.tensor(losses[-1]))
-            if not self._step(problem, gradient, losses[-1]):
+            gain = self._step(objective, reach, at_least=WORTHWHILE * gained)
+            if not gain > 0.0:
                 break
+            gained += gain
             problem.refresh()
-        return losses[0]
+        return loss
 
-    def _step(self, problem: ValueProblem, gradient: th.Tensor, loss: float) -> bool:
-        """Take one step, and tell whether there was one that makes the loss smaller."""
+    def _step(self, objective: ProximalProblem, reach: float, at_least: float) -> float:
+        """Take one step within reach that promises enough, and return by how much the objective fell; 0 without one."""
+        gradient = objective.gradient()
         try:
-            damping = self.damping * mean_eigenvalue(problem.layers)
-            direction = find_direction(self.solver, problem, gradient, damping)
+            direction = find_direction(self.solver, objective.problem, gradient, objective.damping)
         except NumericalFailure:
             if bool(gradient.any()):
                 raise
-            return False  # at a stationary point
-        start = problem.vector.get()
+            return 0.0  # at a stationary point
+        if 0.5 * direction.slope <= at_least:
+            return 0.0
+        vector = objective.problem.vector
+        start, before = vector.get(), objective.value()
         # The model's change of V along x has mean square xᵀFx.
-        length = min(1.0, self.max_change * (loss / direction.curvature) ** 0.5)
+        length = min(1.0, reach / direction.curvature**0.5)
         for _ in range(self.backtrack_max_iter + 1):
-            problem.vector.set(start.add(direction.natural_gradient, alpha=length))
-            if problem.loss() < loss:
-                return True
+            vector.set(start.add(direction.natural_gradient, alpha=length))
+            if (gain := before - objective.value()) > 0.0:
+                return gain
             length *= 0.5
-        problem.vector.set(start)
-        return False
+        vector.set(start)
+        return 0.0
+
+
+def _fit_intercept(policy: ActorCriticPolicy, problem: ValueProblem, damping: float) -> None:
+    """Take a damped step of the bias that V ends in by itself, if there is one and it is the critic's to move."""
+    own = getattr(policy.value_net, "bias", None)
+    bias = next((tensor for tensor in problem.vector.tensors if tensor is own), None)
+    if bias is None:
+        return
+    loss, before = problem.loss(), bias.detach().clone()
+    with th.no_grad():
+        bias.add_(problem.residuals().mean() / (1.0 + damping))
+        if not problem.loss() <= loss:  # a policy of its own kind, which does more to V after this bias
+            bias.copy_(before)
+    problem.refresh()

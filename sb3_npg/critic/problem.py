@@ -50,10 +50,13 @@ class ValueProblem:
         self._layers: LayeredFisher | MlpLayers | None = None
 
     @th.no_grad()
+    def residuals(self) -> th.Tensor:
+        """Return R − V at the present parameters, shape (n, 1)."""
+        return self.returns - th.cat([self._model.outputs(rows) for rows in self._chunks])
+
     def loss(self) -> float:
         """Return mean (V − R)² at the present parameters."""
-        total = sum(float((self._model.outputs(rows) - self.returns[rows]).square().sum()) for rows in self._chunks)
-        return total / self.n_rows
+        return float(self.residuals().square().mean())
 
     def gradient(self) -> th.Tensor:
         """Return g at θ₀, shape (p,)."""
@@ -77,3 +80,28 @@ class ValueProblem:
         if self._layers is None:
             self._layers = self.values.layers(self._chunk_rows, self._memory_budget)
         return self._layers
+
+
+class ProximalProblem:
+    """
+    The regression held near the parameters θ₁ that it begins with: ½ loss(θ) + ½ λ‖θ − θ₁‖².
+
+    :param problem: the regression, at θ₁
+    :param damping: λ
+    """
+
+    def __init__(self, problem: ValueProblem, damping: float):
+        self.problem = problem
+        self.damping = damping
+        self._start = problem.vector.get()
+
+    def value(self) -> float:
+        """Return the objective at the present parameters."""
+        return 0.5 * self.problem.loss() + 0.5 * self.damping * float(self._moved().square().sum())
+
+    def gradient(self) -> th.Tensor:
+        """Return minus its gradient at the problem's θ₀, where the parameters are, shape (p,)."""
+        return self.problem.gradient() - self.damping * self._moved()
+
+    def _moved(self) -> th.Tensor:
+        return self.problem.vector.get() - self._start

@@ -1,7 +1,7 @@
 """What a critic solver is."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from stable_baselines3.common.policies import ActorCriticPolicy
 
@@ -17,6 +17,15 @@ class CriticSolver(ABC):
     """
 
     n_updates: ClassVar[int]
+
+    @classmethod
+    def defaults(cls, gamma: float) -> dict[str, Any]:
+        """
+        Return those arguments of the constructor that follow the discount factor where the user does not say.
+
+        :param gamma: discount factor
+        """
+        return {}
 
     def check_size(self, n_parameters: int, n_rows: int) -> None:
         """

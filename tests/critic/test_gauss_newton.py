@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_npg import NPG
@@ -17,7 +18,7 @@ from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts, split_policy
 from sb3_npg.rollout import Samples
 from sb3_npg.solvers.scaling import mean_eigenvalue
-from tests.agents import ENVIRONMENTS, N_STEPS, make_agent, parameters, train
+from tests.agents import ENVIRONMENTS, N_STEPS, make_agent, make_env, parameters, train
 from tests.cases import POLICIES, make_observations, make_policy
 
 N = 9
@@ -85,6 +86,25 @@ def fit(solver: GaussNewtonSolver, problem: RegressionOfPolicy, n_updates: int =
     return solver.fit(problem.policy, parts, samples, n_updates, 4)
 
 
+def after_intercept(problem: RegressionOfPolicy, damping: float) -> th.Tensor:
+    """Return the parameters that the steps begin with."""
+    before = problem.vector.get()
+    with th.no_grad():
+        problem.policy.value_net.bias += problem.residuals().mean() / (1.0 + damping)
+    moved = problem.vector.get()
+    problem.vector.set(before)
+    return moved
+
+
+def eigenvalue_at(problem: RegressionOfPolicy, parameters: th.Tensor) -> float:
+    """Return the mean eigenvalue of JᵀJ/N at some parameters."""
+    before = problem.vector.get()
+    problem.vector.set(parameters)
+    eigenvalue = float(jacobian(problem).square().sum()) / N / len(problem.vector)
+    problem.vector.set(before)
+    return eigenvalue
+
+
 class RolloutOf:
     """What a critic solver reads of a rollout."""
 
@@ -97,12 +117,71 @@ class RolloutOf:
 def test_one_step_on_a_linear_critic_is_ridge_regression(fast_paths):
     problem = make_value_problem("Mlp, net_arch=[]", fast_paths)
     j = jacobian(problem)
-    start = problem.vector.get()
+    original = problem.vector.get()
+    start = after_intercept(problem, 0.3)
+    problem.vector.set(start)
     error = problem.returns.flatten() - problem.policy.predict_values(problem.observations).flatten().detach()
     damping = 0.3 * float(j.square().sum()) / N / j.shape[1]
+    problem.vector.set(original)
     ridge = th.linalg.solve(j.T @ j / N + damping * th.eye(j.shape[1], dtype=th.float64), j.T @ error / N)
     fit(GaussNewtonSolver("exact", damping=0.3, max_change=100.0), problem, fast_paths=fast_paths)
     th.testing.assert_close(problem.vector.get() - start, ridge, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.usefixtures("float64")
+@both_ways
+def test_further_steps_on_a_linear_critic_have_nothing_to_add(fast_paths):
+    once, often = (make_value_problem("Mlp, net_arch=[]", fast_paths) for _ in range(2))
+    for problem, n_updates in ((once, 1), (often, 20)):
+        fit(GaussNewtonSolver("exact", damping=0.3, max_change=100.0), problem, n_updates, fast_paths)
+    assert th.equal(once.vector.get(), often.vector.get())
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("policy", ["Mlp", "MultiInput", "Cnn"])
+@pytest.mark.parametrize("damping", [0.01, 10.0])
+def test_steps_end_where_fit_and_nearness_to_the_start_balance(policy, damping, monkeypatch):
+    monkeypatch.setattr("sb3_npg.critic.gauss_newton.WORTHWHILE", 1e-15)
+    problem = make_value_problem(policy)
+    start = after_intercept(problem, damping)
+    eigenvalue = eigenvalue_at(problem, start)
+    fit(GaussNewtonSolver("cg", {"max_steps": 50}, damping=damping), problem, 200)
+    problem.refresh()
+    pull = damping * eigenvalue * (problem.vector.get() - start)
+    assert float((problem.gradient() - pull).norm()) < 1e-5 * float(pull.norm())
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("policy", ["Mlp", "MultiInput", "Cnn"])
+@pytest.mark.parametrize("damping", [1e-6, 1.0, 10.0])
+def test_intercept_takes_up_its_damped_part_of_the_mean(policy, damping):
+    problem = make_value_problem(policy)
+    residuals = problem.residuals()
+    fit(GaussNewtonSolver(damping=damping), problem, 0)
+    shift = residuals.mean() / (1.0 + damping)
+    th.testing.assert_close(problem.residuals(), residuals - shift, rtol=1e-10, atol=1e-12)
+
+
+class Squared(ActorCriticPolicy):
+    """Does more to V after the bias that V usually ends in."""
+
+    def predict_values(self, obs):
+        return super().predict_values(obs).square()
+
+
+@pytest.mark.usefixtures("float64")
+def test_bias_that_is_no_intercept_never_makes_the_fit_worse():
+    env = make_env("vector")
+    policy = Squared(env.observation_space, env.action_space, lambda _: 1e-3).double()
+    observations = th.randn(N, *env.observation_space.shape, dtype=th.float64)
+    parts = split_policy(policy, observations)
+    values = make_values(policy, observations, ParameterVector(parts.criticising), parts.networks)
+    problem = RegressionOfPolicy(values, -10.0 * th.ones(N, dtype=th.float64))
+    problem.policy, problem.observations = policy, observations
+    loss, before = problem.loss(), problem.vector.get()
+    fit(GaussNewtonSolver(), problem, 0, fast_paths=False)
+    assert problem.loss() == loss
+    assert th.equal(problem.vector.get(), before)
 
 
 @pytest.mark.usefixtures("float64")
@@ -137,6 +216,7 @@ def test_damping_needs_no_tuning_to_the_scale_of_rewards(scale):
 @pytest.mark.parametrize("max_change", [0.05, 0.3])
 def test_change_of_the_values_is_bounded(max_change):
     problem = make_value_problem("Mlp, net_arch=[]")
+    problem.vector.set(after_intercept(problem, 0.0))
     before, loss = problem.policy.predict_values(problem.observations).detach(), problem.loss()
     fit(GaussNewtonSolver("exact", damping=1e-3, max_change=max_change), problem)
     change = problem.policy.predict_values(problem.observations).detach() - before
@@ -160,8 +240,8 @@ def test_loss_never_rises(policy, damping):
 @pytest.mark.usefixtures("float64")
 def test_step_that_cannot_be_had_leaves_the_critic_bit_for_bit():
     problem = make_value_problem("Mlp")
-    before = problem.vector.get()
     solver = GaussNewtonSolver(backtrack_max_iter=2)
+    before = after_intercept(problem, solver.damping)
     loss = ValueProblem.loss
     try:
         ValueProblem.loss = lambda self: 1.0  # type: ignore[method-assign]
@@ -223,6 +303,21 @@ def test_saved_agent_goes_on_with_its_critic_solver(tmp_path):
     assert loaded._critic_solver.damping == 3.0
 
 
+@pytest.mark.parametrize(
+    ("gamma", "damping"), [(0.0, 10.0), (0.9, 10.0), (0.99, 10.0), (0.995, 5.0), (0.9999, 0.1), (1.0, 0.01)]
+)
+def test_default_damping_falls_as_the_horizon_grows(gamma, damping):
+    agent = make_agent("vector", critic_solver="gauss_newton", gamma=gamma)
+    assert isinstance(agent._critic_solver, GaussNewtonSolver)
+    assert agent._critic_solver.damping == pytest.approx(damping)
+
+
+def test_damping_that_a_user_asks_for_stays_at_any_horizon():
+    agent = make_agent("vector", critic_solver="gauss_newton", critic_solver_kwargs={"damping": 3.0}, gamma=0.9999)
+    assert isinstance(agent._critic_solver, GaussNewtonSolver)
+    assert agent._critic_solver.damping == 3.0
+
+
 @pytest.mark.parametrize("n_updates", [None, 3])
 @pytest.mark.parametrize("critic_solver", ["adam", "gauss_newton"])
 def test_number_of_updates_is_the_solvers_own_unless_given(critic_solver, n_updates, monkeypatch):
@@ -255,7 +350,7 @@ def test_bad_arguments_are_refused_by_name(kwargs, message):
 
 def test_arguments_for_a_solver_that_takes_none_are_refused():
     with pytest.raises(ValueError, match="critic_solver_kwargs"):
-        make_critic_solver("adam", {"damping": 1.0})
+        make_critic_solver("adam", {"damping": 1.0}, gamma=0.99)
 
 
 def test_critic_too_large_for_its_solver_is_refused_before_training():

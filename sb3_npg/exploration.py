@@ -1,0 +1,36 @@
+"""The noise that a Gaussian policy begins with."""
+
+import math
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+
+def initial_log_std(n_dimensions: int) -> float:
+    """
+    Return −½ log d, with which a ~ N(μ, σ²I) in d dimensions has E‖a − μ‖² = 1.
+
+    One σ for all tasks is too much where many joints move at once, and too little where few do.
+
+    :param n_dimensions: d, of the action
+    """
+    return -0.5 * math.log(n_dimensions)
+
+
+def set_initial_noise(policy: ActorCriticPolicy, policy_kwargs: dict[str, Any]) -> None:
+    """
+    Let a new Gaussian policy begin with noise of norm one, unless the user or the policy's class has chosen.
+
+    gSDE keeps SB3's start: its log σ is of weights on features, not of actions.
+
+    :param policy: as it was constructed
+    :param policy_kwargs: that it was constructed with
+    """
+    if "log_std_init" in policy_kwargs or getattr(policy, "log_std_init", None) != 0.0:
+        return
+    if isinstance(policy.action_space, spaces.Box) and not policy.use_sde:
+        policy.log_std_init = initial_log_std(policy.log_std.numel())
+        with th.no_grad():
+            policy.log_std.fill_(policy.log_std_init)

@@ -1,0 +1,65 @@
+"""The noise that a new policy begins with."""
+
+import math
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_npg import NPG
+from tests.agents import N_STEPS, TargetEnv
+
+
+def make_gaussian(n_dimensions: int, policy: Any = "MlpPolicy", **kwargs: Any) -> NPG:
+    env: gym.Env[Any, Any] = TargetEnv(action_space=spaces.Box(-1.0, 1.0, (n_dimensions,), np.float32))
+    return NPG(policy, env, n_steps=N_STEPS, seed=0, device="cpu", **kwargs)
+
+
+@pytest.mark.parametrize("n_dimensions", [1, 2, 8])
+def test_actions_are_at_distance_one_from_their_mean(n_dimensions):
+    distribution = make_gaussian(n_dimensions).policy.get_distribution(th.zeros(100_000, 3))
+    squared = (distribution.get_actions() - distribution.mode()).detach().square().sum(dim=1)
+    # A sum of d squares of standard deviation 1/√d has the variance 2/d: five standard errors.
+    assert float(squared.mean()) == pytest.approx(1.0, abs=5 * math.sqrt(2 / n_dimensions / 100_000))
+
+
+@pytest.mark.parametrize("log_std_init", [0.0, -2.0])
+def test_what_the_user_says_stays(log_std_init):
+    policy = make_gaussian(4, policy_kwargs={"log_std_init": log_std_init}).policy
+    assert (policy.log_std == log_std_init).all()
+
+
+class Loud(ActorCriticPolicy):
+    """A policy that has chosen."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs, log_std_init=0.7)
+
+
+def test_what_the_class_of_the_policy_says_stays():
+    assert (make_gaussian(4, Loud).policy.log_std == th.tensor(0.7)).all()
+
+
+def test_state_dependent_exploration_begins_as_in_sb3():
+    assert (make_gaussian(4, use_sde=True).policy.log_std == 0.0).all()
+
+
+def test_policy_by_itself_remembers_its_start(tmp_path):
+    policy = make_gaussian(4).policy
+    policy.save(tmp_path / "policy")
+    loaded = ActorCriticPolicy.load(tmp_path / "policy")
+    assert loaded.log_std_init == pytest.approx(-0.5 * math.log(4))
+    assert th.equal(loaded.log_std, policy.log_std)
+
+
+def test_loaded_agent_keeps_the_noise_that_it_has_learnt(tmp_path):
+    agent = make_gaussian(4).learn(2 * N_STEPS)
+    agent.save(tmp_path / "agent")
+    loaded = NPG.load(tmp_path / "agent", policy_kwargs={})
+    assert loaded.policy_kwargs == agent.policy_kwargs == {}
+    assert th.equal(loaded.policy.log_std, agent.policy.log_std)
+    assert not (agent.policy.log_std == -0.5 * math.log(4)).any()
