@@ -108,9 +108,9 @@ class GaussNewtonSolver(CriticSolver):
         problem = ValueProblem(values, rollout.returns)
         loss = problem.loss()
         require_finite("the critic's loss", th.tensor(loss))
-        _fit_intercept(policy, problem, self.damping)
+        left = _fit_intercept(policy, problem, loss, self.damping)
         objective = ProximalProblem(problem, self.damping * mean_eigenvalue(problem.layers))
-        reach, gained = self.max_change * problem.loss() ** 0.5, 0.0
+        reach, gained = self.max_change * left**0.5, 0.0
         for _ in range(n_updates):
             gain = self._step(objective, reach, at_least=WORTHWHILE * gained)
             if not gain > 0.0:
@@ -143,15 +143,18 @@ class GaussNewtonSolver(CriticSolver):
         return 0.0
 
 
-def _fit_intercept(policy: ActorCriticPolicy, problem: ValueProblem, damping: float) -> None:
-    """Take a damped step of the bias that V ends in by itself, if there is one and it is the critic's to move."""
+def _fit_intercept(policy: ActorCriticPolicy, problem: ValueProblem, loss: float, damping: float) -> float:
+    """Move the bias that V ends in by itself, if it has one that is the critic's to move, and return the loss left."""
     own = getattr(policy.value_net, "bias", None)
     bias = next((tensor for tensor in problem.vector.tensors if tensor is own), None)
     if bias is None:
-        return
-    loss, before = problem.loss(), bias.detach().clone()
+        return loss
+    before = bias.detach().clone()
     with th.no_grad():
         bias.add_(problem.residuals().mean() / (1.0 + damping))
-        if not problem.loss() <= loss:  # a policy of its own kind, which does more to V after this bias
+        left = problem.loss()
+        if not left <= loss:  # a policy of its own kind, which does more to V after this bias
             bias.copy_(before)
+            left = loss
     problem.refresh()
+    return left
