@@ -19,6 +19,7 @@ import sb3_npg
 
 P = ParamSpec("P")
 R = TypeVar("R")
+K = TypeVar("K")
 SomeRun = TypeVar("SomeRun", bound="Run")
 
 _PACKAGES = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "mujoco", "numpy")
@@ -71,10 +72,24 @@ class Store:
         path = self._path(settings)
         return json.loads(path.read_text())["figures"] if path.exists() else None
 
-    def environments(self) -> set[tuple[str, str]]:
-        """Return the versions and machines of all runs."""
+    def found(self, runs: Iterable[SomeRun], key: Callable[[SomeRun], K]) -> dict[K, list[dict[str, Any]]]:
+        """
+        Return the figures of the runs that are finished, by a key, in the order of the runs.
+
+        :param runs: all runs
+        :param key: of a run
+        """
+        found: dict[K, list[dict[str, Any]]] = {}
+        for run in runs:
+            figures = self.load(run.settings())
+            if figures is not None:
+                found.setdefault(key(run), []).append(figures)
+        return found
+
+    def environments(self) -> set[str]:
+        """Return the versions and machines of all runs, a line for each."""
         runs = (json.loads(path.read_text())["environment"] for path in self.folder.glob("*.json"))
-        return {(run["versions"], run["machine"]) for run in runs}
+        return {f"- {run['versions']}; {run['machine']}" for run in runs}
 
     def save(self, settings: dict[str, Any], figures: dict[str, Any]) -> None:
         """Keep the figures of a run. The file appears whole or not at all."""

@@ -86,7 +86,7 @@ def document(
     return [
         "# Returns",
         f"Written by `{command_line('benchmarks.returns', [])}` from `{RESULTS}/`.",
-        "\n".join(f"- {versions}; {machine}" for versions, machine in sorted(store.environments())),
+        "\n".join(sorted(store.environments())),
         report.how_it_was_done(),
         report.CONCLUSIONS,
         f"## Return of the final policy, mean ± standard deviation over seeds {seeds}",
@@ -109,11 +109,7 @@ def document(
 
 def write(store: Store, runs: Sequence[Run], out: Path, readme: Path) -> None:
     """Write the document, its pictures and README.md's table from what is stored."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for run in runs:
-        figures = store.load(run.settings())
-        if figures is not None:
-            found.setdefault((run.algo, run.env_id), []).append(figures)
+    found = store.found(runs, lambda run: (run.algo, run.env_id))
     tasks = list(dict.fromkeys(run.env_id for run in runs))
     complete = report.complete_tasks(found, tasks, ALGORITHMS, len({run.seed for run in runs}))
     out.parent.mkdir(parents=True, exist_ok=True)

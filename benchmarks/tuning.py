@@ -202,9 +202,7 @@ def write(store: Store, final_store: Store) -> None:
         "environments, VecNormalize, MLP of 64 × 64, one thread, γ = 0.99 but 0.9999 for Swimmer. What a candidate "
         f"does not say is {BASE}. Candidates that fell behind on the first seeds were not run on all."
     )
-    machines = "\n".join(
-        f"- {versions}; {machine}" for versions, machine in sorted(store.environments() | final_store.environments())
-    )
+    machines = "\n".join(sorted(store.environments() | final_store.environments()))
     head = [
         "# One set of hyperparameters for MuJoCo",
         f"Written by `{command_line('benchmarks.tuning', [])}`.",

@@ -53,7 +53,7 @@ Most cells are single seeds so far: leads, not results.
   intercept was damped like the rest, and without the rule for γ.
 """
 #: Figures by candidate and task.
-Found = dict[str, dict[str, list[dict[str, Any]]]]
+Found = dict[tuple[str, str], list[dict[str, Any]]]
 #: What a table shows of the runs: title, key and digits.
 TABLES = (
     ("Return of the final policy, 20 deterministic episodes", "return", 0),
@@ -65,38 +65,29 @@ TABLES = (
 
 def sections(store: Store, runs: Sequence[TuningRun]) -> list[str]:
     """Write the tables of what is stored of the short runs."""
-    return _tables(_found(store, runs), TABLES)
+    return _tables(store.found(runs, _cell_of), TABLES)
 
 
 def final_sections(store: Store, runs: Sequence[TuningRun]) -> list[str]:
     """Write the tables of what is stored of the long runs."""
     found = {
-        candidate: {task: [_final_figures(run) for run in stored] for task, stored in by_task.items()}
-        for candidate, by_task in _found(store, runs).items()
+        cell: [{"return": fmean(run["returns"]), "cpu_seconds": run["seconds"]} for run in stored]
+        for cell, stored in store.found(runs, _cell_of).items()
     }
     return _tables(found, (TABLES[0], TABLES[-1]))
 
 
-def _final_figures(run: dict[str, Any]) -> dict[str, Any]:
-    return {"return": fmean(run["returns"]), "cpu_seconds": run["seconds"]}
-
-
-def _found(store: Store, runs: Sequence[TuningRun]) -> Found:
-    """Return the figures of the stored runs by candidate and task, the candidates in the order of the runs."""
-    found: Found = {}
-    for run in runs:
-        figures = store.load(run.settings())
-        if figures is not None:
-            found.setdefault(run.candidate, {}).setdefault(run.env_id, []).append(figures)
-    return found
+def _cell_of(run: TuningRun) -> tuple[str, str]:
+    return run.candidate, run.env_id
 
 
 def _tables(found: Found, tables: Sequence[tuple[str, str, int]]) -> list[str]:
+    candidates = list(dict.fromkeys(candidate for candidate, _ in found))
     text = []
     for title, figure, digits in tables:
         rows = [
-            [candidate, *(_cell(by_task.get(task, []), figure, digits) for task in TASKS)]
-            for candidate, by_task in found.items()
+            [candidate, *(_cell(found.get((candidate, task), []), figure, digits) for task in TASKS)]
+            for candidate in candidates
         ]
         text += [f"### {title}", markdown_table(["candidate", *TASKS], rows)]
     return text
