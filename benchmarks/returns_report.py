@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rliable import library, metrics
 
 from benchmarks.environments import EVALUATION_EPISODES
+from benchmarks.pace import STANDARD
 from benchmarks.report import markdown_table, mean_and_spread
 from benchmarks.zoo_runs import EPISODES, EVALUATIONS
 
@@ -108,9 +109,17 @@ def aggregate_table(found: Found, tasks: Sequence[str], algorithms: Sequence[str
     return markdown_table(["algorithm", "interquartile mean", "mean", "median"], rows)
 
 
-def first_reaching(run: Mapping[str, Any], score: float) -> Mapping[str, Any] | None:
-    """Return the first evaluation whose mean return is at least the score."""
-    return next((point for point in run["curve"] if fmean(point["returns"]) >= score), None)
+def standard_seconds(run: Mapping[str, Any]) -> list[float]:
+    """Return the seconds of training up to each evaluation, as a machine of the standard pace would take them."""
+    raw = [point["seconds"] for point in run["curve"]]
+    paces = [point["pace"] for point in run["curve"]]
+    return list(np.cumsum(np.diff(raw, prepend=0.0) * STANDARD / np.array(paces)))
+
+
+def first_reaching(run: Mapping[str, Any], score: float) -> tuple[int, float] | None:
+    """Return steps and standard seconds of the first evaluation whose mean return is at least the score."""
+    points = zip(run["curve"], standard_seconds(run), strict=True)
+    return next(((point["steps"], seconds) for point, seconds in points if fmean(point["returns"]) >= score), None)
 
 
 def to_score_table(found: Found, tasks: Sequence[str], algorithms: Sequence[str], reference: str = "trpo") -> str:
@@ -121,9 +130,13 @@ def to_score_table(found: Found, tasks: Sequence[str], algorithms: Sequence[str]
         if not runs:
             continue
         score = fmean(final(run) for run in runs)
-        whole = median(run["seconds"] for run in runs)
         rows.append(
-            [task, f"{score:.0f}", f"{whole:.0f}", *(_reached(found, task, algo, score) for algo in algorithms)]
+            [
+                task,
+                f"{score:.0f}",
+                f"{median(_whole(runs)):.0f}",
+                *(_reached(found, task, algo, score) for algo in algorithms),
+            ]
         )
     header = ["task", f"{NAMES[reference]}'s final score", "its seconds", *(NAMES[algo] for algo in algorithms)]
     return markdown_table(header, rows)
@@ -134,16 +147,17 @@ def _reached(found: Found, task: str, algo: str, score: float) -> str:
     points = [point for run in runs if (point := first_reaching(run, score)) is not None]
     if not points:
         return "–"
-    steps, seconds = median(point["steps"] for point in points), median(point["seconds"] for point in points)
+    steps, seconds = (median(values) for values in zip(*points, strict=True))
     return f"{seconds:.0f} s, {steps / 1000:.0f}k ({len(points)} of {len(runs)})"
+
+
+def _whole(runs: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [standard_seconds(run)[-1] for run in runs]
 
 
 def seconds_table(found: Found, tasks: Sequence[str], algorithms: Sequence[str]) -> str:
     """Return the seconds of whole runs."""
-    rows = [
-        [task, *(mean_and_spread([run["seconds"] for run in found.get((algo, task), [])]) for algo in algorithms)]
-        for task in tasks
-    ]
+    rows = [[task, *(mean_and_spread(_whole(found.get((algo, task), []))) for algo in algorithms)] for task in tasks]
     return markdown_table(["task", *(NAMES[algo] for algo in algorithms)], rows)
 
 
@@ -163,7 +177,7 @@ def plot_curves(path: Path, found: Found, tasks: Sequence[str], algorithms: Sequ
         for algo in algorithms:
             runs = found.get((algo, task), [])
             if runs:
-                x = np.mean([[point[over] for point in run["curve"]] for run in runs], axis=0)
+                x = np.mean([_along(run, over) for run in runs], axis=0)
                 y = np.array([[fmean(point["returns"]) for point in run["curve"]] for run in runs])
                 axis.plot(x, y.mean(0), color=COLOURS[algo], label=NAMES[algo], linewidth=1.5)
                 axis.fill_between(x, y.min(0), y.max(0), color=COLOURS[algo], alpha=0.15, linewidth=0)
@@ -178,6 +192,10 @@ def plot_curves(path: Path, found: Found, tasks: Sequence[str], algorithms: Sequ
     plt.close(figure)
 
 
+def _along(run: Mapping[str, Any], over: str) -> list[float]:
+    return standard_seconds(run) if over == "seconds" else [point["steps"] for point in run["curve"]]
+
+
 def how_it_was_done() -> str:
     """Tell how the runs were made."""
     return (
@@ -185,7 +203,9 @@ def how_it_was_done() -> str:
         "version 4; version 5 gets the same), each run as `python -m rl_zoo3.train` does, on one thread. Every "
         "algorithm has the same steps. Returns are of deterministic policies on episodes that training does not see: "
         f"{EVALUATION_EPISODES} of the final policy, {EPISODES} at each of {EVALUATIONS} points on the way. Seconds "
-        "are the process's own on a processor, evaluations left out; two runs share the machine."
+        "are the process's own on a processor, evaluations left out. As a shared machine is faster at one hour than "
+        "at another, a fixed piece of work is timed at every evaluation, and what it takes counts as "
+        f"{STANDARD} s (`benchmarks/pace.py`)."
     )
 
 

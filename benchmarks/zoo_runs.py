@@ -16,6 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from benchmarks.environments import EVALUATION_EPISODES, EVALUATION_SEED, prepare_process
+from benchmarks.pace import pace
 from benchmarks.report import Store
 from sb3_npg.zoo.configs import CONFIG
 
@@ -42,7 +43,8 @@ def zoo_block(algo: str, env_id: str) -> dict[str, Any]:
 
 class Evaluator(BaseCallback):
     """
-    Evaluates the deterministic policy at evenly spaced steps, and keeps the time that this takes apart.
+    Evaluates the deterministic policy at evenly spaced steps, times the machine's pace, and keeps the time that this
+    takes apart.
 
     :param env: unseen episodes
     :param total_timesteps: steps of the run
@@ -61,8 +63,8 @@ class Evaluator(BaseCallback):
     def _on_step(self) -> bool:
         if self.num_timesteps >= (len(self.curve) + 1) * self.every:
             seconds = self.seconds()
-            returns = self.evaluate(EPISODES)
-            self.curve.append({"steps": self.num_timesteps, "seconds": round(seconds, 2), "returns": returns})
+            point = {"steps": self.num_timesteps, "seconds": round(seconds, 2), "pace": round(pace(), 5)}
+            self.curve.append({**point, "returns": self.evaluate(EPISODES)})
             self._aside += time.process_time() - self._start - self._aside - seconds
         return True
 
@@ -88,8 +90,8 @@ def train_and_evaluate(algo: str, env_id: str, seed: int, block: dict[str, Any])
     :param env_id: the task
     :param seed: of environments, networks and actions
     :param block: hyperparameters in the zoo's grammar
-    :return: "returns" of the final policy, deterministic, on unseen episodes; "curve" of evaluations; "seconds" of the
-        processor, without evaluations
+    :return: "returns" of the final policy, deterministic, on unseen episodes; "curve" of evaluations, each with the
+        "pace" of the machine; "seconds" of the processor, without evaluations
     """
     prepare_process()
     with tempfile.TemporaryDirectory() as folder:

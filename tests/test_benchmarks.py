@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
@@ -13,6 +14,7 @@ from benchmarks import (
     defaults,
     environments,
     memory,
+    pace,
     report,
     returns,
     returns_report,
@@ -26,6 +28,7 @@ from benchmarks import (
     tuning_report,
     update_speed,
 )
+from benchmarks.pace import STANDARD
 
 
 def test_trpo_comparison_writes_tables_and_resumes(tmp_path):
@@ -282,7 +285,8 @@ def test_returns_writes_its_document_and_the_table_of_the_readme(tmp_path, monke
 
 
 def returns_of(*values: float) -> list[dict[str, object]]:
-    curve = [{"steps": 100 * i, "seconds": float(i), "returns": [20.0 * i]} for i in range(1, 21)]
+    points = [{"steps": 100 * i, "seconds": float(i), "pace": STANDARD} for i in range(1, 21)]
+    curve = [{**point, "returns": [0.2 * point["steps"]]} for point in points]
     return [{"returns": [value], "seconds": 20.0, "curve": curve} for value in values]
 
 
@@ -295,9 +299,21 @@ def test_returns_aggregates_are_of_scaled_scores():
 
 def test_returns_time_to_a_score_is_of_the_first_evaluation_that_reaches_it():
     found = {("npg", "CartPole-v1"): returns_of(400.0), ("trpo", "CartPole-v1"): returns_of(190.0)}
-    assert returns_report.first_reaching(found["npg", "CartPole-v1"][0], 190.0)["steps"] == 1000
+    assert returns_report.first_reaching(found["npg", "CartPole-v1"][0], 190.0) == (1000, pytest.approx(10.0))
     assert returns_report.first_reaching(found["npg", "CartPole-v1"][0], 401.0) is None
     assert "10 s, 1k (1 of 1)" in returns_report.to_score_table(found, ["CartPole-v1"], ["npg", "trpo"])
+
+
+def test_seconds_on_a_slow_machine_count_less():
+    curve = [{"seconds": 1.0, "pace": STANDARD}, {"seconds": 5.0, "pace": 2 * STANDARD}]
+    assert returns_report.standard_seconds({"curve": curve}) == pytest.approx([1.0, 3.0])
+
+
+def test_pace_draws_no_random_numbers():
+    before = th.get_rng_state(), np.random.get_state()[1].copy()
+    assert pace.pace() > 0.0
+    assert th.equal(before[0], th.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
 
 
 def test_returns_take_version_4_of_the_zoo_for_version_5():
