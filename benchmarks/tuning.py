@@ -92,6 +92,7 @@ FINALISTS: dict[str, dict[str, Any]] = {
     "log σ −1, δ 0.01": {"n_steps": 128, "target_kl": 0.01, **log_std(-1.0)},
     "log σ −0.75, δ 0.02, rollouts of 2,048, Adam": {**_ROWS_2048, **_ADAM, **log_std(-0.75)},
     "log σ −½ log d, δ 0.01": {"n_steps": 128, "target_kl": 0.01},
+    "log σ −½ log d, δ 0.01, observations to ±3": {"n_steps": 128, "target_kl": 0.01, "normalize": {"clip_obs": 3.0}},
 }
 
 
