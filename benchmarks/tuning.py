@@ -87,12 +87,28 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "log σ −1, δ 0.02, rollouts of 2,048, Adam": {**_ROWS_2048, **_ADAM, **log_std(-1.0)},
     "log σ −1, CG 5 + K-FAC": {**log_std(-1.0), **_PRECONDITIONED},
 }
+
+
+def _clipped(at: float) -> dict[str, Any]:
+    """Return the setting that clips normalised observations."""
+    return {"normalize": {"clip_obs": at}}
+
+
+_NORM_ONE: dict[str, Any] = {"n_steps": 128, "target_kl": 0.01}
 #: The few that are left, in the zoo's grammar. Whole, so that a change of ``zoo_configs/npg.yml`` leaves them alone.
 FINALISTS: dict[str, dict[str, Any]] = {
     "log σ −1, δ 0.01": {"n_steps": 128, "target_kl": 0.01, **log_std(-1.0)},
     "log σ −0.75, δ 0.02, rollouts of 2,048, Adam": {**_ROWS_2048, **_ADAM, **log_std(-0.75)},
-    "log σ −½ log d, δ 0.01": {"n_steps": 128, "target_kl": 0.01},
-    "log σ −½ log d, δ 0.01, observations to ±3": {"n_steps": 128, "target_kl": 0.01, "normalize": {"clip_obs": 3.0}},
+    "log σ −½ log d, δ 0.01": _NORM_ONE,
+    "log σ −½ log d, δ 0.01, observations to ±3": {**_NORM_ONE, **_clipped(3.0)},
+    "log σ −½ log d, δ 0.01, observations to ±2": {**_NORM_ONE, **_clipped(2.0)},
+    "log σ −½ log d, δ 0.005": {**_NORM_ONE, "target_kl": 0.005},
+    "log σ −½ log d, δ 0.01, λ of GAE 0.9": {**_NORM_ONE, "gae_lambda": 0.9},
+    "log σ −½ log d, δ 0.01, λ of GAE 0.92": {**_NORM_ONE, "gae_lambda": 0.92},
+    "log σ −½ log d, δ 0.01, one step of the critic": {**_NORM_ONE, "n_critic_updates": 1},
+    "log σ −0.75, δ 0.01": {**_NORM_ONE, **log_std(-0.75)},
+    "log σ −0.75, δ 0.01, λ of GAE 0.9": {**_NORM_ONE, **log_std(-0.75), "gae_lambda": 0.9},
+    "log σ −0.75, δ 0.01, λ of GAE 0.92": {**_NORM_ONE, **log_std(-0.75), "gae_lambda": 0.92},
 }
 
 
