@@ -7,6 +7,7 @@ it was. ``--candidates``, ``--finalists``, ``--tasks`` and ``--seeds`` do a part
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -94,11 +95,16 @@ def _clipped(at: float) -> dict[str, Any]:
     return {"normalize": {"clip_obs": at}}
 
 
-_NORM_ONE: dict[str, Any] = {"n_steps": 128, "target_kl": 0.01}
+#: Action dimensions d of the tasks.
+DIMENSIONS = {"HalfCheetah-v5": 6, "Ant-v5": 8, "Walker2d-v5": 6, "Hopper-v5": 3, "Swimmer-v5": 2}
+_SET: dict[str, Any] = {"n_steps": 128, "target_kl": 0.01}
+#: "log σ" is a function of d.
+_NORM_ONE: dict[str, Any] = {**_SET, "log σ": lambda d: -0.5 * math.log(d)}
 #: The few that are left, in the zoo's grammar. Whole, so that a change of ``zoo_configs/npg.yml`` leaves them alone.
 FINALISTS: dict[str, dict[str, Any]] = {
-    "log σ −1, δ 0.01": {"n_steps": 128, "target_kl": 0.01, **log_std(-1.0)},
+    "log σ −1, δ 0.01": {**_SET, **log_std(-1.0)},
     "log σ −0.75, δ 0.02, rollouts of 2,048, Adam": {**_ROWS_2048, **_ADAM, **log_std(-0.75)},
+    "log σ −½ log (d + 2), δ 0.01, observations to ±3": {**_SET, **_clipped(3.0)},
     "log σ −½ log d, δ 0.01": _NORM_ONE,
     "log σ −½ log d, δ 0.01, observations to ±3": {**_NORM_ONE, **_clipped(3.0)},
     "log σ −½ log d, δ 0.01, observations to ±2": {**_NORM_ONE, **_clipped(2.0)},
@@ -106,9 +112,9 @@ FINALISTS: dict[str, dict[str, Any]] = {
     "log σ −½ log d, δ 0.01, λ of GAE 0.9": {**_NORM_ONE, "gae_lambda": 0.9},
     "log σ −½ log d, δ 0.01, λ of GAE 0.92": {**_NORM_ONE, "gae_lambda": 0.92},
     "log σ −½ log d, δ 0.01, one step of the critic": {**_NORM_ONE, "n_critic_updates": 1},
-    "log σ −0.75, δ 0.01": {**_NORM_ONE, **log_std(-0.75)},
-    "log σ −0.75, δ 0.01, λ of GAE 0.9": {**_NORM_ONE, **log_std(-0.75), "gae_lambda": 0.9},
-    "log σ −0.75, δ 0.01, λ of GAE 0.92": {**_NORM_ONE, **log_std(-0.75), "gae_lambda": 0.92},
+    "log σ −0.75, δ 0.01": {**_SET, **log_std(-0.75)},
+    "log σ −0.75, δ 0.01, λ of GAE 0.9": {**_SET, **log_std(-0.75), "gae_lambda": 0.9},
+    "log σ −0.75, δ 0.01, λ of GAE 0.92": {**_SET, **log_std(-0.75), "gae_lambda": 0.92},
 }
 
 
@@ -154,7 +160,10 @@ class FinalRun(ZooRun):
     def block(self) -> dict[str, Any]:
         """Return the hyperparameters, in the zoo's grammar."""
         common = {"normalize": True, "n_envs": N_ENVS, "n_timesteps": FINAL_STEPS, "policy": "MlpPolicy"}
-        return {**common, **_gamma(self.env_id), **FINALISTS[self.candidate]}
+        settings = dict(FINALISTS[self.candidate])
+        start = settings.pop("log σ", None)
+        noise = log_std(start(DIMENSIONS[self.env_id])) if start else {}
+        return {**common, **_gamma(self.env_id), **settings, **noise}
 
 
 class Recorder(BaseCallback):

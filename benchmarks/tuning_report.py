@@ -34,20 +34,18 @@ CONCLUSIONS = """\
 
 Most cells are single seeds so far: leads, not results.
 
-- **Noise of norm one to begin with.** HalfCheetah's optimum near 1,700, on its back, is where policies go that begin
-  at log σ = 0, with either critic; at log σ = −1 all run. Ant, of eight action dimensions, does better with still
-  less, and Hopper, of three, and Walker2d, of six, may then stay standing where they are. Swimmer, of two, stays in a
-  local optimum near 100 at log σ = −1 more often than not. One rule has this order in it: log σ = −½ log d, with
-  which the noise of an action has the expected squared norm one in any number d of dimensions. It is what NPG begins
-  with by default.
+- **Noise as wide as the unit ball to begin with.** HalfCheetah's optimum near 1,700, on its back, is where policies
+  go that begin at log σ = 0, with either critic; at log σ = −1 all run. Ant, of eight action dimensions, does better
+  with still less, and Hopper, of three, and Walker2d, of six, may then stay standing where they are. Swimmer, of two,
+  stays in a local optimum near 100 at log σ = −1 more often than not. Noise of norm one, log σ = −½ log d in d
+  dimensions, has this order in it and is too much for Hopper: its deterministic policy, and Walker2d's, falls now and
+  then to the end of a run, and one seed of Hopper ended so. The covariance of the unit ball, log σ = −½ log (d + 2), is
+  what NPG begins with by default.
 - **A smaller trust region.** δ = 0.01 nats with rollouts of 1,024 is about as good as 0.02 or better on every task;
   0.05 loses Walker2d. Half of it changes little.
 - **Observations within three standard deviations.** 78 of Ant's 105 observations are contact forces, zero for most of
   the time; divided by their small deviation, a contact reaches `VecNormalize`'s limit of ten. Clipped at three, Ant
   returns more with every seed, and no other task clearly less; clipped at two, Walker2d and Hopper take off later.
-- **Not steady yet.** With noise of norm one Hopper's and Walker2d's deterministic policies fall now and then to the end
-  of a run, and one seed of Hopper ended so; from log σ = −1 or −0.75 they do not. One seed in three of Swimmer stays in
-  its local optimum.
 - **λ of GAE.** Ant wants a shorter one: 0.9 is worth as much there as the clipping. Hopper, whose steps are a sixth as
   long in time as Ant's, takes off later with it, and Swimmer finds its way out of the local optimum less often. One λ
   for all stays at 0.95. Another λ for the critic's targets than for the advantages, 0.9 or 0.97 for 0.95 or 0.9, did

@@ -118,7 +118,7 @@ class NPG(OnPolicyAlgorithm):
     :param stats_window_size: number of episodes that the logged reward and length are averaged over
     :param tensorboard_log: folder of the tensorboard log; None for no log
     :param policy_kwargs: keyword arguments of the policy. Without "log_std_init" a Gaussian policy on d action
-        dimensions begins at log σ = −½ log d, so that its noise has norm one; gSDE begins as in SB3
+        dimensions begins at log σ = −½ log(d + 2), as widely as the unit ball; gSDE begins as in SB3
     :param verbose: 0 no output, 1 info, 2 debug
     :param seed: seed of the random number generators
     :param device: "cpu", "cuda" or "auto"

@@ -20,11 +20,13 @@ def make_gaussian(n_dimensions: int, policy: Any = "MlpPolicy", **kwargs: Any) -
 
 
 @pytest.mark.parametrize("n_dimensions", [1, 2, 8])
-def test_actions_are_at_distance_one_from_their_mean(n_dimensions):
+def test_actions_have_the_covariance_of_the_unit_ball(n_dimensions):
     distribution = make_gaussian(n_dimensions).policy.get_distribution(th.zeros(100_000, 3))
     squared = (distribution.get_actions() - distribution.mode()).detach().square().sum(dim=1)
-    # A sum of d squares of standard deviation 1/√d has the variance 2/d: five standard errors.
-    assert float(squared.mean()) == pytest.approx(1.0, abs=5 * math.sqrt(2 / n_dimensions / 100_000))
+    # Of a point x drawn uniformly from the ball, E‖x‖² = ∫ r² · d rᵈ⁻¹ dr.
+    expected = n_dimensions / (n_dimensions + 2)
+    standard_error = expected * math.sqrt(2 / n_dimensions / 100_000)
+    assert float(squared.mean()) == pytest.approx(expected, abs=5 * standard_error)
 
 
 @pytest.mark.parametrize("log_std_init", [0.0, -2.0])
@@ -52,7 +54,7 @@ def test_policy_by_itself_remembers_its_start(tmp_path):
     policy = make_gaussian(4).policy
     policy.save(tmp_path / "policy")
     loaded = ActorCriticPolicy.load(tmp_path / "policy")
-    assert loaded.log_std_init == pytest.approx(-0.5 * math.log(4))
+    assert loaded.log_std_init == pytest.approx(-0.5 * math.log(6))
     assert th.equal(loaded.log_std, policy.log_std)
 
 
