@@ -226,7 +226,8 @@ def write(store: Store, final_store: Store) -> None:
     about = (
         f"Mean ± standard deviation over seeds {list(SEEDS)}, in brackets how many there are if fewer; {N_ENVS} "
         "environments, VecNormalize, MLP of 64 × 64, one thread, γ = 0.99 but 0.9999 for Swimmer. What a candidate "
-        f"does not say is {BASE}. Candidates that fell behind on the first seeds were not run on all."
+        f"does not say is {BASE}. Candidates that fell behind on the first seeds were not run on all. "
+        "Seconds are not scaled to one pace of the machine: compare those of one hour."
     )
     machines = "\n".join(sorted(store.environments() | final_store.environments()))
     head = [
