@@ -11,6 +11,7 @@ ROOT = Path(sb3_npg.__file__).parent
 #: Every room, and the rooms it may import. Arrows point down this list.
 ROOMS = {
     "zoo": {"schedules"},
+    "callbacks": set(),
     "npg": {
         "acting", "actor", "arguments", "critic", "exploration", "figures", "local_problem", "numerics", "policies",
         "policy_parts", "rollout", "schedules", "solvers", "trust_region",
