@@ -10,18 +10,18 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 def initial_log_std(n_dimensions: int) -> float:
     """
-    Return −½ log(d + 2), with which a ~ N(μ, σ²I) has the covariance of a point drawn uniformly from the unit ball.
+    Return log(2/d), at most SB3's 0, with which the noise ε = a − μ ~ N(0, σ²I) has the same E‖ε‖₁ whatever d ≥ 2.
 
     One σ for all tasks is too much where many joints move at once, and too little where few do.
 
     :param n_dimensions: d, of the action
     """
-    return -0.5 * math.log(n_dimensions + 2)
+    return min(0.0, math.log(2.0 / n_dimensions))
 
 
 def set_initial_noise(policy: ActorCriticPolicy, policy_kwargs: dict[str, Any]) -> None:
     """
-    Let a new Gaussian policy begin as widely as the unit ball, unless the user or the policy's class has chosen.
+    Let a new Gaussian policy begin with σ = min(1, 2/d), unless the user or the policy's class has chosen.
 
     gSDE keeps SB3's start: its log σ is of weights on features, not of actions.
 

@@ -19,14 +19,15 @@ def make_gaussian(n_dimensions: int, policy: Any = "MlpPolicy", **kwargs: Any) -
     return NPG(policy, env, n_steps=N_STEPS, seed=0, device="cpu", **kwargs)
 
 
-@pytest.mark.parametrize("n_dimensions", [1, 2, 8])
-def test_actions_have_the_covariance_of_the_unit_ball(n_dimensions):
+@pytest.mark.parametrize(("n_dimensions", "as_of"), [(1, 1), (2, 2), (3, 2), (8, 2)])
+def test_noise_has_the_one_norm_of_two_dimensions_at_sigma_one(n_dimensions, as_of):
     distribution = make_gaussian(n_dimensions).policy.get_distribution(th.zeros(100_000, 3))
-    squared = (distribution.get_actions() - distribution.mode()).detach().square().sum(dim=1)
-    # Of a point x drawn uniformly from the ball, E‖x‖² = ∫ r² · d rᵈ⁻¹ dr.
-    expected = n_dimensions / (n_dimensions + 2)
-    standard_error = expected * math.sqrt(2 / n_dimensions / 100_000)
-    assert float(squared.mean()) == pytest.approx(expected, abs=5 * standard_error)
+    noise = (distribution.get_actions() - distribution.mode()).detach()
+    # E|ε| of a standard normal ε is √(2/π), its variance 1 − 2/π.
+    sigma = as_of / n_dimensions
+    standard_error = sigma * math.sqrt(n_dimensions * (1 - 2 / math.pi) / 100_000)
+    expected = as_of * math.sqrt(2 / math.pi)
+    assert float(noise.abs().sum(dim=1).mean()) == pytest.approx(expected, abs=5 * standard_error)
 
 
 @pytest.mark.parametrize("log_std_init", [0.0, -2.0])
@@ -54,7 +55,7 @@ def test_policy_by_itself_remembers_its_start(tmp_path):
     policy = make_gaussian(4).policy
     policy.save(tmp_path / "policy")
     loaded = ActorCriticPolicy.load(tmp_path / "policy")
-    assert loaded.log_std_init == pytest.approx(-0.5 * math.log(6))
+    assert loaded.log_std_init == pytest.approx(math.log(0.5))
     assert th.equal(loaded.log_std, policy.log_std)
 
 
@@ -64,4 +65,4 @@ def test_loaded_agent_keeps_the_noise_that_it_has_learnt(tmp_path):
     loaded = NPG.load(tmp_path / "agent", policy_kwargs={})
     assert loaded.policy_kwargs == agent.policy_kwargs == {}
     assert th.equal(loaded.policy.log_std, agent.policy.log_std)
-    assert not (agent.policy.log_std == -0.5 * math.log(4)).any()
+    assert not (agent.policy.log_std == math.log(0.5)).any()
