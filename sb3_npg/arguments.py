@@ -17,7 +17,7 @@ from sb3_npg.schedules import make_schedule
 from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 
 #: Radius of the trust region in nats when neither ``target_kl`` nor ``step_size`` is given.
-DEFAULT_TARGET_KL = 0.02
+DEFAULT_TARGET_KL = 0.01
 #: Values of ``backend``.
 BACKENDS = ("auto", "torch")
 

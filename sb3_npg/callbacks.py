@@ -8,7 +8,7 @@ class StaggerEpisodes(BaseCallback):
     Lets the environments of a ``VecEnv`` begin at different times of their episodes.
 
     They all start at once, and where only a time limit ends an episode they stay in step for the whole of training.
-    A rollout of 256 steps then sees a quarter of an episode of 1,000, the same in all environments, and the policy is
+    A rollout of 128 steps then sees an eighth of an episode of 1,000, the same in all environments, and the policy is
     moved away from what the rest of the episode needs. Of n environments with a limit of T steps, the i-th counts
     i·T/n steps as elapsed when training begins: its first episode is truncated that much earlier, those that follow
     are whole. Training that goes on within its episodes is left alone.

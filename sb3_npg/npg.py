@@ -108,7 +108,7 @@ class NPG(OnPolicyAlgorithm):
     :param rollout_buffer_kwargs: keyword arguments of the rollout buffer
     :param normalize_advantage: bring the advantages of a rollout to mean 0 and standard deviation 1
     :param target_kl: δ, radius of the trust region in nats (mean over states, sum over action dimensions);
-        number or schedule; None means 0.02
+        number or schedule; None means 0.01
     :param step_size: α of Kakade's fixed step in the place of the trust region; number or schedule. The line
         search then asks only that the surrogate improves
     :param sub_sampling_factor: the Fisher uses every so-many-th row of the rollout; all else uses every row
@@ -142,7 +142,7 @@ class NPG(OnPolicyAlgorithm):
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
         learning_rate: float | Schedule = 1e-3,
-        n_steps: int = 2048,
+        n_steps: int = 1024,
         batch_size: int = 64,
         gamma: float = 0.99,
         fisher_solver: str = "cg",
