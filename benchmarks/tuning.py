@@ -109,6 +109,7 @@ FINALISTS: dict[str, dict[str, Any]] = {
     "log σ −1, δ 0.01": {**_SET, **log_std(-1.0)},
     "log σ −0.75, δ 0.02, rollouts of 2,048, Adam": {**_ROWS_2048, **_ADAM, **log_std(-0.75)},
     "log σ log (2/d), δ 0.01, observations to ±3, staggered": _STAGGERED,
+    "the same, in step": {**_CLIPPED, "log σ": lambda d: min(0.0, math.log(2.0 / d))},
     "the same, δ 0.02, rollouts of 2,048": {**_ONE_NORM, **_ROWS_2048, "target_kl": 0.02},
     "the same, λ of GAE 0.9": {**_ONE_NORM, "gae_lambda": 0.9},
     "the same, δ falling from 0.015": {**_ONE_NORM, "target_kl": "lin_0.015"},
