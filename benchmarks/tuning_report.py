@@ -32,36 +32,38 @@ class TuningRun(Protocol):
 CONCLUSIONS = """\
 ## What this says
 
-Most cells are single seeds so far: leads, not results. What a seed does early decides most of its return: whether and when
-Swimmer leaves its local optimum near 100 and Walker2d begins to walk.
+Most cells are single seeds so far: leads, not results. What a seed does early decides most of its return: whether and
+when Swimmer leaves its local optimum near 100 and Walker2d begins to walk.
 
-- **Noise of one 1-norm to begin with.** HalfCheetah's optimum near 1,700, on its back, is where policies go that begin
-  at log σ = 0, with either critic; at log σ = −1 all run. Ant, of eight action dimensions, does better with still less,
-  and Hopper, of three, and Walker2d, of six, may then stay standing where they are. Swimmer, of two, stays in its
-  optimum at log σ = −1 more often than not. Noise of one 2-norm has this order in it too; log σ = −½ log d and
-  −½ log (d + 2) are such. Wide enough for Swimmer, it is too wide for six dimensions. σ = 2/d, at most 1, is what NPG
-  begins with by default.
-- **Environments set apart** (`sb3_npg.callbacks.StaggerEpisodes`). Environments that are all reset at once stay in step
-  where only a time limit ends their episodes, as on HalfCheetah and Swimmer. With σ = 1 and set apart, all three seeds of
-  Swimmer left their optimum within 100,000 steps; the row "in step" is what they do otherwise.
+- **Noise of one 1-norm to begin with.** HalfCheetah's optimum near 1,700, on its back, is where policies go that
+  begin at log σ = 0, with either critic; at log σ = −1 all run. Ant, of eight action dimensions, does better with
+  still less, and Hopper, of three, and Walker2d, of six, may then stay standing where they are. Swimmer, of two,
+  stays in its optimum at log σ = −1 more often than not. Noise of one 2-norm has this order in it too; log σ = −½ log
+  d and −½ log (d + 2) are such. Wide enough for Swimmer, it is too wide for six dimensions. σ = 2/d, at most 1, is
+  what NPG begins with by default.
+- **Environments set apart** (`sb3_npg.callbacks.StaggerEpisodes`). Environments that are all reset at once stay in
+  step where only a time limit ends their episodes, as on HalfCheetah and Swimmer. With σ = 1 and set apart, all three
+  seeds of Swimmer left their optimum within 100,000 steps; the row "in step" is what they do otherwise.
 - **A smaller trust region.** δ = 0.01 nats with rollouts of 1,024 is about as good as 0.02 or better on every task;
   0.05 loses Walker2d. Half of it changes little.
 - **Observations within three standard deviations.** 78 of Ant's 105 observations are contact forces, zero for most of
   the time; divided by their small deviation, a contact reaches `VecNormalize`'s limit of ten. Clipped at three, Ant
   returns more on the one seed that both have, clipped at two on both of two; HalfCheetah returns less at three on its
   one seed, as much at two. Clipped at two, Walker2d and Hopper take off later.
-- **λ of GAE.** Ant wants a shorter one, and HalfCheetah has nothing against it. Set apart and with λ = 0.9, one seed of Ant
-  returned 4,444, more than any other. But Walker2d was at 1,213 after 900,000 steps, and of Swimmer's three seeds two were
-  in their optimum after 350,000; with 0.93, two of four runs. A critic of a tenth of the damping with twice the products let
-  all three leave it (356 after 300,000 steps, 328 and 188 after 250,000): what is short in λ is asked of the critic. One λ for
-  all stays at 0.95. A λ of the critic's targets apart from that of the advantages did not help: 0.97 for 0.9 on Ant and Hopper,
-  0.9 for 0.95 on Hopper (one seed each). Figures of this point that no table has are of runs that were not kept.
-- **A δ that falls to 0** makes the end steady: Hopper's 20 episodes lay within a few units of each other, and two runs of
-  Walker2d (from 0.02, not kept) rose without a fall to 4,722 and 4,533. Ant, which still learns at the end, returned 2,334
-  and, with λ = 0.9, 2,410 (one seed each, not kept), and Swimmer's first seed was in its optimum after 450,000 steps (not kept).
-- **Momentum (SPRING), and the last four rollouts in every step,** weighted by their importance: a seed of Ant had 2,059 after
-  800,000 steps with momentum 0.9, and 562 after 550,000 with the old rollouts. At a fixed δ both are longer steps along the same
-  noise.
+- **λ of GAE.** Ant wants a shorter one, and HalfCheetah has nothing against it. Set apart and with λ = 0.9, one seed
+  of Ant returned 4,444, more than any other. But Walker2d was at 1,213 after 900,000 steps, and of Swimmer's three
+  seeds two were in their optimum after 350,000; with 0.93, two of four runs. A critic of a tenth of the damping with
+  twice the products let all three leave it (356 after 300,000 steps, 328 and 188 after 250,000): what is short in λ
+  is asked of the critic. One λ for all stays at 0.95. A λ of the critic's targets apart from that of the advantages
+  did not help: 0.97 for 0.9 on Ant and Hopper, 0.9 for 0.95 on Hopper (one seed each). Figures of this point that no
+  table has are of runs that were not kept.
+- **A δ that falls to 0** makes the end steady: Hopper's 20 episodes lay within a few units of each other, and two
+  runs of Walker2d (from 0.02, not kept) rose without a fall to 4,722 and 4,533. Ant, which still learns at the end,
+  returned 2,334 and, with λ = 0.9, 2,410 (one seed each, not kept), and Swimmer's first seed was in its optimum after
+  450,000 steps (not kept).
+- **Momentum (SPRING), and the last four rollouts in every step,** weighted by their importance: a seed of Ant had
+  2,059 after 800,000 steps with momentum 0.9, and 562 after 550,000 with the old rollouts. At a fixed δ both are
+  longer steps along the same noise.
 - **The critic, and Swimmer.** Gauss–Newton at a damping of 10 is as good as Adam or better on four tasks, in less
   time. On Swimmer, whose γ is 0.9999, it takes three things together to leave the local optimum and to stay away from
   it: the noise, less damping, and an intercept that takes up what all returns have in common before anything else is
@@ -69,8 +71,8 @@ Swimmer leaves its local optimum near 100 and Walker2d begins to walk.
   Walker2d standing after 500,000 steps with each of three seeds, which these tables do not hold.
 - **Adam with rollouts of 2,048** and log σ = −0.75 reaches what TRPO is known to reach on Swimmer as well, and loses
   a third of HalfCheetah's return and some of Ant's, Walker2d's and Hopper's.
-- **Measured with an older critic,** with one step whose intercept was damped like the rest, and without the rule for γ:
-  all Gauss–Newton runs of 500,000 steps, and those of "log σ −1, δ 0.01" of a million.
+- **Measured with an older critic,** with one step whose intercept was damped like the rest, and without the rule for
+  γ: all Gauss–Newton runs of 500,000 steps, and those of "log σ −1, δ 0.01" of a million.
 """
 #: Figures by candidate and task.
 Found = dict[tuple[str, str], list[dict[str, Any]]]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rl_zoo3.utils import get_class_by_name
 
 from sb3_npg import NPG
 from sb3_npg.schedules import LINEAR_PREFIX, make_schedule
@@ -38,6 +39,8 @@ COMMAND_LINE = {
     "verbose": "--verbose",
     "tensorboard_log": "--tensorboard-log",
 }
+#: Keys whose values name classes.
+CLASSES = ("callback", "env_wrapper", "vec_env_wrapper")
 #: Arguments that may follow a schedule.
 SCHEDULES = ("learning_rate", "damping", "target_kl", "step_size")
 #: Arguments of sb3-contrib's TRPO by what they are called here.
@@ -66,6 +69,8 @@ def check_block(block: dict[str, Any], source: str) -> None:
             raise ZooError(f"{source}: `{key}` is unknown. {_way_out(key)}")
         _check_schedule(key, value, source)
         _check_text(key, value, source)
+        if key in CLASSES:
+            _check_classes(key, value, source)
 
 
 def _way_out(key: str) -> str:
@@ -107,6 +112,21 @@ def _check_text(key: str, value: Any, source: str) -> None:
             f"{source}: `{key}`={value!r} is text where a number belongs. YAML reads 1e-3 as text: write 1.0e-3 or "
             "!!float 1e-3."
         )
+
+
+def _check_classes(key: str, value: Any, source: str) -> None:
+    """Refuse names of classes that cannot be imported: one name or a list, each alone or above its arguments."""
+    for entry in value if isinstance(value, list) else [value]:
+        name = next(iter(entry), None) if isinstance(entry, dict) else entry
+        if not isinstance(name, str):
+            continue
+        try:
+            get_class_by_name(name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ZooError(
+                f"{source}: `{key}`={name!r} cannot be imported ({error}). Write the whole name of a class, such as "
+                "stable_baselines3.common.callbacks.CheckpointCallback."
+            ) from None
 
 
 def _is_number(text: str) -> bool:

@@ -6,6 +6,7 @@ import pytest
 
 from sb3_npg import NPG
 from sb3_npg.zoo.commands import main
+from sb3_npg.zoo.configs import check_block, hyperparams
 
 ENV = "CartPole-v1"
 BLOCK = f"{ENV}:\n  n_timesteps: 100\n  policy: MlpPolicy\n"
@@ -25,6 +26,11 @@ def complaint(capsys, *arguments: str) -> str:
     return error[0]
 
 
+@pytest.mark.parametrize("env_id", hyperparams)
+def test_blocks_of_the_package_are_good_input(env_id):
+    check_block(hyperparams[env_id], "npg.yml")
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -38,6 +44,9 @@ def complaint(capsys, *arguments: str) -> str:
         ("gamma: lin_0.99", ["`gamma`='lin_0.99'", "follows no schedule", "target_kl"]),
         ("target_kl: lin_big", ["`target_kl`='lin_big'", "no number"]),
         ("rollout_buffer_class: my.Buffer", ["`rollout_buffer_class`", "FILE.py"]),
+        ("callback: sb3_npg.callbacks.Stager", ["`callback`='sb3_npg.callbacks.Stager'", "whole name of a class"]),
+        ("callback: [{StaggerEpisodes: {verbose: 1}}]", ["`callback`='StaggerEpisodes'", "whole name of a class"]),
+        ("env_wrapper: nowhere.Wrapper", ["`env_wrapper`='nowhere.Wrapper'", "nowhere"]),
         ("fisher_solver: cgg", ["`fisher_solver`='cgg'", "Choose one of"]),
         ("damping: -1", ["`damping`=-1"]),
     ],
