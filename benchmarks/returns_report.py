@@ -43,9 +43,9 @@ CONCLUSIONS = """\
 ## What this says
 
 The comparison is not complete: a dash is a run that nobody has done yet, and TRPO has the first seed alone. On that
-seed NPG's return is TRPO's or more on seven of the ten tasks that both have, in 0.2 to 0.55 of its seconds; on
-Acrobot, Hopper and Walker2d TRPO ends higher. Ant-v5 observes 78 contact forces that version 4, which rl_zoo3's
-hyperparameters for TRPO are for, leaves out; NPG's policy still falls there now and then at the end.
+seed NPG's return is TRPO's or more on eight of the eleven tasks, in 0.2 to 0.55 of its seconds; on Acrobot, Hopper
+and Walker2d TRPO ends higher. Ant-v5 observes 78 contact forces that version 4, which rl_zoo3's hyperparameters for
+TRPO are for, leaves out; NPG's policy still falls there now and then at the end.
 """
 README_MARKS = ("<!-- written by python -m benchmarks.returns -->", "<!-- end -->")
 BOOTSTRAP_SAMPLES = 2000
