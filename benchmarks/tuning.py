@@ -101,19 +101,20 @@ _SET: dict[str, Any] = {"n_steps": 128, "target_kl": 0.01}
 _CLIPPED: dict[str, Any] = {**_SET, **_clipped(3.0)}
 #: With NPG's own noise to begin with. What differs from it says its noise, so that NPG's may change.
 _STAGGERED: dict[str, Any] = {**_CLIPPED, "callback": "sb3_npg.callbacks.StaggerEpisodes"}
-_ONE_NORM: dict[str, Any] = {**_STAGGERED, "log σ": lambda d: min(0.0, math.log(2.0 / d))}
 #: "log σ" is a function of d.
+_TWO_OVER_D: dict[str, Any] = {"log σ": lambda d: min(0.0, math.log(2.0 / d))}
+_SAME: dict[str, Any] = {**_STAGGERED, **_TWO_OVER_D}
 _NORM_ONE: dict[str, Any] = {**_SET, "log σ": lambda d: -0.5 * math.log(d)}
 #: The few that are left, in the zoo's grammar. Whole, so that a change of ``zoo_configs/npg.yml`` leaves them alone.
 FINALISTS: dict[str, dict[str, Any]] = {
     "log σ −1, δ 0.01": {**_SET, **log_std(-1.0)},
     "log σ −0.75, δ 0.02, rollouts of 2,048, Adam": {**_ROWS_2048, **_ADAM, **log_std(-0.75)},
     "log σ log (2/d), δ 0.01, observations to ±3, staggered": _STAGGERED,
-    "the same, in step": {**_CLIPPED, "log σ": lambda d: min(0.0, math.log(2.0 / d))},
-    "the same, δ 0.02, rollouts of 2,048": {**_ONE_NORM, **_ROWS_2048, "target_kl": 0.02},
-    "the same, λ of GAE 0.9": {**_ONE_NORM, "gae_lambda": 0.9},
-    "the same, δ falling from 0.015": {**_ONE_NORM, "target_kl": "lin_0.015"},
-    "the same, λ of GAE 0.93, δ falling from 0.02": {**_ONE_NORM, "gae_lambda": 0.93, "target_kl": "lin_0.02"},
+    "the same, in step": {**_CLIPPED, **_TWO_OVER_D},
+    "the same, δ 0.02, rollouts of 2,048": {**_SAME, **_ROWS_2048, "target_kl": 0.02},
+    "the same, λ of GAE 0.9": {**_SAME, "gae_lambda": 0.9},
+    "the same, δ falling from 0.015": {**_SAME, "target_kl": "lin_0.015"},
+    "the same, λ of GAE 0.93, δ falling from 0.02": {**_SAME, "gae_lambda": 0.93, "target_kl": "lin_0.02"},
     "log σ −½ log (d + 2), δ 0.01, observations to ±3": {**_CLIPPED, "log σ": lambda d: -0.5 * math.log(d + 2)},
     "log σ −½ log d, δ 0.01": _NORM_ONE,
     "log σ −½ log d, δ 0.01, observations to ±3": {**_NORM_ONE, **_clipped(3.0)},
