@@ -13,13 +13,12 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_npg.checks import check_choice, check_flag, check_integer, check_number
+from sb3_npg.linalg import BACKENDS
 from sb3_npg.schedules import make_schedule
 from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 
 #: Radius of the trust region in nats when neither ``target_kl`` nor ``step_size`` is given.
 DEFAULT_TARGET_KL = 0.01
-#: Values of ``backend``.
-BACKENDS = ("auto", "torch")
 
 _SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 

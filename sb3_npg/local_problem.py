@@ -11,6 +11,7 @@ from torch import nn
 
 from sb3_npg.actor import ActingRows, make_actor
 from sb3_npg.fisher import LayeredFisher, MlpLayers, split_rows
+from sb3_npg.linalg import FisherChain
 from sb3_npg.networks import read_networks
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.trust_region import Evaluation
@@ -130,6 +131,10 @@ class LocalProblem:
         :return: F v, shape (p,)
         """
         return self._fisher.product(vector)
+
+    def fisher_chain(self) -> FisherChain | None:
+        """Return the Fisher of θ_old as a chain of layers, where it is one. Call it before the parameters move."""
+        return self._fisher.chain()
 
     def dense_fisher(self) -> th.Tensor:
         """Form the Fisher of θ_old, undamped, shape (p, p). Call it before the parameters move."""

@@ -34,6 +34,7 @@ from sb3_npg.arguments import (
 from sb3_npg.critic import CriticSolver, make_critic_solver
 from sb3_npg.exploration import set_initial_noise
 from sb3_npg.figures import policy_step_figures
+from sb3_npg.linalg import make_linalg
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.numerics import NumericalFailure, restored_on_failure
 from sb3_npg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -112,7 +113,8 @@ class NPG(OnPolicyAlgorithm):
     :param step_size: α of Kakade's fixed step in the place of the trust region; number or schedule. The line
         search then asks only that the surrogate improves
     :param sub_sampling_factor: the Fisher uses every so-many-th row of the rollout; all else uses every row
-    :param backend: who runs the linear algebra: "auto" or "torch"
+    :param backend: who runs the solvers' linear algebra: "torch"; "cupy", on a CUDA device; "auto", which is CuPy
+        there if it is installed. Results are the same to rounding
     :param fast_paths: compute policies made of multilayer perceptrons by hand, without autograd and without
         distribution objects, in updates and rollouts. Results are the same to rounding; False is there to compare
     :param stats_window_size: number of episodes that the logged reward and length are averaged over
@@ -237,6 +239,9 @@ class NPG(OnPolicyAlgorithm):
             super()._setup_model()
         set_initial_noise(self.policy, self.policy_kwargs)
         self.fisher = make_fisher_solver(self.fisher_solver, self.fisher_solver_kwargs).to(self.device)
+        linalg = make_linalg(self.backend, self.device)
+        self.fisher.use(linalg)
+        self._critic_solver.use(linalg)
         self.policy.set_training_mode(False)
         example, _ = self.policy.obs_to_tensor(example_observation(self.observation_space))
         parts = split_policy(self.policy, example, self.fast_paths)

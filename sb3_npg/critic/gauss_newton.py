@@ -9,6 +9,7 @@ from sb3_npg.checks import check_integer, check_number
 from sb3_npg.critic.problem import ProximalProblem, ValueProblem
 from sb3_npg.critic.solver import CriticSolver
 from sb3_npg.critic.values import make_values
+from sb3_npg.linalg import LinearAlgebra
 from sb3_npg.numerics import NumericalFailure, require_finite
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts, criticising_modules, refresh_running_statistics
@@ -91,6 +92,10 @@ class GaussNewtonSolver(CriticSolver):
         :param gamma: discount factor
         """
         return {"damping": 10.0 * min(1.0, max(1e-3, (1.0 - gamma) / 0.01))}
+
+    def use(self, linalg: LinearAlgebra) -> None:
+        """Let a backend run the linear algebra of the solver."""
+        self.solver.use(linalg)
 
     def check_size(self, n_parameters: int, n_rows: int) -> None:
         """Refuse a critic or a rollout that the solver cannot serve."""

@@ -4,6 +4,7 @@ import torch as th
 
 from sb3_npg.critic.values import Values
 from sb3_npg.fisher import LayeredFisher, MlpLayers, RolloutFisher, split_rows
+from sb3_npg.linalg import FisherChain
 from sb3_npg.parameters import ParameterVector
 
 
@@ -69,6 +70,10 @@ class ValueProblem:
     def fisher_vector_product(self, vector: th.Tensor) -> th.Tensor:
         """Return F v at θ₀, for v of shape (p,)."""
         return self._fisher.product(vector)
+
+    def fisher_chain(self) -> FisherChain | None:
+        """Return F at θ₀ as a chain of layers, where it is one."""
+        return self._fisher.chain()
 
     def dense_fisher(self) -> th.Tensor:
         """Return F at θ₀, shape (p, p)."""

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_npg.linalg import LinearAlgebra
 from sb3_npg.policy_parts import PolicyParts
 from sb3_npg.rollout import Samples
 
@@ -26,6 +27,10 @@ class CriticSolver(ABC):
         :param gamma: discount factor
         """
         return {}
+
+    def use(self, linalg: LinearAlgebra) -> None:
+        """Let a backend run the linear algebra, if there is any."""
+        return
 
     def check_size(self, n_parameters: int, n_rows: int) -> None:
         """

@@ -32,6 +32,10 @@ class UnitMetric:
         """Return u ↦ u."""
         return lambda vectors: vectors
 
+    def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
+        """Return ones, shape (n, 1)."""
+        return th.ones_like(outputs), ()
+
     def root(self, outputs: th.Tensor) -> th.Tensor:
         """Return ones, shape (n, 1, 1)."""
         return th.ones_like(outputs).unsqueeze(2)

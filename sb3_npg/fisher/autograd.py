@@ -3,11 +3,12 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch as th
 
 from sb3_npg.fisher.chunks import LARGEST_TEMPORARY, split_rows
+from sb3_npg.linalg import FisherChain
 from sb3_npg.parameters import ParameterVector
 
 #: Rows of S in one batched backward pass, and passes in one product SᵀS.
@@ -20,6 +21,10 @@ class OutputMetric(Protocol):
 
     def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
         """Return u ↦ F_out u, both of shape (n, k)."""
+        ...
+
+    def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
+        """Return F_out as numbers, shape (n, k), and the sizes of groups, of which there may be none."""
         ...
 
     def root(self, outputs: th.Tensor) -> th.Tensor:
@@ -41,6 +46,15 @@ class Jacobian(Protocol):
 
     def pull(self, cotangent: th.Tensor) -> th.Tensor:
         """Return Jᵀ u, shape (p,), for u of shape (n, k)."""
+        ...
+
+
+@runtime_checkable
+class ChainedJacobian(Protocol):
+    """A Jacobian of linear layers, one after the other."""
+
+    def chain(self, metric: OutputMetric) -> FisherChain:
+        """Return the Fisher of the rows as a chain."""
         ...
 
 
@@ -154,6 +168,13 @@ class RolloutFisher:
         """
         products = (jacobian.pull(metric(jacobian.push(vector))) for jacobian, metric in self._linear_maps())
         return functools.reduce(th.add, products).div_(self.model.n_rows)
+
+    def chain(self) -> FisherChain | None:
+        """Return the Fisher as a chain of layers; None if it is not one, or not at hand for all rows at once."""
+        if len(self.chunks) > 1:
+            return None
+        (maps,) = self._linear_maps()
+        return maps.jacobian.chain(self.model.metric) if isinstance(maps.jacobian, ChainedJacobian) else None
 
     def dense(self) -> th.Tensor:
         """Form the Fisher, shape (p, p): F = SᵀS/N, where the rows of S are the columns of Jᵀ_n B_n."""

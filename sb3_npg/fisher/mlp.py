@@ -13,6 +13,8 @@ import torch as th
 from torch import nn
 from torch.nn.modules import module as torch_modules
 
+from sb3_npg.fisher.autograd import OutputMetric
+from sb3_npg.linalg import ChainLayer, FisherChain
 from sb3_npg.parameters import ParameterVector
 
 #: Activations that act on each element by itself, without parameters and without chance in evaluation mode.
@@ -183,6 +185,16 @@ class MlpJacobian:
                 delta = delta @ step.weight
         return found[::-1]
 
+    def chain(self, metric: OutputMetric) -> FisherChain:
+        """Return the Fisher of the rows as a chain."""
+        self._require_current()
+        return self.weighted_chain(*metric.weights_at(self.outputs))
+
+    def weighted_chain(self, diagonal: th.Tensor, groups: tuple[int, ...] = ()) -> FisherChain:
+        """Return the chain for an output metric, of shape (n, k), and its groups."""
+        layers = tuple(step.in_chain() for step in self.steps)
+        return FisherChain(layers, diagonal, groups, None, None, self.size)
+
     def _require_current(self) -> None:
         if not self.is_current():
             raise RuntimeError("the parameters have moved since this Jacobian was made")
@@ -240,6 +252,11 @@ class LayerStep:
         """Return the cotangent of the sums s of the layer before, for that of this layer's: φ'(s) ∘ Wᵀδ."""
         th.mm(delta, self.weight, out=before._passing)
         return before._passing if before.slope is None else before._passing.mul_(before.slope)
+
+    def in_chain(self) -> ChainLayer:
+        """Return the layer as plain tensors."""
+        is_tanh = type(self._activation) is nn.Tanh
+        return ChainLayer(self.inputs, self.weight, self.slope, is_tanh, self.weight_span, self.bias_span)
 
     def write_gradient(self, delta: th.Tensor, gradient: th.Tensor) -> None:
         """Write the layer's part of the gradient, δᵀa and δ summed over rows, for the cotangent δ of its sums."""

@@ -5,7 +5,9 @@ from typing import Protocol
 
 import torch as th
 
+from sb3_npg.fisher.autograd import OutputMetric
 from sb3_npg.fisher.mlp import MlpJacobian
+from sb3_npg.linalg import FisherChain
 
 
 class NoiseJacobian(Protocol):
@@ -53,6 +55,14 @@ class GaussianJacobian:
         if self._span is not None:
             gradient[self._span] = self.noise.pull(log_std).flatten()
         return gradient
+
+    def chain(self, metric: OutputMetric) -> FisherChain:
+        """Return the Fisher of the rows as a chain, with the noise in blocks of its own."""
+        weights, _ = metric.weights_at(self.outputs)
+        chain = self.mean.weighted_chain(weights.chunk(2, dim=1)[0].contiguous())
+        if self._span is None:
+            return chain
+        return chain._replace(noise=noise_fisher([self.noise.columns()]) / chain.n_rows, noise_span=self._span)
 
 
 def noise_fisher(jacobians: Sequence[th.Tensor]) -> th.Tensor:

@@ -1,5 +1,7 @@
 """Numerical linear algebra on plain tensors. Knows nothing of policies."""
 
+from sb3_npg.linalg.backend import BACKENDS, TORCH, KroneckerSystem, LinearAlgebra, make_linalg
+from sb3_npg.linalg.chain import ChainLayer, FisherChain
 from sb3_npg.linalg.kronecker import (
     Eigen,
     damped_cholesky,
@@ -12,12 +14,19 @@ from sb3_npg.linalg.kronecker import (
 from sb3_npg.linalg.krylov import ConjugateGradientResult, conjugate_gradient
 
 __all__ = [
+    "BACKENDS",
+    "TORCH",
+    "ChainLayer",
     "ConjugateGradientResult",
     "Eigen",
+    "FisherChain",
+    "KroneckerSystem",
+    "LinearAlgebra",
     "conjugate_gradient",
     "damped_cholesky",
     "damped_solve",
     "factored_damping",
+    "make_linalg",
     "rotate",
     "rotate_back",
     "symmetric_eigen",

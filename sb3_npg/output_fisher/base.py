@@ -84,6 +84,16 @@ class OutputFisher(ABC):
         :return: u ↦ F_out u, both of shape (n, k)
         """
 
+    @abstractmethod
+    def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
+        """
+        Return F_out as numbers, state by state.
+
+        :param outputs: z, shape (n, k)
+        :return: the diagonal d of F_out = diag(d), shape (n, k), and no groups; or probabilities p and the sizes of
+            the groups for which F_out = diag(p) − p pᵀ
+        """
+
     def product(self, outputs: th.Tensor, vectors: th.Tensor) -> th.Tensor:
         """
         Multiply by F_out, state by state.

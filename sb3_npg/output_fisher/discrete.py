@@ -42,6 +42,10 @@ class CategoricalFisher(OutputFisher):
 
         return product
 
+    def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
+        """Return p, as one group."""
+        return outputs.softmax(dim=1), (outputs.shape[1],)
+
     def root(self, outputs: th.Tensor) -> th.Tensor:
         """
         Return the Cholesky factor without its zero column, shape (n, C, C − 1).
@@ -105,6 +109,10 @@ class MultiCategoricalFisher(OutputFisher):
         products = [self.block.product_at(z) for z in self._split(outputs)]
         return lambda vectors: th.cat([one(u) for one, u in zip(products, self._split(vectors), strict=True)], dim=1)
 
+    def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
+        """Return p of each categorical, as a group."""
+        return th.cat([z.softmax(dim=1) for z in self._split(outputs)], dim=1), tuple(self.action_dims)
+
     def root(self, outputs: th.Tensor) -> th.Tensor:
         """Return the block-diagonal root, with Σ(C_i − 1) columns."""
         factor = outputs.new_zeros(len(outputs), sum(self.action_dims), sum(n - 1 for n in self.action_dims))
@@ -148,7 +156,11 @@ class BernoulliFisher(OutputFisher):
 
     def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
         """Return u ↦ p (1 − p) ∘ u."""
-        return (outputs.sigmoid() * (-outputs).sigmoid()).mul
+        return self.weights_at(outputs)[0].mul
+
+    def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
+        """Return p (1 − p)."""
+        return outputs.sigmoid() * (-outputs).sigmoid(), ()
 
     def root(self, outputs: th.Tensor) -> th.Tensor:
         """Return diag(√(p (1 − p)))."""

@@ -72,8 +72,12 @@ class GaussianFisher(OutputFisher):
 
     def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
         """Return u ↦ (u_μ / σ², 2 u_logσ)."""
+        return self.weights_at(outputs)[0].mul
+
+    def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
+        """Return (1/σ², 2)."""
         log_std = outputs.chunk(2, dim=1)[1]
-        return th.cat([(-2.0 * log_std).exp(), th.full_like(log_std, 2.0)], dim=1).mul
+        return th.cat([(-2.0 * log_std).exp(), th.full_like(log_std, 2.0)], dim=1), ()
 
     def root(self, outputs: th.Tensor) -> th.Tensor:
         """Return diag(1/σ, √2)."""

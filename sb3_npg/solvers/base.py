@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch as th
 from torch import nn
 
 from sb3_npg.fisher import Block, Columns, DenseBlock, LayerRecord
+from sb3_npg.linalg import TORCH, FisherChain, LinearAlgebra
 
 
 class Layers(Protocol):
@@ -58,6 +59,15 @@ class Problem(Protocol):
         ...
 
 
+@runtime_checkable
+class ChainedProblem(Protocol):
+    """A problem whose Fisher may be a chain of layers."""
+
+    def fisher_chain(self) -> FisherChain | None:
+        """Return F as a chain, where it is one."""
+        ...
+
+
 class Solution(NamedTuple):
     """
     A natural gradient and how it was found.
@@ -83,6 +93,15 @@ class FisherSolver(nn.Module, ABC):
     ``FISHER_SOLVERS["my_solver"] = MySolver``. Keyword arguments of its constructor are what
     ``fisher_solver_kwargs`` may hold.
     """
+
+    #: Who runs the solver's linear algebra.
+    linalg: LinearAlgebra = TORCH
+
+    def use(self, linalg: LinearAlgebra) -> None:
+        """Let a backend run the linear algebra of this solver and of those that it is made of."""
+        for module in self.modules():
+            if isinstance(module, FisherSolver):
+                module.linalg = linalg
 
     def check_size(self, n_parameters: int, n_rows: int) -> None:
         """
@@ -134,6 +153,11 @@ class FisherSolver(nn.Module, ABC):
         :return: natural gradient and figures for the log
         :raises ArithmeticError: if the system cannot be solved in this precision; more damping may help
         """
+
+
+def fisher_chain(problem: Problem) -> FisherChain | None:
+    """Return a problem's Fisher as a chain of layers; None if it is not one, or says nothing about it."""
+    return problem.fisher_chain() if isinstance(problem, ChainedProblem) else None
 
 
 def _kinds(state_dict: Mapping[str, Any]) -> dict[str, str | None]:

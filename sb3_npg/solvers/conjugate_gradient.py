@@ -7,8 +7,7 @@ from typing import Any
 import torch as th
 
 from sb3_npg.checks import check_choice, check_flag, check_integer, check_number
-from sb3_npg.linalg import conjugate_gradient
-from sb3_npg.solvers.base import FisherSolver, Problem, Solution
+from sb3_npg.solvers.base import FisherSolver, Problem, Solution, fisher_chain
 from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
 from sb3_npg.solvers.construction import construct
 from sb3_npg.solvers.diagonal import DiagonalSolver
@@ -82,12 +81,13 @@ class ConjugateGradientSolver(FisherSolver):
         preconditioned = self.preconditioner and partial(self.preconditioner.apply_inverse, damping=damping)
         right, start = self._system(problem, gradient, damping)
         solve = partial(
-            conjugate_gradient,
+            self.linalg.conjugate_gradient,
             problem.fisher_vector_product,
             max_steps=self.max_steps,
             rtol=self.rtol,
             preconditioner=preconditioned,
             shift=damping,
+            chain=partial(fisher_chain, problem),
         )
         result = solve(right, x0=start)
         if start is not None and not float(gradient @ result.x) > 0.0:

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 import torch as th
 
 from sb3_npg.fisher import Block, Columns, DenseBlock, LayerRecord, dense_blocks, squared_norms
-from sb3_npg.solvers.base import Layers, Problem, means_over_rows
+from sb3_npg.linalg import FisherChain
+from sb3_npg.solvers.base import Layers, Problem, fisher_chain, means_over_rows
 
 #: Smallest mean eigenvalue, relative to the largest, that a block is scaled by.
 _FLOOR = 1e-8
@@ -34,6 +35,11 @@ class ScaledProblem:
     def fisher_vector_product(self, vector: th.Tensor) -> th.Tensor:
         """Return S⁻¹FS⁻¹ v, shape (p,)."""
         return self.problem.fisher_vector_product(vector / self.scale).div_(self.scale)
+
+    def fisher_chain(self) -> FisherChain | None:
+        """Return S⁻¹FS⁻¹ as a chain of layers, where F is one."""
+        chain = fisher_chain(self.problem)
+        return None if chain is None else chain._replace(scale=1.0 / self.scale)
 
     def dense_fisher(self) -> th.Tensor:
         """Return S⁻¹FS⁻¹, shape (p, p)."""

@@ -1,0 +1,117 @@
+"""Who runs the linear algebra of the solvers: torch defines the answers, CuPy makes them faster on a GPU."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_npg.linalg.chain import FisherChain
+from sb3_npg.linalg.kronecker import Eigen, rotate, rotate_back, symmetric_eigen
+from sb3_npg.linalg.krylov import ConjugateGradientResult, Operator, conjugate_gradient
+
+#: Values of ``backend``.
+BACKENDS = ("auto", "cupy", "torch")
+
+
+class KroneckerSystem(NamedTuple):
+    """
+    (A ⊗ G + λI) x = v in the eigenbasis of A ⊗ G.
+
+    :param left: of G, shape (g, g)
+    :param right: of A, shape (a, a)
+    :param values: the eigenvalues, shape (g, a); None for the products of those of G and A
+    :param matrix: v, shape (g, a)
+    """
+
+    left: Eigen
+    right: Eigen
+    values: th.Tensor | None
+    matrix: th.Tensor
+
+
+class LinearAlgebra:
+    """The linear algebra of the solvers by torch, on any device; other backends give the same answers to rounding."""
+
+    name = "torch"
+
+    def conjugate_gradient(
+        self,
+        matvec: Operator,
+        b: th.Tensor,
+        max_steps: int,
+        rtol: float = 0.0,
+        preconditioner: Operator | None = None,
+        x0: th.Tensor | None = None,
+        shift: float = 0.0,
+        chain: Callable[[], FisherChain | None] | None = None,
+    ) -> ConjugateGradientResult:
+        """
+        Solve (A + σI) x = b; see :func:`~sb3_npg.linalg.conjugate_gradient`.
+
+        :param chain: makes A as a chain of layers, where it is one; a backend may use it in the place of ``matvec``
+        """
+        return conjugate_gradient(matvec, b, max_steps, rtol, preconditioner, x0, shift)
+
+    def symmetric_eigens(self, matrices: Sequence[th.Tensor]) -> list[Eigen]:
+        """
+        Decompose several matrices; see :func:`~sb3_npg.linalg.symmetric_eigen`.
+
+        :param matrices: symmetric positive semi-definite, of any sizes
+        :return: their eigendecompositions
+        :raises ArithmeticError: if one cannot be decomposed; a backend may leave NaN in its place instead
+        """
+        return [symmetric_eigen(matrix) for matrix in matrices]
+
+    def kronecker_solves(self, systems: Sequence[KroneckerSystem], damping: float) -> list[th.Tensor]:
+        """
+        Solve several damped Kronecker systems.
+
+        :param systems: of any sizes
+        :param damping: λ ≥ 0
+        :return: x for each, of the shape of its ``matrix``
+        """
+        return [_kronecker_solve(system, damping) for system in systems]
+
+
+def _kronecker_solve(system: KroneckerSystem, damping: float) -> th.Tensor:
+    left, right, values, matrix = system
+    values = th.outer(left.values, right.values) if values is None else values
+    return rotate_back(left, rotate(left, matrix, right) / (values + damping), right)
+
+
+TORCH = LinearAlgebra()
+
+
+def make_linalg(backend: str, device: th.device) -> LinearAlgebra:
+    """
+    Choose who runs the linear algebra.
+
+    :param backend: "torch"; "cupy"; "auto", which is CuPy on a CUDA device where it works, with a warning where not
+    :param device: where the policy is
+    :return: the linear algebra
+    :raises ValueError: if CuPy is asked for and cannot be had
+    """
+    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
+        return TORCH
+    if device.type != "cuda":
+        raise ValueError(
+            f"`backend`={backend!r} needs the policy on a CUDA device, but it is on {str(device)!r}. "
+            "Pass device='cuda', or backend='torch'."
+        )
+    from sb3_npg.linalg.cupy import CupyLinearAlgebra  # CuPy is optional, and slow to import
+
+    try:
+        return CupyLinearAlgebra.on(device)
+    except (ImportError, RuntimeError) as error:
+        advice = f"{error}. Install it: {install_command()}"
+        if backend == "cupy":
+            raise ValueError(f"`backend`='cupy' cannot be had: {advice}, or pass backend='torch'.") from error
+        warnings.warn(f"NPG's solves run on torch, not on CuPy: {advice}.", UserWarning, stacklevel=4)
+        return TORCH
+
+
+def install_command() -> str:
+    """Return how to install the CuPy that belongs to this torch."""
+    major = (th.version.cuda or "13").split(".")[0]
+    return f"pip install 'sb3-npg[cupy{major}x]'"

@@ -1,0 +1,102 @@
+"""The backend "cupy": which kernel serves what."""
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import torch as th
+
+from sb3_npg.linalg.backend import LinearAlgebra
+from sb3_npg.linalg.chain import FisherChain
+from sb3_npg.linalg.cupy.chain_cg import ChainSolver
+from sb3_npg.linalg.cupy.device import Device, FusedSolution
+from sb3_npg.linalg.cupy.krylov import Capture, GraphSolver, StepSolver, chain_bytes
+from sb3_npg.linalg.krylov import ConjugateGradientResult, Operator, ritz_condition
+
+#: Largest chain that is copied into a graph; above, kernels are long and their launches no matter.
+LARGEST_GRAPH = 2**26
+
+
+class CupyLinearAlgebra(LinearAlgebra):
+    """
+    The linear algebra of the solvers on a GPU.
+
+    A solve of conjugate gradient waits for the device once, at its end. A multilayer perceptron that fits into shared
+    memory is solved by one kernel; a larger one by a CUDA graph; any other policy by torch's products, with the
+    vectors' part in kernels. What the kernels cannot do, tensors of half precision, is left to torch.
+
+    :param device: the GPU
+    :param capture: records a function as a CUDA graph; None to do without graphs
+    """
+
+    name = "cupy"
+
+    def __init__(self, device: Device, capture: Capture | None = None):
+        self.chains = ChainSolver(device)
+        self.steps = StepSolver(device)
+        self.graphs = None if capture is None else GraphSolver(self.steps, capture)
+
+    @classmethod
+    @cache
+    def on(cls, device: th.device) -> "CupyLinearAlgebra":
+        """
+        Return the one of a CUDA device, made once.
+
+        :param device: torch's name for it
+        :raises ImportError: if CuPy cannot be imported
+        :raises RuntimeError: if CuPy finds no CUDA
+        """
+        from sb3_npg.linalg.cupy.gpu import CupyDevice
+
+        gpu = CupyDevice(device)
+        return cls(gpu, gpu.capture)
+
+    def conjugate_gradient(
+        self,
+        matvec: Operator,
+        b: th.Tensor,
+        max_steps: int,
+        rtol: float = 0.0,
+        preconditioner: Operator | None = None,
+        x0: th.Tensor | None = None,
+        shift: float = 0.0,
+        chain: Callable[[], FisherChain | None] | None = None,
+    ) -> ConjugateGradientResult:
+        """Solve (A + σI) x = b; see :func:`~sb3_npg.linalg.conjugate_gradient`."""
+        if b.dtype not in (th.float32, th.float64):
+            return super().conjugate_gradient(matvec, b, max_steps, rtol, preconditioner, x0, shift)
+        applied = None if x0 is None else matvec(x0)
+        right = b if x0 is None or applied is None else b - applied - shift * x0
+        if preconditioner is not None:
+            solution = self.steps.solve(matvec, right, b, shift, rtol, max_steps, preconditioner)
+        else:
+            solution = self._solve(matvec, right, b, shift, rtol, max_steps, chain() if chain else None)
+        result = _result(solution)
+        if x0 is None or applied is None:
+            return result
+        return result._replace(x=result.x + x0, product=result.product + applied)
+
+    def _solve(
+        self,
+        matvec: Operator,
+        right: th.Tensor,
+        reference: th.Tensor,
+        shift: float,
+        rtol: float,
+        max_steps: int,
+        chain: FisherChain | None,
+    ) -> FusedSolution:
+        if chain is not None and self.chains.fits(chain):
+            return self.chains.solve(chain, right, reference, shift, rtol, max_steps)
+        if chain is not None and self.graphs is not None and chain_bytes(chain) <= LARGEST_GRAPH:
+            return self.graphs.solve(chain, right, reference, shift, rtol, max_steps)
+        return self.steps.solve(matvec, right, reference, shift, rtol, max_steps)
+
+
+def _result(solution: FusedSolution) -> ConjugateGradientResult:
+    """Wait for the device, and read what happened."""
+    steps, taken, squared_residual, squared_right, *coefficients = solution.figures.tolist()
+    coefficients = coefficients[: 2 * int(taken)]
+    residual = math.sqrt(squared_residual / squared_right) if squared_right > 0.0 else 0.0
+    condition = ritz_condition(coefficients[::2], coefficients[1::2])
+    return ConjugateGradientResult(solution.vectors[0], int(steps), residual, condition, solution.vectors[1])

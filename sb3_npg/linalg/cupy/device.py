@@ -1,0 +1,62 @@
+"""What a solver needs of a GPU: its limits, and kernels started on torch's tensors."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch as th
+
+#: A tensor, of which the kernel gets the address; None is a null pointer; scalars come in the kernel's own types.
+Argument = th.Tensor | np.generic | None
+
+
+class Launch(NamedTuple):
+    """
+    How a kernel is started.
+
+    :param n_blocks: blocks of the grid
+    :param n_threads: threads of a block
+    :param shared_bytes: dynamic shared memory of a block
+    :param cooperative: whether blocks wait for each other, so that all must be resident
+    """
+
+    n_blocks: int
+    n_threads: int
+    shared_bytes: int = 0
+    cooperative: bool = False
+
+
+class FusedSolution(NamedTuple):
+    """
+    A solve whose figures are still on the device.
+
+    :param vectors: x and F x as rows, shape (2, p)
+    :param figures: steps, those that succeeded, ‖r‖², ‖b‖², then α and β of each step that succeeded
+    """
+
+    vectors: th.Tensor
+    figures: th.Tensor
+
+
+class Device(Protocol):
+    """A GPU."""
+
+    n_processors: int
+    shared_bytes: int
+
+    def launch(self, source: str, name: str, launch: Launch, arguments: Sequence[Argument]) -> None:
+        """
+        Start a kernel on torch's current stream, and do not wait for it.
+
+        :param source: complete CUDA source; compiled once
+        :param name: of the kernel in it
+        :param launch: grid and memory
+        :param arguments: in the kernel's order
+        """
+        ...
+
+
+def forget_oldest(kept: dict[Any, Any], leave: int) -> None:
+    """Make room in what is kept by its shape: drop the oldest entries but so many."""
+    for key in list(kept)[: max(0, len(kept) - leave)]:
+        del kept[key]

@@ -1,0 +1,98 @@
+"""CuPy: the only file that imports it. Compiles kernels, and starts them on torch's stream and torch's memory."""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from sb3_npg.linalg.cupy.device import Argument, FusedSolution, Launch
+
+_OPTIONS = ("-std=c++17",)
+
+
+class CupyDevice:
+    """
+    A CUDA device through CuPy.
+
+    Kernels get the addresses of torch's tensors, so nothing is copied and nothing is allocated; CuPy's own global
+    state, its allocator and its current stream, is left alone.
+
+    :param device: torch's name for it, with an index or without
+    :raises ImportError: if CuPy cannot be imported
+    :raises RuntimeError: if CuPy finds no CUDA
+    """
+
+    def __init__(self, device: th.device):
+        self._cupy: Any = importlib.import_module("cupy")
+        if not self._cupy.cuda.is_available():
+            raise RuntimeError("CuPy finds no CUDA device")
+        self.device = th.device("cuda", th.cuda.current_device() if device.index is None else device.index)
+        attributes = self._cupy.cuda.Device(self.device.index).attributes
+        self.n_processors: int = attributes["MultiProcessorCount"]
+        self.shared_bytes: int = attributes["MaxSharedMemoryPerBlockOptin"]
+        self._kernels: dict[tuple[str, str, bool], Any] = {}
+        self._streams: dict[int, Any] = {}
+
+    def launch(self, source: str, name: str, launch: Launch, arguments: Sequence[Argument]) -> None:
+        """Start a kernel on torch's current stream."""
+        with self.scope():
+            kernel = self._kernel(source, name, launch.cooperative)
+            if launch.shared_bytes > kernel.max_dynamic_shared_size_bytes:
+                kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
+            values = tuple(_value(argument) for argument in arguments)
+            kernel((launch.n_blocks,), (launch.n_threads,), values, shared_mem=launch.shared_bytes)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Let CuPy work on torch's current stream of this device."""
+        pointer = th.cuda.current_stream(self.device).cuda_stream
+        with self._cupy.cuda.Device(self.device.index), self._stream(pointer):
+            yield
+
+    def capture(self, run: Callable[[], FusedSolution]) -> tuple[th.cuda.CUDAGraph, FusedSolution]:
+        """Record what a function does as a graph, after it has run a few times and all its kernels are compiled."""
+        side = th.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(th.cuda.current_stream(self.device))
+        with th.cuda.device(self.device), th.cuda.stream(side):
+            for _ in range(2):
+                run()
+        th.cuda.current_stream(self.device).wait_stream(side)
+        graph = th.cuda.CUDAGraph()
+        with th.cuda.device(self.device), th.cuda.graph(graph):
+            solution = run()
+        return graph, solution
+
+    def _stream(self, pointer: int) -> Any:
+        if pointer not in self._streams:
+            streams = self._cupy.cuda
+            if hasattr(streams.Stream, "from_external"):
+                self._streams[pointer] = streams.Stream.from_external(_Stream(pointer))
+            else:
+                self._streams[pointer] = streams.ExternalStream(pointer, self.device.index)
+        return self._streams[pointer]
+
+    def _kernel(self, source: str, name: str, cooperative: bool) -> Any:
+        key = (source, name, cooperative)
+        if key not in self._kernels:
+            module = self._cupy.RawModule(code=source, options=_OPTIONS, enable_cooperative_groups=cooperative)
+            self._kernels[key] = module.get_function(name)
+        return self._kernels[key]
+
+
+class _Stream:
+    """A stream of another library, by CUDA's stream protocol."""
+
+    def __init__(self, pointer: int):
+        self._pointer = pointer
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._pointer
+
+
+def _value(argument: Argument) -> Any:
+    if argument is None:
+        return np.uint64(0)
+    return np.uint64(argument.data_ptr()) if isinstance(argument, th.Tensor) else argument

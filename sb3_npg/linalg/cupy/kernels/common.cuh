@@ -1,0 +1,56 @@
+// What all kernels share. `real` is float or double; DYNAMIC_SHARED and RELAX can be given for another machine.
+#ifndef REAL
+#define REAL float
+#endif
+#ifndef DYNAMIC_SHARED
+#define DYNAMIC_SHARED(name)                                   \
+    extern __shared__ __align__(16) unsigned char name##_raw[]; \
+    real* const name = reinterpret_cast<real*>(name##_raw)
+#endif
+#ifndef RELAX
+#define RELAX()
+#endif
+
+typedef REAL real;
+struct __align__(16) real4 {
+    real x, y, z, w;
+};
+
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+__host__ __device__ constexpr int rounded_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
+
+// Rows of so many numbers put consecutive rows of 4-vectors into different banks of shared memory.
+__host__ __device__ constexpr int row_stride(int n) { return 4 * ((n + 3) / 4 + ((n + 3) / 4 + 1) % 2); }
+
+__device__ inline real4 load4(const real* p) { return *reinterpret_cast<const real4*>(p); }
+
+__device__ inline real dot4(real4 a, real4 b, real sum) {
+    return sum + a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
+}
+
+__device__ inline bool is_positive(real value) { return value > real(0) && value < real(INFINITY); }
+
+// Sum over the block, in a fixed order; every thread gets the sum. `scratch` holds a number for each warp.
+__device__ inline real block_sum(real value, real* scratch) {
+    for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(ALL_LANES, value, offset);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+    __syncthreads();
+    real total = 0;
+    for (int warp = 0; warp < int(blockDim.x) / 32; warp++) total += scratch[warp];
+    return total;
+}
+
+// Wait for all blocks of the grid, which must all be resident. The counter only grows and belongs to one grid size.
+__device__ inline void grid_barrier(unsigned long long* counter) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        const unsigned long long ticket = atomicAdd(counter, 1ull);
+        const unsigned long long goal = (ticket / gridDim.x + 1) * gridDim.x;
+        while (*reinterpret_cast<volatile unsigned long long*>(counter) < goal) RELAX();
+        __threadfence();
+    }
+    __syncthreads();
+}

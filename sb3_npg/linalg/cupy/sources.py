@@ -1,0 +1,41 @@
+"""The CUDA sources of the kernels, and the constants that they are compiled with."""
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+
+#: Constants by name, as they stand in the source.
+Defines = Mapping[str, str | int]
+
+
+@cache
+def _text(name: str) -> str:
+    return files("sb3_npg.linalg.cupy").joinpath("kernels", name).read_text(encoding="utf-8")
+
+
+def kernel_source(name: str, defines: Defines) -> str:
+    """
+    Return a kernel's source, complete.
+
+    :param name: of the file, without its ending
+    :param defines: constants that it is compiled for
+    :return: CUDA C++17 of one translation unit
+    """
+    constants = "".join(f"#define {key} {value}\n" for key, value in defines.items())
+    return constants + _text("common.cuh") + _text(f"{name}.cu")
+
+
+def c_list(numbers: "list[int] | tuple[int, ...]") -> str:
+    """Write numbers as the inside of a C array."""
+    return ", ".join(str(number) for number in numbers)
+
+
+def rounded_up(n: int, unit: int) -> int:
+    """Return the smallest multiple of ``unit`` that is not below n."""
+    return -(-n // unit) * unit
+
+
+def row_stride(n: int) -> int:
+    """Return the length that a row of n numbers has in shared memory; the kernels' function of this name."""
+    vectors = -(-n // 4)
+    return 4 * (vectors + (vectors + 1) % 2)

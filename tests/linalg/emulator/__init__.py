@@ -1,0 +1,91 @@
+"""A GPU for tests: kernels compiled by the machine's C++ compiler, and run thread by thread."""
+
+import ctypes
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch as th
+
+from sb3_npg.linalg.cupy.device import Argument, Launch
+
+_HERE = Path(__file__).parent
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+
+
+class EmulatedDevice:
+    """A GPU of few processors. Slow, and exact."""
+
+    def __init__(self, n_processors: int = 3, shared_bytes: int = 227 * 1024):
+        self.n_processors = n_processors
+        self.shared_bytes = shared_bytes
+        self.launches: list[str] = []
+
+    def launch(self, source: str, name: str, launch: Launch, arguments: Sequence[Argument]) -> None:
+        """Run a kernel to its end."""
+        assert launch.shared_bytes <= self.shared_bytes
+        assert not launch.cooperative or launch.n_blocks <= self.n_processors
+        self.launches.append(name)
+        run = getattr(_library(source, name), f"run_{name}")
+        run.restype = None
+        values = [_c_argument(argument) for argument in arguments]
+        run(
+            ctypes.c_uint(launch.n_blocks),
+            ctypes.c_uint(launch.n_threads),
+            ctypes.c_size_t(launch.shared_bytes),
+            *values,
+        )
+
+
+def _c_argument(argument: Argument) -> object:
+    if argument is None:
+        return ctypes.c_void_p(0)
+    if isinstance(argument, th.Tensor):
+        assert argument.is_contiguous()
+        return ctypes.c_void_p(argument.data_ptr())
+    kinds = {np.dtype("int32"): ctypes.c_int, np.dtype("float32"): ctypes.c_float, np.dtype("float64"): ctypes.c_double}
+    return kinds[argument.dtype](argument.item())
+
+
+@cache
+def _library(source: str, name: str) -> ctypes.CDLL:
+    folder = Path(tempfile.mkdtemp(prefix="emulated-"))
+    parameters = _parameters(source, name)
+    names = ", ".join(re.findall(r"(\w+)\s*(?:,|$)", parameters))
+    runner = (
+        f'extern "C" void run_{name}(unsigned n_blocks, unsigned n_threads, size_t n_bytes, {parameters}) {{\n'
+        f"    emulated::launch(n_blocks, n_threads, n_bytes, [=] {{ {name}({names}); }});\n}}\n"
+    )
+    (folder / "kernel.cpp").write_text(f'#include "cuda.h"\n{source}\n{runner}', encoding="utf-8")
+    command = [
+        str(COMPILER),
+        "-std=c++17",
+        "-O1",
+        "-shared",
+        "-fPIC",
+        "-w",
+        f"-I{_HERE}",
+        "kernel.cpp",
+        "-o",
+        "kernel.so",
+    ]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    library = ctypes.CDLL(str(folder / "kernel.so"))
+    shutil.rmtree(folder)
+    return library
+
+
+def _parameters(source: str, name: str) -> str:
+    """Return a kernel's parameter list, with the lists that are constants written out."""
+    found = re.search(rf"__global__[^;{{]*?\b{name}\(([^)]*)\)", source)
+    assert found, f"no kernel {name}"
+    parameters = found[1]
+    for constant, value in re.findall(r"^#define (\w+_PARAMETERS) (.*)$", source, flags=re.MULTILINE):
+        parameters = parameters.replace(constant, value)
+    return " ".join(parameters.split())

@@ -1,0 +1,157 @@
+// A GPU for tests: runs a CUDA kernel on one core of the CPU, thread by thread. Every thread is a coroutine that goes on
+// until it waits for others: at a barrier of its block, for the lanes of its warp, or for other blocks.
+#pragma once
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__
+#define __align__(n) __attribute__((aligned(n)))
+#define __launch_bounds__(...)
+#define __forceinline__ inline
+
+struct dim3 {
+    unsigned x = 1, y = 1, z = 1;
+};
+
+namespace emulated {
+
+struct Barrier {
+    int expected = 0, arrived = 0, generation = 0;
+};
+
+struct Warp {
+    Barrier barrier;
+    double given[32];
+};
+
+struct Block {
+    std::vector<unsigned char> memory;
+    Barrier barrier;
+    std::vector<Warp> warps;
+};
+
+struct Thread {
+    ucontext_t context;
+    std::unique_ptr<unsigned char[]> stack;
+    dim3 thread, block;
+    Block* home;
+    bool done = false;
+};
+
+inline ucontext_t scheduler;
+inline std::vector<std::unique_ptr<Thread>> threads;
+inline Thread* current = nullptr;
+inline std::function<void()> kernel;
+inline dim3 block_size, grid_size;
+
+inline void yield() { swapcontext(&current->context, &scheduler); }
+
+inline void wait(Barrier& barrier) {
+    const int generation = barrier.generation;
+    if (++barrier.arrived == barrier.expected) {
+        barrier.arrived = 0;
+        barrier.generation++;
+    } else {
+        while (barrier.generation == generation) yield();
+    }
+}
+
+inline Warp& warp() { return current->home->warps[current->thread.x / 32]; }
+
+template <class T>
+T exchanged(T value, int source) {
+    Warp& mine = warp();
+    mine.given[current->thread.x % 32] = double(value);
+    wait(mine.barrier);
+    const T result = T(mine.given[source]);
+    wait(mine.barrier);
+    return result;
+}
+
+inline void enter() {
+    kernel();
+    current->done = true;
+    yield();
+}
+
+// Run a kernel of one-dimensional blocks to its end. Shared memory begins with what nobody wrote.
+inline void launch(unsigned n_blocks, unsigned n_threads, size_t n_bytes, std::function<void()> body) {
+    kernel = std::move(body);
+    grid_size.x = n_blocks;
+    block_size.x = n_threads;
+    std::vector<Block> blocks(n_blocks);
+    threads.clear();
+    for (unsigned b = 0; b < n_blocks; b++) {
+        blocks[b].memory.assign(n_bytes + 64, 0xff);
+        blocks[b].barrier.expected = n_threads;
+        blocks[b].warps.resize((n_threads + 31) / 32);
+        for (auto& warp : blocks[b].warps) warp.barrier.expected = 32;
+        for (unsigned t = 0; t < n_threads; t++) {
+            auto thread = std::make_unique<Thread>();
+            thread->stack.reset(new unsigned char[1 << 16]);
+            thread->thread.x = t;
+            thread->block.x = b;
+            thread->thread.y = thread->thread.z = thread->block.y = thread->block.z = 0;
+            thread->home = &blocks[b];
+            getcontext(&thread->context);
+            thread->context.uc_stack.ss_sp = thread->stack.get();
+            thread->context.uc_stack.ss_size = 1 << 16;
+            thread->context.uc_link = &scheduler;
+            makecontext(&thread->context, enter, 0);
+            threads.push_back(std::move(thread));
+        }
+    }
+    for (size_t left = threads.size(); left > 0;)
+        for (auto& thread : threads)
+            if (!thread->done) {
+                current = thread.get();
+                swapcontext(&scheduler, &thread->context);
+                if (thread->done) left--;
+            }
+    threads.clear();
+}
+
+inline void* shared_memory() {
+    const auto address = reinterpret_cast<size_t>(current->home->memory.data());
+    return reinterpret_cast<void*>((address + 31) / 32 * 32);
+}
+
+}  // namespace emulated
+
+#define threadIdx (emulated::current->thread)
+#define blockIdx (emulated::current->block)
+#define blockDim (emulated::block_size)
+#define gridDim (emulated::grid_size)
+#define DYNAMIC_SHARED(name) real* const name = static_cast<real*>(emulated::shared_memory())
+#define RELAX() emulated::yield()
+
+inline void __syncthreads() { emulated::wait(emulated::current->home->barrier); }
+inline void __syncwarp() { emulated::wait(emulated::warp().barrier); }
+inline void __threadfence() {}
+inline unsigned long long atomicAdd(unsigned long long* place, unsigned long long value) {
+    const auto before = *place;
+    *place += value;
+    return before;
+}
+template <class T>
+T __ldcg(const T* place) {
+    return *place;
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+    return emulated::exchanged(value, (threadIdx.x % 32) ^ mask);
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int source) {
+    return emulated::exchanged(value, source);
+}

@@ -1,0 +1,170 @@
+"""Conjugate gradient in kernels, run on an emulated GPU: the same answers as torch's."""
+
+import pytest
+import torch as th
+
+from sb3_npg.linalg import TORCH, conjugate_gradient
+from sb3_npg.linalg.cupy import CupyLinearAlgebra
+from sb3_npg.linalg.cupy.chain_cg import ChainShape, ChainSolver
+from tests.linalg.chains import CHAINS, in_dtype, make_chain
+from tests.linalg.emulator import COMPILER, EmulatedDevice
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+
+
+class RepeatedGraph:
+    """What stands for a CUDA graph: runs again."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def replay(self):
+        self.run()
+
+
+def captured(run):
+    return RepeatedGraph(run), run()
+
+
+def emulated(**kwargs) -> tuple[CupyLinearAlgebra, EmulatedDevice]:
+    device = EmulatedDevice(**kwargs)
+    return CupyLinearAlgebra(device, captured), device
+
+
+def right_side(chain, seed=1):
+    generator = th.Generator().manual_seed(seed)
+    return th.randn(chain.size, generator=generator, dtype=th.float64).to(chain.diagonal.dtype)
+
+
+def assert_same(result, expected, tolerance=1e-9):
+    assert (result.steps, result.x.shape) == (expected.steps, expected.x.shape)
+    for mine, theirs in ((result.x, expected.x), (result.product, expected.product)):
+        assert float((mine - theirs).norm()) <= tolerance * float(theirs.norm())
+    assert result.residual == pytest.approx(expected.residual, rel=1e3 * tolerance, abs=tolerance)
+    assert result.condition == pytest.approx(expected.condition, rel=1e3 * tolerance)
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+def test_one_kernel_solves_as_torch_does(kind):
+    chain = make_chain(n_rows=37, **CHAINS[kind])
+    b = right_side(chain)
+    linalg, device = emulated()
+    result = linalg.conjugate_gradient(chain.product, b, 6, 1e-12, shift=0.1, chain=lambda: chain)
+    assert device.launches == ["chain_cg"]
+    assert_same(result, conjugate_gradient(chain.product, b, 6, 1e-12, shift=0.1))
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_processors"),
+    [(1, 3), (8, 1), (100, 3), (300, 2)],
+    ids=["one row", "one block", "larger tiles", "several tiles a block"],
+)
+def test_any_number_of_rows_on_any_number_of_processors(n_rows, n_processors):
+    chain = make_chain(n_rows=n_rows, **CHAINS["tanh"])
+    b = right_side(chain)
+    linalg, _ = emulated(n_processors=n_processors)
+    result = linalg.conjugate_gradient(chain.product, b, 5, shift=0.1, chain=lambda: chain)
+    assert_same(result, conjugate_gradient(chain.product, b, 5, shift=0.1))
+
+
+def test_a_solve_in_float32_is_near_and_repeats_bit_for_bit():
+    exact = make_chain(n_rows=50, **CHAINS["tanh"])
+    chain, b = in_dtype(exact, th.float32), right_side(exact)
+    solver = ChainSolver(EmulatedDevice())
+    first, second = (solver.solve(chain, b.float(), b.float(), 0.1, 0.0, 8) for _ in range(2))
+    assert th.equal(first.vectors, second.vectors)
+    assert th.equal(first.figures, second.figures)
+    expected = conjugate_gradient(exact.product, b, 8, shift=0.1).x
+    assert float((first.vectors[0] - expected).norm()) <= 1e-4 * float(expected.norm())
+
+
+@pytest.mark.parametrize("way", ["kernel", "graph", "steps", "preconditioned steps"])
+class TestEveryWay:
+    """One kernel, a graph, and single steps stop and fail alike."""
+
+    def solve(self, way, b, chain, **kwargs):
+        linalg, device = emulated(shared_bytes=1000 if way == "graph" else 227 * 1024)
+        result = linalg.conjugate_gradient(
+            chain.product,
+            b,
+            preconditioner=(lambda r: 2.0 * r) if way == "preconditioned steps" else None,
+            chain=(lambda: chain) if way in ("kernel", "graph") else None,
+            **kwargs,
+        )
+        assert ("chain_cg" in device.launches) == (way == "kernel")
+        return result
+
+    def test_stops_at_the_tolerance(self, way):
+        chain = make_chain(n_rows=37, **CHAINS["one layer"])
+        b = right_side(chain)
+        result = self.solve(way, b, chain, max_steps=20, rtol=0.05, shift=0.1)
+        expected = conjugate_gradient(chain.product, b, 20, 0.05, shift=0.1)
+        assert 1 < expected.steps < 20
+        assert_same(result, expected)
+
+    def test_starts_where_it_is_told(self, way):
+        chain = make_chain(n_rows=37, **CHAINS["one layer"])
+        b, x0 = right_side(chain), right_side(chain, seed=2)
+        result = self.solve(way, b, chain, max_steps=4, shift=0.1, x0=x0)
+        assert_same(result, conjugate_gradient(chain.product, b, 4, shift=0.1, x0=x0))
+
+    def test_zero_right_hand_side(self, way):
+        chain = make_chain(n_rows=37, **CHAINS["one layer"])
+        result = self.solve(way, th.zeros(chain.size, dtype=th.float64), chain, max_steps=4, shift=0.1)
+        assert (result.steps, result.residual, result.condition) == (0, 0.0, 1.0)
+        assert not result.x.any()
+
+    def test_no_positive_curvature(self, way):
+        chain = make_chain(n_rows=37, **CHAINS["one layer"])
+        chain = chain._replace(diagonal=-chain.diagonal)
+        result = self.solve(way, right_side(chain), chain, max_steps=4)
+        assert (result.steps, result.residual) == (1, 1.0)
+        assert not result.x.any()
+
+    def test_a_nan_ends_the_solve(self, way):
+        chain = make_chain(n_rows=37, **CHAINS["one layer"])
+        chain.diagonal[3, 2] = th.nan
+        result = self.solve(way, right_side(chain), chain, max_steps=4, shift=0.1)
+        assert result.steps == 1
+        assert not result.x.any()
+
+
+def test_several_blocks_share_a_long_vector():
+    chain = make_chain((90, 100, 6), n_rows=10)
+    b = right_side(chain)
+    assert chain.size > 8192
+    linalg, device = emulated()
+    result = linalg.conjugate_gradient(chain.product, b, 3, shift=0.1)
+    assert set(device.launches) == {"cg_begin", "cg_direction", "cg_step"}
+    assert_same(result, conjugate_gradient(chain.product, b, 3, shift=0.1))
+
+
+def test_a_graph_is_replayed_on_new_tensors_and_captured_anew_for_new_shapes():
+    runs = []
+
+    def counted(run):
+        runs.append(run)
+        return captured(run)
+
+    linalg = CupyLinearAlgebra(EmulatedDevice(shared_bytes=1000), counted)
+    for n_rows, damping, expected_captures in ((20, 0.1, 1), (20, 0.3, 1), (30, 0.3, 2), (20, 0.2, 2)):
+        chain = make_chain(n_rows=n_rows, **CHAINS["tanh"])
+        chain = chain._replace(diagonal=chain.diagonal * (1.0 + damping))
+        b = right_side(chain, seed=n_rows)
+        result = linalg.conjugate_gradient(chain.product, b, 4, shift=damping, chain=lambda chain=chain: chain)
+        assert_same(result, conjugate_gradient(chain.product, b, 4, shift=damping))
+        assert len(runs) == expected_captures
+
+
+def test_half_precision_is_left_to_torch():
+    linalg, device = emulated()
+    matrix = th.eye(3, dtype=th.bfloat16)
+    b = th.ones(3, dtype=th.bfloat16)
+    assert th.equal(linalg.conjugate_gradient(matrix.mv, b, 2).x, TORCH.conjugate_gradient(matrix.mv, b, 2).x)
+    assert device.launches == []
+
+
+def test_what_is_compiled_is_kept_by_shape():
+    first, second = (make_chain(n_rows=n, **CHAINS["tanh"]) for n in (10, 11))
+    assert ChainShape.of(first) == ChainShape.of(second)
+    assert ChainShape.of(first) != ChainShape.of(make_chain(n_rows=10, **CHAINS["frozen"]))
