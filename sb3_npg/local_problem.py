@@ -112,8 +112,8 @@ class LocalProblem:
                     now = self.actor.act(rows)
                 except ValueError:  # torch's distributions refuse NaN
                     return Evaluation(math.nan, math.nan)
-                surrogate += float(self._surrogate_of(now, rows).sum())
-                mean_kl += float(self._kl_of(now, rows).sum())
+                sums = th.stack([self._surrogate_of(now, rows).sum(), self._kl_of(now, rows).sum()]).tolist()
+                surrogate, mean_kl = surrogate + sums[0], mean_kl + sums[1]
         return Evaluation(surrogate / self.n_rows, mean_kl / self.n_rows)
 
     def surrogate_gradient(self) -> th.Tensor:

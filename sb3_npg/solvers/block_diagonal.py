@@ -71,8 +71,9 @@ class BlockDiagonalSolver(FisherSolver):
         if not self._is_updated:
             raise ArithmeticError("the curvature is not known: update() was not called, or failed")
         x = th.empty_like(vector)
-        for block in self._blocks:
-            block.scatter(self._solve_block(block, block.gather(vector), damping), x)
+        rights = [block.gather(vector) for block in self._blocks]
+        for block, solution in zip(self._blocks, self._solve_blocks(rights, damping), strict=True):
+            block.scatter(solution, x)
         return x
 
     def eigenvalues(self) -> dict[str, th.Tensor]:
@@ -86,6 +87,11 @@ class BlockDiagonalSolver(FisherSolver):
     @abstractmethod
     def _update_blocks(self, layers: Layers) -> None:
         """Bring the memory up to the rollout."""
+
+    def _solve_blocks(self, rights: Sequence[th.Tensor], damping: float) -> list[th.Tensor]:
+        """Solve the damped blocks, each for a right-hand side as its ``gather`` gives it."""
+        pairs = zip(self._blocks, rights, strict=True)
+        return [self._solve_block(block, right, damping) for block, right in pairs]
 
     @abstractmethod
     def _solve_block(self, block: Block, right: th.Tensor, damping: float) -> th.Tensor:
@@ -101,10 +107,11 @@ class BlockDiagonalSolver(FisherSolver):
 
     def _extreme_eigenvalues(self) -> tuple[float, float]:
         """Return the smallest and largest eigenvalue of all blocks whose eigenvalues are at hand."""
-        known = [self._eigenvalues_of(block) for block in self._blocks if self._is_decomposed(block)]
+        known = [self._eigenvalues_of(block).flatten() for block in self._blocks if self._is_decomposed(block)]
         if not known:
             return math.nan, math.nan
-        return min(float(values.min()) for values in known), max(float(values.max()) for values in known)
+        smallest, largest = th.stack(th.aminmax(th.cat(known))).tolist()
+        return smallest, largest
 
     def _due(self, interval: int) -> bool:
         return self.memory.count % interval == 0

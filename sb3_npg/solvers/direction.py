@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch as th
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # torch exports it without saying so
 
-from sb3_npg.numerics import NumericalFailure, all_finite, require_finite
+from sb3_npg.numerics import NumericalFailure, require_finite
 from sb3_npg.solvers.base import FisherSolver, Problem
 from sb3_npg.solvers.scaling import ScaledProblem, block_scale
 
@@ -49,9 +49,7 @@ def find_direction(
     :return: the first usable natural gradient
     :raises NumericalFailure: if the gradient is zero or not finite, or no damping helps
     """
-    require_finite("the surrogate's gradient", gradient)
-    if not bool(gradient.any()):
-        raise NumericalFailure("the surrogate's gradient is zero")
+    _require_slope(gradient)
     scale = block_scale(problem.layers) if relative else None
     if scale is not None:
         require_finite("the trace of the Fisher", scale)
@@ -67,10 +65,11 @@ def find_direction(
             product = solution.product
             if product is None:
                 product = system.fisher_vector_product(solution.natural_gradient)
-            slope, curvature = _usable(right, solution.natural_gradient, product)
-            residual = right - product - trial * solution.natural_gradient
-            stats = {**solution.stats, "residual": float(residual.norm() / right.norm())}
-            x = solution.natural_gradient if scale is None else solution.natural_gradient / scale
+            slope, curvature, residual = _usable(right, solution.natural_gradient, product, trial)
+            stats = {**solution.stats, "residual": residual}
+            if scale is None:
+                return Direction(solution.natural_gradient, curvature, slope, trial, stats)
+            x = solution.natural_gradient / scale
             require_finite("the natural gradient", x)
             return Direction(x, curvature, slope, trial, stats)
         except (ArithmeticError, LinAlgError) as error:
@@ -78,12 +77,31 @@ def find_direction(
     raise NumericalFailure(f"no natural gradient up to damping {trial:g}: {failure}")
 
 
-def _usable(gradient: th.Tensor, natural_gradient: th.Tensor, product: th.Tensor) -> tuple[float, float]:
-    """Return gᵀx and xᵀFx, or fail if x is not finite, does not ascend or moves the policy by no KL."""
-    require_finite("the natural gradient", natural_gradient)
-    slope, curvature = float(gradient @ natural_gradient), float(natural_gradient @ product)
+def _require_slope(gradient: th.Tensor) -> None:
+    """Fail if the gradient is zero or not finite."""
+    largest = float(gradient.abs().max())
+    if not math.isfinite(largest):
+        raise NumericalFailure("the surrogate's gradient is not finite")
+    if largest == 0.0:
+        raise NumericalFailure("the surrogate's gradient is zero")
+
+
+def _usable(
+    gradient: th.Tensor, natural_gradient: th.Tensor, product: th.Tensor, damping: float
+) -> tuple[float, float, float]:
+    """
+    Return gᵀx, xᵀFx and the relative residual.
+
+    Fails if x is not finite, does not ascend or moves the policy by no KL. A NaN or an infinity in a vector is one in
+    its inner product too, so one look at the device tells all.
+    """
+    residual = gradient - product - damping * natural_gradient
+    norms = residual.norm(), gradient.norm()
+    slope, curvature, left, whole = th.stack([gradient @ natural_gradient, natural_gradient @ product, *norms]).tolist()
+    if not math.isfinite(slope):
+        raise NumericalFailure("the natural gradient is not finite")
     if not slope > 0.0:
         raise NumericalFailure("the natural gradient does not ascend")
-    if not all_finite(product) or not 0.0 < curvature < math.inf:
+    if not 0.0 < curvature < math.inf:
         raise NumericalFailure(f"xᵀFx = {curvature:g} along the natural gradient is not positive")
-    return slope, curvature
+    return slope, curvature, left / whole if whole > 0.0 else math.nan

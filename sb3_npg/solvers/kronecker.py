@@ -1,5 +1,7 @@
 """K-FAC and EKFAC: each layer's block of the Fisher as a Kronecker product, or in its eigenbasis."""
 
+from collections.abc import Sequence
+
 import torch as th
 
 from sb3_npg.checks import check_choice, check_integer
@@ -16,11 +18,10 @@ from sb3_npg.fisher import (
 )
 from sb3_npg.linalg import (
     Eigen,
+    KroneckerSystem,
     damped_cholesky,
     damped_solve,
     factored_damping,
-    rotate,
-    rotate_back,
     symmetric_eigen,
 )
 from sb3_npg.solvers.base import Layers
@@ -92,25 +93,39 @@ class KFACSolver(BlockDiagonalSolver):
         """Decompose the factors as they are now; large ones are kept for Cholesky, which waits for the damping."""
         tensors = self.memory.tensors
         self._cholesky.clear()
-        for dense in dense_blocks(self._blocks):
-            self.memory.put_eigen(f"{dense.name}.F", symmetric_eigen(tensors[f"{dense.name}.F"]))
+        small = [f"{dense.name}.F" for dense in dense_blocks(self._blocks)]
         for block in layer_blocks(self._blocks):
-            for factor in (f"{block.name}.A", f"{block.name}.G"):
-                if self._is_large(block):
-                    tensors[f"{factor}.decomposed"] = tensors[factor]
-                else:
-                    self.memory.put_eigen(factor, symmetric_eigen(tensors[factor]))
+            factors = [f"{block.name}.A", f"{block.name}.G"]
+            if self._is_large(block):
+                tensors.update({f"{factor}.decomposed": tensors[factor] for factor in factors})
+            else:
+                small += factors
+        for name, eigen in zip(small, self.linalg.symmetric_eigens([tensors[name] for name in small]), strict=True):
+            self.memory.put_eigen(name, eigen)
+
+    def _solve_blocks(self, rights: Sequence[th.Tensor], damping: float) -> list[th.Tensor]:
+        """Solve the blocks whose eigenbasis is known all at once, and then the others."""
+        solutions = dict[str, th.Tensor]()
+        systems = dict[str, KroneckerSystem]()
+        for block, right in zip(self._blocks, rights, strict=True):
+            if isinstance(block, LayerBlock) and not self._is_large(block):
+                systems[block.name] = self._system(block, right)
+            else:
+                solutions[block.name] = self._solve_block(block, right, damping)
+        at_once = self.linalg.kronecker_solves(list(systems.values()), damping)
+        solutions.update(zip(systems, at_once, strict=True))
+        return [solutions[block.name] for block in self._blocks]
 
     def _solve_block(self, block: Block, right: th.Tensor, damping: float) -> th.Tensor:
         if isinstance(block, DenseBlock):
             return damped_solve(self.memory.eigen(f"{block.name}.F"), right, damping)
-        if self._is_large(block):
-            a, g = self._damped_factors(block, damping)
-            half = th.cholesky_solve(right.double(), g)
-            return th.cholesky_solve(half.T, a).T.to(right.dtype)
-        a_eigen, g_eigen = self._eigenbasis(block)
-        rotated = rotate(g_eigen, right, a_eigen) / (self._eigenvalues_of(block) + damping)
-        return rotate_back(g_eigen, rotated, a_eigen)
+        a, g = self._damped_factors(block, damping)
+        half = th.cholesky_solve(right.double(), g)
+        return th.cholesky_solve(half.T, a).T.to(right.dtype)
+
+    def _system(self, block: LayerBlock, right: th.Tensor) -> KroneckerSystem:
+        a, g = self._eigenbasis(block)
+        return KroneckerSystem(g, a, self.memory.tensors.get(f"{block.name}.S"), right)
 
     def _damped_factors(self, block: LayerBlock, damping: float) -> tuple[th.Tensor, th.Tensor]:
         """Return the Cholesky factors of A + λ_A I and G + λ_G I, made once for a damping."""

@@ -1,5 +1,6 @@
 """Chains of layers to try kernels on."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch as th
@@ -37,7 +38,7 @@ def make_chain(
         return th.randn(*shape, generator=generator, dtype=th.float64)
 
     inputs, layers, size = normal(n_rows, widths[0]), [], 0
-    for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (before, after) in enumerate(itertools.pairwise(widths)):
         weight = normal(after, before) / before**0.5
         weight_span = slice(size, size + before * after)
         bias_span = slice(weight_span.stop, weight_span.stop + after)

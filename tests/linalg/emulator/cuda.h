@@ -37,6 +37,7 @@ struct Warp {
 struct Block {
     std::vector<unsigned char> memory;
     Barrier barrier;
+    bool is_any = false;
     std::vector<Warp> warps;
 };
 
@@ -136,8 +137,19 @@ inline void* shared_memory() {
 #define RELAX() emulated::yield()
 
 inline void __syncthreads() { emulated::wait(emulated::current->home->barrier); }
+inline int __syncthreads_or(int predicate) {
+    emulated::Block& block = *emulated::current->home;
+    if (predicate) block.is_any = true;
+    emulated::wait(block.barrier);
+    const bool result = block.is_any;
+    emulated::wait(block.barrier);
+    block.is_any = false;
+    emulated::wait(block.barrier);
+    return result;
+}
 inline void __syncwarp() { emulated::wait(emulated::warp().barrier); }
 inline void __threadfence() {}
+inline float rsqrtf(float value) { return 1.0000002f / std::sqrt(value); }  // no more accurate than a GPU's
 inline unsigned long long atomicAdd(unsigned long long* place, unsigned long long value) {
     const auto before = *place;
     *place += value;

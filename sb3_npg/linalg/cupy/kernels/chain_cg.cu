@@ -161,8 +161,10 @@ __device__ inline void push(const Memory& m) {
                 }
             }
         }
-        for (int i = threadIdx.x; i < TILE * (stride_out - outputs); i += THREADS)
-            out[i / (stride_out - outputs) * stride_out + outputs + i % (stride_out - outputs)] = 0;
+        constexpr int padding = stride_out - outputs;
+        if constexpr (padding > 0)
+            for (int i = threadIdx.x; i < TILE * padding; i += THREADS)
+                out[i / padding * stride_out + outputs + i % padding] = 0;
         __syncthreads();
         push<l + 1>(m);
     }
@@ -282,6 +284,19 @@ __device__ inline void pull(const Memory& m, bool is_first) {
     }
 }
 
+// Number i of the noise's part of a product, whose blocks stand alone.
+template <int BLOCKS, int SIZE>
+__device__ inline real noise_product(const Memory& m, const real* noise, int i) {
+    real sum = 0;
+    if constexpr (BLOCKS > 0) {
+        const int row = i / BLOCKS, block = i % BLOCKS;
+        if (row < SIZE)
+            for (int other = 0; other < SIZE; other++)
+                sum += noise[(block * SIZE + row) * SIZE + other] * m.scaled[NOISE_AT + other * BLOCKS + block];
+    }
+    return sum;
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_cg(
     LAYER_PARAMETERS, const real* metric, const real* noise, const int* place, const real* scale, const real* right,
     const real* reference, const int n_rows, const real damping, const real rtol, const int max_steps, const real tiny,
@@ -355,13 +370,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_cg(
             if (group == 0 && i < end) {
                 for (int other = 1; other < groups; other++) sum += m.reducing[threadIdx.x + other * columns];
                 sum /= real(n_rows);
-                if (NOISE_GROUPS > 0 && i >= NOISE_AT && i < NOISE_AT + NOISE_GROUPS * NOISE_SIZE) {
-                    const int row = (i - NOISE_AT) / NOISE_GROUPS, group_of = (i - NOISE_AT) % NOISE_GROUPS;
-                    sum = 0;
-                    for (int other = 0; other < NOISE_SIZE; other++)
-                        sum += noise[(group_of * NOISE_SIZE + row) * NOISE_SIZE + other]
-                               * m.scaled[NOISE_AT + other * NOISE_GROUPS + group_of];
-                }
+                if (i >= NOISE_AT) sum = noise_product<NOISE_GROUPS, NOISE_SIZE>(m, noise, i - NOISE_AT);
                 const bool there = place[i] >= 0;
                 reduced[i] = !there ? real(0) : SCALED ? sum * scale[place[i]] : sum;
             }

@@ -1,0 +1,149 @@
+"""Tables of the GPU benchmark, from what is stored."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.gpu_cases import GRADIENT, ONE_PRODUCT
+from benchmarks.gpu_catalogue import CASES, ON_DEMAND, RATE
+from benchmarks.gpu_timing import Row
+from benchmarks.report import markdown_table
+
+#: What is stored of one case.
+Stored = Mapping[str, Any]
+
+ABOUT = """\
+Milliseconds are medians by the host's clock, from one synchronisation with the device to the next, and in brackets the
+quartiles; *by events*: the same by the device's own events. Contestants take turns, and get a new problem each time;
+making it, its gradient and the graph that TRPO differentiates are not timed. TRPO's conjugate gradient makes eleven
+products, the first of them of zero. *× first*: the median divided by that of the first line that ran. The floor is
+what the arithmetic alone takes, and *share* the floor divided by the median: for multilayer perceptrons the matrix
+products of ten products with F (40.2 kflop a row and product at 17–64–64–6) at the rate that this device reaches in a
+float32 product of 8192 × 8192 matrices, without TF32; for NatureCNN ten times the convolutions and matrix products of
+one F v, called alone: two forward, one backward to the inputs and one to the weights for each layer, one less forward
+and none to the inputs for the first. *from torch*: relative difference of the solution from torch's on the same
+device. *first*: the first call, which compiles. Solves are in float32 without TF32; `train()` and Pong run with
+torch's defaults, which let convolutions use TF32. In `train()` NPG and TRPO have one δ and one λ and 10 conjugate
+gradient steps, PPO has SB3's defaults, 10 epochs in batches of 64; parameters are set back before each turn. Behind a
+name: the KL of the last update, whether its line search succeeded, and NPG's updates that failed numerically."""
+
+
+def table(name: str, stored: Mapping[str, Stored]) -> str:
+    """
+    Return the table of a case.
+
+    :param name: of the case
+    :param stored: what there is of it, and of the device's rate, by name
+    """
+    rows: list[Row] = stored[name]["rows"]
+    for key, make in (("errors", _errors), ("steps per second", _frames)):
+        if any(key in row for row in rows):
+            return make(rows)
+    counted = CASES[RATE].flop if name == RATE and not stored[name]["quick"] else 0.0
+    return _times(rows, _floor(name, stored), counted)
+
+
+def _times(rows: list[Row], floor: float, counted: float) -> str:
+    first = next((row["seconds"][1] for row in rows if "seconds" in row), 0.0)
+    cells = [_cells(row, first, floor, counted) for row in rows]
+    header = ["contestant", "ms", "by events, ms", "× first", "floor, ms", "share", "from torch", "first, ms"]
+    return markdown_table([*header, *(["TFLOP/s"] if counted else [])], cells)
+
+
+def _cells(row: Row, first: float, floor: float, counted: float) -> list[str]:
+    if "failed" in row:
+        return [row["name"], _failure(row), *["–"] * (7 if counted else 6)]
+    if row["name"] in (GRADIENT, ONE_PRODUCT):
+        floor = 0.0
+    low, middle, high = (1e3 * seconds for seconds in row["seconds"])
+    remark = f" ({row['remark']})" if row.get("remark") else ""
+    cells = [
+        row["name"] + remark,
+        f"{_number(middle)} ({_number(low)}–{_number(high)})",
+        _number(1e3 * row["events"][1]),
+        f"{row['seconds'][1] / first:.2f}",
+        _number(1e3 * floor) if floor else "–",
+        f"{floor / row['seconds'][1]:.0%}" if floor else "–",
+        f"{row['difference']:.0e}" if "difference" in row else "–",
+        _number(1e3 * row["first"]),
+    ]
+    return [*cells, f"{counted / row['seconds'][1] / 1e12:.1f}"] if counted else cells
+
+
+def _floor(name: str, stored: Mapping[str, Stored]) -> float:
+    """Return the seconds that a case cannot do without, or 0 if they are not known."""
+    case = (CASES | ON_DEMAND)[name]
+    if case.floor is not None:
+        row, times = case.floor
+        return next((times * one["seconds"][1] for one in stored[name]["rows"] if _has(one, row)), 0.0)
+    if not case.flop or stored[name]["quick"] or name == RATE or RATE not in stored or stored[RATE]["quick"]:
+        return 0.0
+    seconds = next((one["seconds"][1] for one in stored[RATE]["rows"] if "seconds" in one), 0.0)
+    return case.flop / CASES[RATE].flop * seconds
+
+
+def _has(row: Row, name: str) -> bool:
+    return row["name"] == name and "seconds" in row
+
+
+def _errors(rows: list[Row]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row.get("errors", {})))
+    cells = [
+        [row["name"], _failure(row), *["–"] * (len(names) - 1)]
+        if "failed" in row
+        else [row["name"], *(f"{row['errors'][name]:.0e}" if name in row["errors"] else "–" for name in names)]
+        for row in rows
+    ]
+    return markdown_table(["policy, backend", *names], cells)
+
+
+def _frames(rows: list[Row]) -> str:
+    cells = [
+        [row["name"], _failure(row), "–"]
+        if "failed" in row
+        else [row["name"], f"{row['steps per second']:,.0f}", f"{4 * row['steps per second']:,.0f}"]
+        for row in rows
+    ]
+    return markdown_table(["algorithm", "steps/s", "frames/s"], cells)
+
+
+def _failure(row: Row) -> str:
+    return f"failed: {row['failed']}".replace("|", "\\|")
+
+
+def _number(milliseconds: float) -> str:
+    """Return milliseconds with three figures or more."""
+    digits = 3 if milliseconds < 1.0 else 2 if milliseconds < 10.0 else 1 if milliseconds < 100.0 else 0
+    return f"{milliseconds:.{digits}f}"
+
+
+def sections(files: Mapping[str, Mapping[str, Stored]], command: str) -> list[str]:
+    """
+    Write the document.
+
+    :param files: by device, what is stored of each case
+    :param command: that repeats the writing
+    :return: Markdown
+    """
+    parts = ["# Updates on a GPU", f"Written by `{command}`.", ABOUT]
+    for stored in files.values():
+        first = next(iter(stored.values()))
+        parts += [f"## {first['environment']['device']}", _measured(stored)]
+        for name in [name for name in (*CASES, *ON_DEMAND) if name in stored]:
+            parts += case_sections(name, stored, "###")
+    return parts
+
+
+def case_sections(name: str, stored: Mapping[str, Stored], level: str) -> list[str]:
+    """Return a case's heading, its goal and its table."""
+    case = (CASES | ON_DEMAND)[name]
+    goal = [f"Goal: {case.goal}."] if case.goal else []
+    return [f"{level} {case.title}", *goal, table(name, stored)]
+
+
+def _measured(stored: Mapping[str, Stored]) -> str:
+    """Return how the cases were measured, a line for each way."""
+    lines = []
+    for one in stored.values():
+        environment = "; ".join(f"{key} {value}" for key, value in one["environment"].items())
+        lines.append(f"- `{one['command']}`, {one['date']}: {environment}")
+    return "\n".join(dict.fromkeys(lines))

@@ -1,0 +1,175 @@
+"""On a GPU: the same mathematics in float32 as on the CPU in float64, through CuPy's kernels."""
+
+import copy
+import importlib.util
+
+import pytest
+import torch as th
+
+from sb3_npg import NPG
+from sb3_npg.linalg import TORCH, conjugate_gradient, make_linalg
+from sb3_npg.local_problem import LocalProblem
+from sb3_npg.solvers import make_fisher_solver
+from sb3_npg.solvers.direction import find_direction
+from tests.agents import make_agent, train
+from tests.cases import DISTRIBUTIONS, make_problem
+from tests.linalg.chains import CHAINS, in_dtype, make_chain
+
+HAS_GPU = th.cuda.is_available() and importlib.util.find_spec("cupy") is not None
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA device and CuPy"),
+    pytest.mark.filterwarnings("ignore:NPG runs on"),
+]
+
+CUDA = th.device("cuda")
+#: Relative errors of a solve, by precision; those of float32 are of systems that are not well conditioned.
+TOLERANCES = {th.float32: 2e-3, th.float64: 1e-8}
+
+
+@pytest.fixture(scope="module")
+def linalg():
+    return make_linalg("cupy", CUDA)
+
+
+def distance(mine, exact) -> float:
+    return float((mine.double().cpu() - exact).norm() / exact.norm())
+
+
+def on_gpu(problem: LocalProblem, dtype: th.dtype) -> LocalProblem:
+    """Freeze the same update on the GPU."""
+    policy = copy.deepcopy(problem.policy).to(CUDA, dtype)
+
+    def moved(tensors):
+        if isinstance(tensors, dict):
+            return {key: tensor.to(CUDA) for key, tensor in tensors.items()}
+        return tensors.to(CUDA)
+
+    actions = problem.actions.to(CUDA)
+    actions = actions.to(dtype) if actions.is_floating_point() else actions
+    return LocalProblem(policy, moved(problem.observations), actions, problem.advantages.to(CUDA, dtype))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("n_rows", [1, 37, 2048, 9001])
+@pytest.mark.parametrize("kind", CHAINS)
+def test_one_kernel_solves_as_the_cpu_does(kind, n_rows, dtype, linalg):
+    exact = make_chain(n_rows=n_rows, **CHAINS[kind])
+    chain = in_dtype(exact, dtype, "cuda")
+    b = th.randn(exact.size, dtype=th.float64)
+    result = linalg.conjugate_gradient(chain.product, b.to(CUDA, dtype), 6, shift=0.5, chain=lambda: chain)
+    expected = conjugate_gradient(exact.product, b, 6, shift=0.5)
+    assert result.steps == expected.steps
+    assert distance(result.x, expected.x) < TOLERANCES[dtype]
+    assert distance(result.product, expected.product) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_graph_kernel_and_steps_agree_and_repeat(dtype, linalg):
+    exact = make_chain(n_rows=300, **CHAINS["tanh"])
+    chain = in_dtype(exact, dtype, "cuda")
+    b = th.randn(exact.size, dtype=dtype, device=CUDA)
+    expected = conjugate_gradient(exact.product, b.double().cpu(), 6, shift=0.5).x
+    eager = linalg.steps.solve(chain.product, b, b, 0.5, 0.0, 6).vectors
+    for _ in range(2):
+        assert th.equal(linalg.graphs.solve(chain, b, b, 0.5, 0.0, 6).vectors, eager)
+    first, second = (linalg.chains.solve(chain, b, b, 0.5, 0.0, 6).vectors for _ in range(2))
+    assert th.equal(first, second)
+    for found in (eager[0], first[0]):
+        assert distance(found, expected) < TOLERANCES[dtype]
+
+
+def test_a_solve_does_not_wait_for_the_device(linalg):
+    chain = in_dtype(make_chain(n_rows=300, **CHAINS["tanh"]), th.float32, "cuda")
+    b = th.randn(chain.size, device=CUDA)
+    ways = (
+        lambda: linalg.chains.solve(chain, b, b, 0.5, 0.0, 6),
+        lambda: linalg.graphs.solve(chain, b, b, 0.5, 0.0, 6),
+        lambda: linalg.steps.solve(chain.product, b, b, 0.5, 0.0, 6),
+    )
+    for way in ways:
+        way()  # compiles
+    th.cuda.set_sync_debug_mode("error")
+    try:
+        found = [way().vectors[0] for way in ways]
+    finally:
+        th.cuda.set_sync_debug_mode("default")
+    assert all(bool(x.isfinite().all()) for x in found)
+
+
+def test_works_on_torchs_stream_and_leaves_cupys_state_alone(linalg):
+    cupy = pytest.importorskip("cupy")
+    chain = in_dtype(make_chain(n_rows=300, **CHAINS["tanh"]), th.float32, "cuda")
+    b = th.randn(chain.size, device=CUDA)
+    expected = linalg.chains.solve(chain, b, b, 0.5, 0.0, 6).vectors
+    before = cupy.cuda.get_current_stream(), cupy.cuda.get_allocator()
+    stream = th.cuda.Stream()
+    th.cuda.synchronize()
+    with th.cuda.stream(stream):
+        moved = b + 0.0
+        found = linalg.chains.solve(chain, moved, moved, 0.5, 0.0, 6).vectors
+    stream.synchronize()
+    assert th.equal(found, expected)
+    assert (cupy.cuda.get_current_stream(), cupy.cuda.get_allocator()) == before
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("solver", ["cg", "kfac", "ekfac", "diagonal", "exact"])
+@pytest.mark.parametrize("policy", ["Mlp", "Mlp, ReLU, discrete observation", "Cnn", "MultiInput"])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_natural_gradients_are_those_of_the_cpu(distribution, policy, solver, linalg):
+    exact = make_problem(distribution, policy, 40)
+    expected = find_direction(make_fisher_solver(solver), exact, exact.surrogate_gradient(), 0.1)
+    problem = on_gpu(exact, th.float64)
+    mine = make_fisher_solver(solver).to(CUDA)
+    mine.use(linalg)
+    found = find_direction(mine, problem, problem.surrogate_gradient(), 0.1)
+    # CG amplifies rounding from step to step once its residual is small.
+    assert distance(found.natural_gradient, expected.natural_gradient) < 1e-6
+    assert found.curvature == pytest.approx(expected.curvature, rel=1e-5)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("options", [{"preconditioner": "kfac"}, {"warm_start": True}, {"momentum": 0.5}], ids=str)
+@pytest.mark.parametrize("relative", [False, True])
+def test_conjugate_gradient_with_all_its_options(relative, options, linalg):
+    exact = make_problem("Gaussian", "Mlp", 40)
+    problem = on_gpu(exact, th.float64)
+    reference, mine = make_fisher_solver("cg", options), make_fisher_solver("cg", options).to(CUDA)
+    mine.use(linalg)
+    for _ in range(2):
+        expected = find_direction(reference, exact, exact.surrogate_gradient(), 0.1, relative)
+        found = find_direction(mine, problem, problem.surrogate_gradient(), 0.1, relative)
+        assert distance(found.natural_gradient, expected.natural_gradient) < 1e-6
+
+
+@pytest.mark.parametrize("solver", ["cg", "kfac", "ekfac"])
+def test_training_with_cupy_is_training_with_torch(solver):
+    agents = [make_agent(fisher_solver=solver, device="cuda", backend=backend) for backend in ("cupy", "torch")]
+    assert [agent.fisher.linalg.name for agent in agents] == ["cupy", "torch"]
+    for agent in agents:
+        train(agent, 1)
+    for mine, theirs in zip(*(agent.policy.parameters() for agent in agents), strict=True):
+        th.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_parameters_that_were_replaced_are_no_concern(tmp_path):
+    agent = make_agent(device="cuda", backend="cupy")
+    train(agent, 1)
+    agent.save(tmp_path / "agent")
+    for reloaded in (NPG.load(tmp_path / "agent", env=agent.get_env(), device="cuda"), agent):
+        reloaded.set_parameters(agent.get_parameters(), device="cuda")
+        train(reloaded, 1)
+        assert all(bool(tensor.isfinite().all()) for tensor in reloaded.policy.parameters())
+
+
+def test_an_agent_of_the_gpu_loads_on_the_cpu(tmp_path):
+    agent = make_agent(device="cuda", backend="auto", fisher_solver="kfac", fisher_solver_kwargs={"decay": 0.5})
+    assert agent.fisher.linalg.name == "cupy"
+    train(agent, 1)
+    agent.save(tmp_path / "agent")
+    loaded = NPG.load(tmp_path / "agent", env=agent.get_env(), device="cpu")
+    assert loaded.fisher.linalg is TORCH
+    for mine, saved in zip(loaded.policy.parameters(), agent.policy.parameters(), strict=True):
+        assert th.equal(mine, saved.cpu())
+    train(loaded, 1)
