@@ -1,18 +1,22 @@
 """The backend "cupy": which kernel serves what."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch as th
 
-from sb3_npg.linalg.backend import LinearAlgebra
+from sb3_npg.linalg.backend import KroneckerSystem, LinearAlgebra
 from sb3_npg.linalg.chain import FisherChain
 from sb3_npg.linalg.cupy.chain_cg import ChainSolver
 from sb3_npg.linalg.cupy.device import Device, FusedSolution
+from sb3_npg.linalg.cupy.eigen import EigenSolver
+from sb3_npg.linalg.cupy.kron import KroneckerSolver
 from sb3_npg.linalg.cupy.krylov import Capture, GraphSolver, StepSolver, chain_bytes
+from sb3_npg.linalg.kronecker import Eigen, symmetric_eigen
 from sb3_npg.linalg.krylov import ConjugateGradientResult, Operator, ritz_condition
 
+_DTYPES = (th.float32, th.float64)
 #: Largest chain that is copied into a graph; above, kernels are long and their launches no matter.
 LARGEST_GRAPH = 2**26
 
@@ -34,6 +38,8 @@ class CupyLinearAlgebra(LinearAlgebra):
     def __init__(self, device: Device, capture: Capture | None = None):
         self.chains = ChainSolver(device)
         self.steps = StepSolver(device)
+        self.eigens = EigenSolver(device)
+        self.kroneckers = KroneckerSolver(device)
         self.graphs = None if capture is None else GraphSolver(self.steps, capture)
 
     @classmethod
@@ -63,7 +69,7 @@ class CupyLinearAlgebra(LinearAlgebra):
         chain: Callable[[], FisherChain | None] | None = None,
     ) -> ConjugateGradientResult:
         """Solve (A + σI) x = b; see :func:`~sb3_npg.linalg.conjugate_gradient`."""
-        if b.dtype not in (th.float32, th.float64):
+        if b.dtype not in _DTYPES:
             return super().conjugate_gradient(matvec, b, max_steps, rtol, preconditioner, x0, shift)
         applied = None if x0 is None else matvec(x0)
         right = b if x0 is None or applied is None else b - applied - shift * x0
@@ -91,6 +97,37 @@ class CupyLinearAlgebra(LinearAlgebra):
         if chain is not None and self.graphs is not None and chain_bytes(chain) <= LARGEST_GRAPH:
             return self.graphs.solve(chain, right, reference, shift, rtol, max_steps)
         return self.steps.solve(matvec, right, reference, shift, rtol, max_steps)
+
+    def symmetric_eigens(self, matrices: Sequence[th.Tensor]) -> list[Eigen]:
+        """
+        Decompose several matrices, the small ones in one kernel; see :func:`~sb3_npg.linalg.symmetric_eigen`.
+
+        Small matrices that are not finite have NaN for a result, which is found where the solution is looked at.
+        """
+        small = {
+            i: matrix.reshape(-1, *matrix.shape[-2:]).unbind()
+            for i, matrix in enumerate(matrices)
+            if matrix.dtype in _DTYPES and self.eigens.fits(matrix.shape[-1])
+        }
+        found = iter(self.eigens.solve([one for batch in small.values() for one in batch]))
+        results = {i: _stacked([next(found) for _ in batch], matrices[i].shape) for i, batch in small.items()}
+        return [results[i] if i in results else symmetric_eigen(matrix) for i, matrix in enumerate(matrices)]
+
+    def kronecker_solves(self, systems: Sequence[KroneckerSystem], damping: float) -> list[th.Tensor]:
+        """Solve several damped Kronecker systems, in one kernel if they are small."""
+        dtypes = {system.matrix.dtype for system in systems}
+        sizes = [(system.matrix.shape[0], system.matrix.shape[1]) for system in systems]
+        if len(dtypes) != 1 or not dtypes <= set(_DTYPES) or not self.kroneckers.fits(sizes, *dtypes):
+            return super().kronecker_solves(systems, damping)
+        return self.kroneckers.solve(systems, damping)
+
+
+def _stacked(eigens: list[Eigen], shape: th.Size) -> Eigen:
+    """Return the decompositions of a batch, shape (…, n, n)."""
+    if len(shape) == 2:
+        return eigens[0]
+    values, vectors = (th.stack(parts) for parts in zip(*eigens, strict=True))
+    return Eigen(values.view(shape[:-1]), vectors.view(shape))
 
 
 def _result(solution: FusedSolution) -> ConjugateGradientResult:

@@ -11,6 +11,10 @@
 #define RELAX()
 #endif
 
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7f800000)
+#endif
+
 typedef REAL real;
 struct __align__(16) real4 {
     real x, y, z, w;

@@ -1,0 +1,98 @@
+"""Damped solves with Kronecker products, for several layers in one kernel."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch as th
+
+from sb3_npg.linalg.backend import KroneckerSystem
+from sb3_npg.linalg.cupy.device import Argument, Device, Launch
+from sb3_npg.linalg.cupy.eigen import by_block
+from sb3_npg.linalg.cupy.sources import kernel_source, rounded_up, row_stride
+
+_MAX_THREADS = 512
+
+
+class KroneckerSolver:
+    """
+    Solves with layers' blocks, a thread block for each, whose matrices fit into its shared memory.
+
+    :param device: the GPU
+    """
+
+    def __init__(self, device: Device):
+        self.device = device
+        self._launches: dict[tuple[tuple[tuple[int, int], ...], th.dtype], tuple[str, Launch]] = {}
+
+    def fits(self, sizes: Sequence[tuple[int, int]], dtype: th.dtype = th.float32) -> bool:
+        """
+        Tell whether layers can be solved for.
+
+        :param sizes: (g, a) of each
+        :param dtype: of all tensors
+        """
+        return all(_shared_numbers(g, a) * dtype.itemsize <= self.device.shared_bytes for g, a in sizes)
+
+    def solve(self, systems: Sequence[KroneckerSystem], damping: float) -> list[th.Tensor]:
+        """
+        Return X = Q_G [(Q_Gᵀ V Q_A) / (D + λ)] Q_Aᵀ of each system, without waiting for the device.
+
+        :param systems: layers that fit, with tensors of one dtype
+        :param damping: λ
+        :return: X of each, shape (g, a); not finite where D + λ is zero
+        """
+        if not systems:
+            return []
+        sizes = tuple((system.matrix.shape[0], system.matrix.shape[1]) for system in systems)
+        dtype = systems[0].matrix.dtype
+        if not self.fits(sizes, dtype):
+            raise ValueError("a layer does not fit into shared memory")
+        kept = [_tensors(system) for system in systems]  # copies live until the kernel is queued
+        if any(tensor is not None and tensor.dtype != dtype for tensors in kept for tensor in tensors):
+            raise ValueError("the layers' tensors differ in dtype")
+        results = [th.empty_like(system.matrix, memory_format=th.contiguous_format) for system in systems]
+        arguments: list[Argument] = []
+        for tensors, result in zip(kept, results, strict=True):
+            arguments += [*tensors, result]
+        arguments.append(np.float32(damping) if dtype == th.float32 else np.float64(damping))
+        source, launch = self._launch(sizes, dtype)
+        self.device.launch(source, "kron_solve", launch, arguments)
+        return results
+
+    def _launch(self, sizes: tuple[tuple[int, int], ...], dtype: th.dtype) -> tuple[str, Launch]:
+        if (sizes, dtype) not in self._launches:
+            if len(self._launches) >= 8:
+                self._launches.pop(next(iter(self._launches)))
+            n_tiles = max(-(-g // 4) * -(-a // 4) for g, a in sizes)
+            n_threads = min(rounded_up(n_tiles, 32), _MAX_THREADS)
+            n_bytes = max(_shared_numbers(g, a) for g, a in sizes) * dtype.itemsize
+            self._launches[sizes, dtype] = _source(sizes, dtype, n_threads), Launch(len(sizes), n_threads, n_bytes)
+        return self._launches[sizes, dtype]
+
+
+def _tensors(system: KroneckerSystem) -> list[th.Tensor | None]:
+    """Return a system's tensors in the kernel's order, row by row in memory."""
+    left, right, values, matrix = system
+    tensors = (left.vectors, right.vectors, left.values, right.values, values, matrix)
+    return [tensor if tensor is None else tensor.detach().contiguous() for tensor in tensors]
+
+
+def _shared_numbers(g: int, a: int) -> int:
+    """Return how many numbers a block keeps in shared memory."""
+    rows_g, rows_a = rounded_up(g, 4), rounded_up(a, 4)
+    return rows_g * row_stride(g) + rows_a * row_stride(a) + 2 * rows_g * row_stride(a)
+
+
+def _source(sizes: tuple[tuple[int, int], ...], dtype: th.dtype, n_threads: int) -> str:
+    pointers = "const real* p{0}, const real* q{0}, const real* w{0}, const real* v{0}, const real* d{0}"
+    pointers += ", const real* m{0}, real* x{0}"
+    system = "System{{p{0}, q{0}, w{0}, v{0}, d{0}, m{0}, x{0}, {1}, {2}}}"
+    return kernel_source(
+        "kron_solve",
+        {
+            "REAL": "float" if dtype == th.float32 else "double",
+            "THREADS": n_threads,
+            "SYSTEM_PARAMETERS": ", ".join(pointers.format(i) for i in range(len(sizes))),
+            "SYSTEM": by_block([system.format(i, g, a) for i, (g, a) in enumerate(sizes)]),
+        },
+    )
