@@ -25,6 +25,10 @@ class NoiseJacobian(Protocol):
         """Return it in full, shape (n, m, b, r): column j of the parameter moves r log standard deviations."""
         ...
 
+    def fisher(self) -> th.Tensor:
+        """Return the Fisher of the parameter, mean over rows, shape (b, m, m)."""
+        ...
+
 
 class GaussianJacobian:
     """
@@ -62,7 +66,7 @@ class GaussianJacobian:
         chain = self.mean.weighted_chain(weights.chunk(2, dim=1)[0].contiguous())
         if self._span is None:
             return chain
-        return chain._replace(noise=noise_fisher([self.noise.columns()]) / chain.n_rows, noise_span=self._span)
+        return chain._replace(noise=self.noise.fisher(), noise_span=self._span)
 
 
 def noise_fisher(jacobians: Sequence[th.Tensor]) -> th.Tensor:

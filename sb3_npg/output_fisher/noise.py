@@ -112,6 +112,10 @@ class FreeNoiseJacobian(NamedTuple):
         """Return ones of shape (n, 1, k, 1)."""
         return self.ones.view(-1, 1, 1, 1).expand(-1, 1, self.action_dim, 1)
 
+    def fisher(self) -> th.Tensor:
+        """Return 2 for each action, shape (k, 1, 1)."""
+        return self.ones.new_full((self.action_dim, 1, 1), 2.0)
+
 
 class StateDependentNoiseJacobian(NamedTuple):
     """
@@ -142,6 +146,11 @@ class StateDependentNoiseJacobian(NamedTuple):
         """Return it in full, shape (n, d, k, 1), or (n, d, 1, k) where all actions share a column."""
         full = self.squares.unsqueeze(2) * self.slope / self.variance.unsqueeze(1)
         return full.unsqueeze(3) if self.full_std else full.unsqueeze(2)
+
+    def fisher(self) -> th.Tensor:
+        """Return (2/n) Σ_n Σ_r J_r J_rᵀ, shape (k, d, d), or (1, d, d) where all actions share a column."""
+        flat = self.columns().permute(2, 1, 0, 3).flatten(2)  # (b, m, n·r)
+        return 2.0 * flat @ flat.mT / len(self.squares)
 
 
 def make_noise(distribution: Distribution, parameter: object) -> ExplorationNoise | None:

@@ -1,6 +1,6 @@
 """Conjugate gradient on the Fisher of a small multilayer perceptron, from beginning to end in one kernel."""
 
-from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -8,12 +8,11 @@ import torch as th
 
 from sb3_npg.linalg.chain import ChainLayer, FisherChain
 from sb3_npg.linalg.cupy.device import Argument, Device, FusedSolution, Launch, forget_oldest
-from sb3_npg.linalg.cupy.sources import c_list, kernel_source, rounded_up, row_stride
+from sb3_npg.linalg.cupy.sources import c_list, kernel_source, rounded_up
 
-#: Rows that a block may work on at a time, the first that leaves no block more than one tile.
-TILES = (8, 16, 32, 64)
-#: Threads of a block, by the rows of its tile.
-THREADS = {8: 256, 16: 256, 32: 256, 64: 256}
+#: Rows that a block may work on at a time.
+TILES = (16, 32, 64)
+THREADS = 512
 _NO_SLOPE, _GIVEN_SLOPE, _TANH_SLOPE = range(3)
 
 
@@ -54,7 +53,7 @@ class ChainShape(NamedTuple):
 
     def strides(self) -> list[int]:
         """Return the padded widths of each layer's inputs, and of the outputs."""
-        return [row_stride(width) for width in (*self.inputs, self.outputs[-1])]
+        return [rounded_up(width, 8) + 4 for width in (*self.inputs, self.outputs[-1])]
 
     def layer_offsets(self) -> list[int]:
         """Return where each layer begins in a padded vector, and where the noise does."""
@@ -67,20 +66,9 @@ class ChainShape(NamedTuple):
         """Return the length of a padded vector."""
         return rounded_up(self.layer_offsets()[-1] + self.noise[0] * self.noise[1], 4)
 
-    def shared_numbers(self, tile: int) -> int:
-        """Return how many numbers a block keeps in shared memory."""
-        strides, threads = self.strides(), THREADS[tile]
-        weights = sum(
-            rounded_up(width, 4) * stride for width, stride in zip(self.outputs[1:], strides[1:-1], strict=True)
-        )
-        slopes = sum(stride for kind, stride in zip(self.slopes, strides[1:], strict=True) if kind == _GIVEN_SLOPE)
-        rows = sum(strides[:-1]) + slopes + 2 * max(strides[1:]) + strides[-1]
-        scratch = max(4, rounded_up(threads // 32, 4)) + rounded_up(threads, 4)
-        return (3 + self.scaled) * self.padded() + weights + tile * rows + scratch
-
     def shared_bytes(self, tile: int) -> int:
         """Return the shared memory of a block."""
-        return self.shared_numbers(tile) * self.dtype.itemsize
+        return shared_numbers(self, tile) * self.dtype.itemsize
 
     def source(self, tile: int) -> str:
         """Return the kernel for tiles of so many rows."""
@@ -88,9 +76,11 @@ class ChainShape(NamedTuple):
         parameters = ", ".join(f"const real* a{i}, const real* s{i}, const real* w{i}" for i in layers)
         return kernel_source(
             "chain_cg",
-            {
+            includes=("tensor_cores",),
+            defines={
                 "REAL": "float" if self.dtype == th.float32 else "double",
-                "THREADS": THREADS[tile],
+                "THREADS": THREADS,
+                "TERMS": 3,
                 "TILE": tile,
                 "LAYERS": len(self.inputs),
                 "INPUTS": c_list(self.inputs),
@@ -103,7 +93,7 @@ class ChainShape(NamedTuple):
                 "LAYER_PARAMETERS": parameters,
                 "LAYER_POINTERS": ", ".join(f"{{a{i}, s{i}, w{i}}}" for i in layers),
                 "EXPECTED_PADDED": self.padded(),
-                "EXPECTED_SHARED": self.shared_numbers(tile),
+                "EXPECTED_SHARED": shared_numbers(self, tile),
             },
         )
 
@@ -125,11 +115,24 @@ class ChainShape(NamedTuple):
         return list(places)
 
 
+@cache
+def shared_numbers(shape: ChainShape, tile: int) -> int:
+    """Return how many numbers a block keeps in shared memory, for tiles of so many rows."""
+    strides, warps = shape.strides(), THREADS // 32
+    weights = sum(rounded_up(width, 8) * stride for width, stride in zip(shape.outputs[1:], strides[1:-1], strict=True))
+    slopes = sum(stride for kind, stride in zip(shape.slopes, strides[1:], strict=True) if kind == _GIVEN_SLOPE)
+    widest = max(strides[1:])
+    rows = sum(strides[:-1]) + slopes + 2 * widest + strides[-1]
+    parts = max(4 * THREADS, 128 * warps, tile * widest) + 16 * widest
+    return (3 + shape.scaled) * shape.padded() + weights + tile * rows + parts + 32
+
+
 class _Workspace(NamedTuple):
     """What a solve needs besides its problem, kept from one to the next."""
 
     source: str
     launch: Launch
+    slopes: tuple[int, ...]
     places: th.Tensor
     partial: th.Tensor
     reduced: th.Tensor
@@ -178,15 +181,11 @@ class ChainSolver:
         scalar = np.float32 if right.dtype == th.float32 else np.float64
         vectors = right.new_zeros(2, len(right))
         figures = right.new_empty(4 + 2 * max_steps)
-        kept: list[th.Tensor] = []  # copies live until the kernel is queued
-        arguments: list[Argument] = []
-        for layer in chain.layers:
-            given = _slope_kind(layer, layer is chain.layers[-1]) == _GIVEN_SLOPE
-            tensors = (layer.inputs, layer.slope if given else None, layer.weight)
-            arguments.extend(_contiguous(tensors, kept))
-        arguments.extend(_contiguous((chain.diagonal, chain.noise), kept))
-        arguments.append(workspace.places)
-        arguments.extend(_contiguous((chain.scale, right, reference), kept))
+        tensors: list[th.Tensor | None] = []
+        for layer, kind in zip(chain.layers, workspace.slopes, strict=True):
+            tensors += (layer.inputs, layer.slope if kind == _GIVEN_SLOPE else None, layer.weight)
+        tensors += (chain.diagonal, chain.noise, workspace.places, chain.scale, right, reference)
+        arguments: list[Argument] = [tensor if tensor is None else tensor.contiguous() for tensor in tensors]
         arguments += [np.int32(chain.n_rows), scalar(damping), scalar(rtol), np.int32(max_steps)]
         arguments += [scalar(th.finfo(right.dtype).tiny), vectors[0], vectors[1], figures]
         arguments += [workspace.partial, workspace.reduced, workspace.barrier]
@@ -195,34 +194,30 @@ class ChainSolver:
 
     def _workspace(self, chain: FisherChain) -> _Workspace:
         shape = ChainShape.of(chain)
+        key = (shape, chain.n_rows, chain.spans(), chain.diagonal.device)
+        if key not in self._workspaces:
+            forget_oldest(self._workspaces, leave=7)
+            self._workspaces[key] = self._new_workspace(chain, shape)
+        return self._workspaces[key]
+
+    def _new_workspace(self, chain: FisherChain, shape: ChainShape) -> _Workspace:
         tile = self.tile_of(shape, chain.n_rows)
         if tile is None:
             raise ValueError("the network does not fit into shared memory")
         n_blocks = min(-(-chain.n_rows // tile), self.device.n_processors)
-        spans = tuple((str(layer.weight_span), str(layer.bias_span)) for layer in chain.layers)
-        key = (shape, tile, n_blocks, spans, str(chain.noise_span), chain.diagonal.device)
-        if key not in self._workspaces:
-            forget_oldest(self._workspaces, leave=7)
-            new = chain.diagonal.new_empty
-            self._workspaces[key] = _Workspace(
-                shape.source(tile),
-                Launch(n_blocks, THREADS[tile], shape.shared_bytes(tile), cooperative=True),
-                th.tensor(shape.places(chain), dtype=th.int32, device=chain.diagonal.device),
-                new((n_blocks, shape.padded())),
-                new(shape.padded()),
-                th.zeros(1, dtype=th.int64, device=chain.diagonal.device),
-            )
-        return self._workspaces[key]
+        new, device = chain.diagonal.new_empty, chain.diagonal.device
+        return _Workspace(
+            shape.source(tile),
+            Launch(n_blocks, THREADS, shape.shared_bytes(tile), cooperative=True),
+            shape.slopes,
+            th.tensor(shape.places(chain), dtype=th.int32, device=device),
+            new((n_blocks, shape.padded())),
+            new(shape.padded()),
+            th.zeros(1, dtype=th.int64, device=device),
+        )
 
 
 def _slope_kind(layer: ChainLayer, is_last: bool) -> int:
     if layer.slope is None:
         return _NO_SLOPE
     return _TANH_SLOPE if layer.is_tanh and not is_last else _GIVEN_SLOPE
-
-
-def _contiguous(tensors: Sequence[th.Tensor | None], kept: list[th.Tensor]) -> list[th.Tensor | None]:
-    """Return tensors row by row in memory, and keep hold of copies."""
-    rows = [tensor if tensor is None else tensor.detach().contiguous() for tensor in tensors]
-    kept.extend(tensor for tensor in rows if tensor is not None)
-    return rows

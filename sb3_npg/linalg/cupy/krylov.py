@@ -163,8 +163,7 @@ class GraphSolver:
         return FusedSolution(solution.vectors.clone(), solution.figures.clone())
 
     def _for(self, chain: FisherChain, right: th.Tensor, max_steps: int) -> _Captured:
-        spans = tuple((str(layer.weight_span), str(layer.bias_span)) for layer in chain.layers)
-        key = (ChainShape.of(chain), spans, str(chain.noise_span), chain.n_rows, max_steps, right.device)
+        key = (ChainShape.of(chain), chain.spans(), chain.n_rows, max_steps, right.device)
         if key not in self._captured:
             forget_oldest(self._captured, leave=3)
             own = _copied(chain)

@@ -13,16 +13,18 @@ def _text(name: str) -> str:
     return files("sb3_npg.linalg.cupy").joinpath("kernels", name).read_text(encoding="utf-8")
 
 
-def kernel_source(name: str, defines: Defines) -> str:
+def kernel_source(name: str, defines: Defines, includes: tuple[str, ...] = ()) -> str:
     """
     Return a kernel's source, complete.
 
     :param name: of the file, without its ending
     :param defines: constants that it is compiled for
+    :param includes: files that it needs besides what all need, without their ending
     :return: CUDA C++17 of one translation unit
     """
     constants = "".join(f"#define {key} {value}\n" for key, value in defines.items())
-    return constants + _text("common.cuh") + _text(f"{name}.cu")
+    files_needed = ("common.cuh", *(f"{file}.cuh" for file in includes), f"{name}.cu")
+    return constants + "".join(map(_text, files_needed))
 
 
 def c_list(numbers: "list[int] | tuple[int, ...]") -> str:

@@ -1,6 +1,7 @@
 // A GPU for tests: runs a CUDA kernel on one core of the CPU, thread by thread. Every thread is a coroutine that goes on
 // until it waits for others: at a barrier of its block, for the lanes of its warp, or for other blocks.
 #pragma once
+#define EMULATED
 #include <ucontext.h>
 
 #include <cmath>
@@ -19,6 +20,12 @@
 #define __launch_bounds__(...)
 #define __forceinline__ inline
 
+struct float4 {
+    float x, y, z, w;
+};
+struct double2 {
+    double x, y;
+};
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
 };
@@ -32,6 +39,7 @@ struct Barrier {
 struct Warp {
     Barrier barrier;
     double given[32];
+    unsigned left[32][4], right[32][2];
 };
 
 struct Block {
@@ -166,4 +174,31 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 template <class T>
 T __shfl_sync(unsigned, T value, int source) {
     return emulated::exchanged(value, source);
+}
+
+// Tensor cores: 11 bits of a float, and m16n8k8 as PTX lays it out over the lanes.
+inline float as_float(unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+inline unsigned tf32(float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, 4);
+    return (bits + 0x1000u) & ~0x1fffu;
+}
+inline void multiply_add(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    emulated::Warp& warp = emulated::warp();
+    const int lane = threadIdx.x % 32;
+    for (int i = 0; i < 4; i++) warp.left[lane][i] = a[i];
+    for (int i = 0; i < 2; i++) warp.right[lane][i] = b[i];
+    emulated::wait(warp.barrier);
+    for (int i = 0; i < 4; i++) {
+        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (int k = 0; k < 8; k++) {
+            const float left = as_float(warp.left[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2]);
+            c[i] += left * as_float(warp.right[column * 4 + k % 4][k / 4]);
+        }
+    }
+    emulated::wait(warp.barrier);
 }

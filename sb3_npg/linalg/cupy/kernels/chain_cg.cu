@@ -6,8 +6,8 @@
 // the sum over blocks (each block a slice of the vector), and the vector updates, which every block makes for itself,
 // so that all take the same decisions without being told. Sums have a fixed order: runs repeat bit for bit.
 //
-// Vectors have a padded layout, layer after layer: the weight as rows of row_stride(inputs) numbers, then the bias;
-// the noise's parameters come last. `place` says where in θ each number lies, −1 for padding and what is not trained.
+// Vectors have a padded layout, layer after layer: the weight as rows of stride_of(l) numbers, then the bias; the
+// noise's parameters come last. `place` says where in θ each number lies, −1 for padding and what is not trained.
 //
 // Defined by the host: THREADS, TILE (rows at a time), LAYERS, and for each layer l INPUTS, OUTPUTS, ACTIVATIONS as
 // lists, LAYER_PARAMETERS and LAYER_POINTERS, EXPECTED_PADDED and EXPECTED_SHARED; GROUPS, the sizes of categoricals (0: the metric is diagonal);
@@ -18,6 +18,7 @@ constexpr int N_OUTPUTS[] = {OUTPUTS};
 constexpr int SLOPES[] = {ACTIVATIONS};
 constexpr int GROUP_SIZES[] = {GROUPS};
 constexpr int N_GROUPS = sizeof(GROUP_SIZES) / sizeof(int);
+constexpr int WARPS = THREADS / 32, BANDS = TILE / 16;  // of 16 rows
 enum { NO_SLOPE, GIVEN_SLOPE, TANH_SLOPE };  // the last is 1 − a² of the next layer's inputs
 
 struct Layer {
@@ -26,29 +27,35 @@ struct Layer {
     const real* weight;  // W
 };
 
-__host__ __device__ constexpr int stride_of(int l) { return row_stride(l < LAYERS ? N_INPUTS[l] : N_OUTPUTS[LAYERS - 1]); }
+// Rows of this length begin in different banks, and hold whole pieces of 8 columns.
+__host__ __device__ constexpr int stride_for(int width) { return rounded_up(width, 8) + 4; }
+__host__ __device__ constexpr int stride_of(int l) { return stride_for(l < LAYERS ? N_INPUTS[l] : N_OUTPUTS[LAYERS - 1]); }
 __host__ __device__ constexpr int size_of(int l) { return rounded_up(N_OUTPUTS[l] * stride_of(l) + N_OUTPUTS[l], 4); }
 __host__ __device__ constexpr int offset_of(int l) { return l == 0 ? 0 : offset_of(l - 1) + size_of(l - 1); }
 constexpr int NOISE_AT = offset_of(LAYERS);
 constexpr int PADDED = rounded_up(NOISE_AT + NOISE_GROUPS * NOISE_SIZE, 4);
 
 // Shared memory, in numbers.
-__host__ __device__ constexpr int weight_at(int l) { return l <= 1 ? 0 : weight_at(l - 1) + rounded_up(N_OUTPUTS[l - 1], 4) * stride_of(l - 1); }
+__host__ __device__ constexpr int weight_at(int l) {
+    return l <= 1 ? 0 : weight_at(l - 1) + rounded_up(N_OUTPUTS[l - 1], 8) * stride_of(l - 1);
+}
 __host__ __device__ constexpr int inputs_at(int l) { return l == 0 ? 0 : inputs_at(l - 1) + TILE * stride_of(l - 1); }
 __host__ __device__ constexpr bool keeps_slope(int l) { return SLOPES[l] == GIVEN_SLOPE; }
-__host__ __device__ constexpr int slope_at(int l) { return l == 0 ? 0 : slope_at(l - 1) + (keeps_slope(l - 1) ? TILE * stride_of(l) : 0); }
-__host__ __device__ constexpr int widest(int l) { return l == 0 ? 0 : (stride_of(l) > widest(l - 1) ? stride_of(l) : widest(l - 1)); }
-constexpr int SCRATCH = THREADS / 32 > 4 ? rounded_up(THREADS / 32, 4) : 4;
-constexpr int REDUCING = rounded_up(THREADS, 4);
+__host__ __device__ constexpr int slope_at(int l) {
+    return l == 0 ? 0 : slope_at(l - 1) + (keeps_slope(l - 1) ? TILE * stride_of(l) : 0);
+}
+__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
+__host__ __device__ constexpr int widest(int l) { return l == 0 ? 0 : larger(stride_of(l), widest(l - 1)); }
 constexpr int TANGENT = TILE * widest(LAYERS);
 constexpr int METRIC = TILE * stride_of(LAYERS);
+constexpr int PARTS = larger(4 * THREADS, larger(128 * WARPS, TANGENT));  // of sums that several warps share
+constexpr int SPARE = 16 * widest(LAYERS);  // read past the end of a matrix, and of no meaning
 constexpr int SHARED_NUMBERS = (3 + SCALED) * PADDED + weight_at(LAYERS) + inputs_at(LAYERS) + slope_at(LAYERS)
-                               + 2 * TANGENT + METRIC + SCRATCH + REDUCING;
-
+                               + 2 * TANGENT + METRIC + PARTS + SPARE + 32;
 static_assert(PADDED == EXPECTED_PADDED && SHARED_NUMBERS == EXPECTED_SHARED, "the host counts otherwise");
 
 struct Memory {
-    real *residual, *direction, *scaled, *sums, *weights, *inputs, *slopes, *tangent[2], *metric, *scratch, *reducing;
+    real *residual, *direction, *scaled, *sums, *weights, *inputs, *slopes, *tangent[2], *metric, *parts, *scratch;
 };
 
 __device__ inline Memory carve(real* arena) {
@@ -63,8 +70,8 @@ __device__ inline Memory carve(real* arena) {
     m.tangent[0] = m.slopes + slope_at(LAYERS);
     m.tangent[1] = m.tangent[0] + TANGENT;
     m.metric = m.tangent[1] + TANGENT;
-    m.scratch = m.metric + METRIC;
-    m.reducing = m.scratch + SCRATCH;
+    m.parts = m.metric + METRIC;
+    m.scratch = m.parts + PARTS + SPARE;
     return m;
 }
 
@@ -84,7 +91,7 @@ __device__ inline void load_weights(const Layer* layers, const Memory& m) {
         if constexpr (l > 0) {
             constexpr int columns = N_INPUTS[l], outputs = N_OUTPUTS[l];
             load_rows<columns, stride_of(l)>(
-                m.weights + weight_at(l), layers[l].weight, rounded_up(outputs, 4), 0, outputs);
+                m.weights + weight_at(l), layers[l].weight, rounded_up(outputs, 8), 0, outputs);
         }
         load_weights<l + 1>(layers, m);
     }
@@ -111,60 +118,51 @@ __device__ inline real slope(const Memory& m, int row, int unit) {
     return real(1);
 }
 
-// sum[i][j] += Σ_k a[row i][k] b[row j][k], rows ROWS_A and ROWS_B apart.
-template <int K, int STRIDE, int RM, int RN>
-__device__ inline void multiply_rows(real (&sum)[RM][RN], const real* a, const real* b, int apart_a, int apart_b) {
-#pragma unroll 4
-    for (int k = 0; k < rounded_up(K, 4); k += 4) {
-        real4 left[RM], right[RN];
-#pragma unroll
-        for (int i = 0; i < RM; i++) left[i] = load4(a + i * apart_a * STRIDE + k);
-#pragma unroll
-        for (int j = 0; j < RN; j++) right[j] = load4(b + j * apart_b * STRIDE + k);
-#pragma unroll
-        for (int i = 0; i < RM; i++)
-#pragma unroll
-            for (int j = 0; j < RN; j++) sum[i][j] = dot4(left[i], right[j], sum[i][j]);
-    }
-}
-
 // Forwards: ∂a_out = φ'(s) ∘ (V a + v + W ∂a_in), for the tile's rows; the last layer's goes through the metric's
-// diagonal. The tangent of layer l goes into buffer (l + 1) % 2.
+// diagonal. The tangent of layer l goes into buffer (l + 1) % 2. A layer with fewer pieces of 8 outputs than there are
+// warps shares the sums over its inputs among them.
 template <int l>
 __device__ inline void push(const Memory& m) {
     if constexpr (l < LAYERS) {
         constexpr int outputs = N_OUTPUTS[l], stride = stride_of(l), stride_out = stride_of(l + 1);
-        constexpr int RM = TILE >= 64 ? 4 : 2, RN = outputs < 32 ? 1 : (TILE >= 64 ? 4 : 2);
-        constexpr int tiles_m = TILE / RM, tiles_n = (outputs + RN - 1) / RN;
-        const real* v = m.scaled + offset_of(l);
-        real* out = m.tangent[(l + 1) % 2];
-        for (int t = threadIdx.x; t < tiles_m * tiles_n; t += THREADS) {
-            const int row = t / tiles_n, unit = t % tiles_n;
-            real sum[RM][RN] = {};
-            multiply_rows<N_INPUTS[l], stride>(
-                sum, m.inputs + inputs_at(l) + row * stride, v + unit * stride, tiles_m, tiles_n);
+        constexpr int depth = rounded_up(N_INPUTS[l], 8), pieces = (outputs + 7) / 8, width = 8 * pieces;
+        constexpr int sharing = pieces >= WARPS ? 1 : larger(1, WARPS / pieces / BANDS > 8 ? 8 : WARPS / pieces / BANDS);
+        constexpr int steps = (l > 0 ? 2 : 1) * depth / 8, share = (steps + sharing - 1) / sharing;
+        const real *v = m.scaled + offset_of(l), *inputs = m.inputs + inputs_at(l);
+        const real *tangent = m.tangent[l % 2], *w = l > 0 ? m.weights + weight_at(l) : nullptr;
+        for (int t = threadIdx.x / 32; t < pieces * sharing; t += WARPS) {
+            const int piece = t % pieces, part = t / pieces, begin = part * share * 8;
+            const int end = begin + share * 8 < steps * 8 ? begin + share * 8 : steps * 8;
+            const real *v_rows = v + piece * 8 * stride, *w_rows = l > 0 ? w + piece * 8 * stride : nullptr;
+            real c[BANDS][4] = {};
+            multiply(
+                c, begin, end < depth ? end : depth, [=](int row, int k) { return inputs[row * stride + k]; },
+                [=](int k, int column) { return v_rows[column * stride + k]; });
             if constexpr (l > 0)
-                multiply_rows<N_INPUTS[l], stride>(
-                    sum, m.tangent[l % 2] + row * stride, m.weights + weight_at(l) + unit * stride, tiles_m, tiles_n);
+                multiply(
+                    c, begin > depth ? begin - depth : 0, end - depth,
+                    [=](int row, int k) { return tangent[row * stride + k]; },
+                    [=](int k, int column) { return w_rows[column * stride + k]; });
+            real* to = m.parts + part * TILE * width + piece * 8 + piece_row() * width + piece_column();
 #pragma unroll
-            for (int j = 0; j < RN; j++) {
-                const int u = unit + j * tiles_n;
-                if (u < outputs) {
-                    const real bias = v[outputs * stride + u];
+            for (int i = 0; i < BANDS; i++)
 #pragma unroll
-                    for (int i = 0; i < RM; i++) {
-                        const int r = row + i * tiles_m;
-                        real tangent = (sum[i][j] + bias) * slope<l>(m, r, u);
-                        if constexpr (l == LAYERS - 1) tangent *= m.metric[r * stride_out + u];
-                        out[r * stride_out + u] = tangent;
-                    }
-                }
-            }
+                for (int j = 0; j < 4; j++) to[(16 * i + j / 2 * 8) * width + j % 2] = c[i][j];
         }
-        constexpr int padding = stride_out - outputs;
-        if constexpr (padding > 0)
-            for (int i = threadIdx.x; i < TILE * padding; i += THREADS)
-                out[i / padding * stride_out + outputs + i % padding] = 0;
+        __syncthreads();
+        real* out = m.tangent[(l + 1) % 2];
+        for (int t = threadIdx.x; t < TILE * stride_out; t += THREADS) {
+            const int row = t / stride_out, unit = t % stride_out;
+            real sum = 0;
+            if (unit < outputs) {
+                sum = v[outputs * stride + unit];
+#pragma unroll
+                for (int part = 0; part < sharing; part++) sum += m.parts[(part * TILE + row) * width + unit];
+                sum *= slope<l>(m, row, unit);
+                if constexpr (l == LAYERS - 1) sum *= m.metric[row * stride_out + unit];
+            }
+            out[t] = sum;
+        }
         __syncthreads();
         push<l + 1>(m);
     }
@@ -193,92 +191,78 @@ __device__ inline void finish_metric(const Memory& m) {
     }
 }
 
-// δ of the layer below: φ'(s) ∘ Wᵀδ, for RM rows and four units.
-template <int l, int RM>
-__device__ inline void pull_tile(const Memory& m, const real* delta, real* out, int t) {
-    constexpr int stride = stride_of(l), stride_delta = stride_of(l + 1), n_units = rounded_up(N_INPUTS[l], 4) / 4;
-    constexpr int tiles_m = TILE / RM, n_inputs = N_INPUTS[l];
-    const int row = t / n_units, unit = t % n_units * 4;
-    real sum[RM][4] = {};
-#pragma unroll 4
-    for (int k = 0; k < rounded_up(N_OUTPUTS[l], 4); k += 4) {
-        real4 left[RM];
+// δ of the layer below: φ'(s) ∘ Wᵀδ, for all rows of the tile and eight units.
+template <int l>
+__device__ inline void pull_piece(const Memory& m, const real* delta, real* out, int piece) {
+    constexpr int stride = stride_of(l), stride_delta = stride_of(l + 1);
+    const real* w = m.weights + weight_at(l) + piece * 8;
+    real c[BANDS][4] = {};
+    multiply(
+        c, 0, rounded_up(N_OUTPUTS[l], 8), [=](int row, int k) { return delta[row * stride_delta + k]; },
+        [=](int k, int column) { return w[k * stride + column]; });
 #pragma unroll
-        for (int i = 0; i < RM; i++) left[i] = load4(delta + (row + i * tiles_m) * stride_delta + k);
+    for (int i = 0; i < BANDS; i++)
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const real4 w = load4(m.weights + weight_at(l) + (k + j) * stride + unit);
-#pragma unroll
-            for (int i = 0; i < RM; i++) {
-                const real d = j == 0 ? left[i].x : j == 1 ? left[i].y : j == 2 ? left[i].z : left[i].w;
-                sum[i][0] += d * w.x;
-                sum[i][1] += d * w.y;
-                sum[i][2] += d * w.z;
-                sum[i][3] += d * w.w;
-            }
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < RM; i++)
-#pragma unroll
-        for (int c = 0; c < 4; c++) {
-            const int r = row + i * tiles_m, u = unit + c;
-            out[r * stride + u] = u < n_inputs ? sum[i][c] * slope<l - 1>(m, r, u) : real(0);
+            const int row = 16 * i + piece_row() + j / 2 * 8, unit = piece * 8 + piece_column() + j % 2;
+            out[row * stride + unit] = c[i][j] * slope<l - 1>(m, row, unit);
         }
 }
 
-// δᵀa summed over the tile's rows, for four outputs and four inputs.
+// δᵀa summed over the tile's rows, for sixteen outputs and eight inputs.
 template <int l>
-__device__ inline void gradient_tile(const Memory& m, const real* delta, int t, bool is_first) {
-    constexpr int stride = stride_of(l), stride_delta = stride_of(l + 1), n_units = rounded_up(N_INPUTS[l], 4) / 4;
+__device__ inline void gradient_piece(const Memory& m, const real* delta, int t, bool is_first) {
+    constexpr int stride = stride_of(l), stride_delta = stride_of(l + 1), across = rounded_up(N_INPUTS[l], 8) / 8;
     constexpr int n_outputs = N_OUTPUTS[l];
-    const int out = t / n_units * 4, unit = t % n_units * 4;
-    const real* inputs = m.inputs + inputs_at(l);
-    real sum[4][4] = {};
-#pragma unroll 4
-    for (int row = 0; row < TILE; row++) {
-        const real4 d = load4(delta + row * stride_delta + out), a = load4(inputs + row * stride + unit);
-        const real left[4] = {d.x, d.y, d.z, d.w};
+    const int first = t / across * 16, column = t % across * 8;
+    const real* inputs = m.inputs + inputs_at(l) + column;
+    real c[1][4] = {};
+    multiply(
+        c, 0, TILE, [=](int unit, int row) { return delta[row * stride_delta + first + unit]; },
+        [=](int row, int unit) { return inputs[row * stride + unit]; });
+    real* to = m.sums + offset_of(l) + column + piece_column();
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            sum[i][0] += left[i] * a.x;
-            sum[i][1] += left[i] * a.y;
-            sum[i][2] += left[i] * a.z;
-            sum[i][3] += left[i] * a.w;
+    for (int j = 0; j < 4; j++) {
+        const int unit = first + piece_row() + j / 2 * 8;
+        if (unit < n_outputs) {
+            real* const place = to + unit * stride + j % 2;
+            *place = is_first ? c[0][j] : *place + c[0][j];
         }
     }
-    real* to = m.sums + offset_of(l) + unit;
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        if (out + i < n_outputs)
-#pragma unroll
-            for (int c = 0; c < 4; c++) {
-                real* const place = to + (out + i) * stride + c;
-                *place = is_first ? sum[i][c] : *place + sum[i][c];
-            }
+}
+
+// δ summed over the tile's rows, by four lanes for each output.
+template <int l>
+__device__ inline void bias_gradient(const Memory& m, const real* delta, bool is_first) {
+    constexpr int outputs = N_OUTPUTS[l], stride_delta = stride_of(l + 1);
+    for (int t = threadIdx.x; t < rounded_up(4 * outputs, 32); t += THREADS) {
+        const int unit = t / 4;
+        real sum = 0;
+        if (unit < outputs)
+#pragma unroll 4
+            for (int row = t % 4; row < TILE; row += 4) sum += delta[row * stride_delta + unit];
+        sum += __shfl_xor_sync(ALL_LANES, sum, 1);
+        sum += __shfl_xor_sync(ALL_LANES, sum, 2);
+        if (unit < outputs && t % 4 == 0) {
+            real* const place = m.sums + offset_of(l) + outputs * stride_of(l) + unit;
+            *place = is_first ? sum : *place + sum;
+        }
+    }
 }
 
 // Backwards: the gradients of each layer, δᵀa and δ summed over rows.
 template <int l>
 __device__ inline void pull(const Memory& m, bool is_first) {
     if constexpr (l >= 0) {
-        constexpr int outputs = N_OUTPUTS[l], stride_delta = stride_of(l + 1);
-        constexpr int n_units = rounded_up(N_INPUTS[l], 4) / 4, RM = TILE >= 64 ? 4 : 2;
-        constexpr int n_pull = l > 0 ? TILE / RM * n_units : 0;
-        constexpr int n_gradient = rounded_up(outputs, 4) / 4 * n_units;
+        constexpr int across = rounded_up(N_INPUTS[l], 8) / 8, n_pull = l > 0 ? across : 0;
+        constexpr int n_gradient = rounded_up(N_OUTPUTS[l], 16) / 16 * across;
         const real* delta = m.tangent[(l + 1) % 2];
-        for (int t = threadIdx.x; t < n_pull + n_gradient + outputs; t += THREADS) {
+        for (int t = threadIdx.x / 32; t < n_pull + n_gradient; t += WARPS) {
             if constexpr (l > 0)
-                if (t < n_pull) pull_tile<l, RM>(m, delta, m.tangent[l % 2], t);
-            if (t >= n_pull && t < n_pull + n_gradient) gradient_tile<l>(m, delta, t - n_pull, is_first);
-            if (t >= n_pull + n_gradient) {
-                const int unit = t - n_pull - n_gradient;
-                real sum = 0;
-                for (int row = 0; row < TILE; row++) sum += delta[row * stride_delta + unit];
-                real* const place = m.sums + offset_of(l) + outputs * stride_of(l) + unit;
-                *place = is_first ? sum : *place + sum;
-            }
+                if (t < n_pull) pull_piece<l>(m, delta, m.tangent[l % 2], t);
+            if (t >= n_pull) gradient_piece<l>(m, delta, t - n_pull, is_first);
         }
+        bias_gradient<l>(m, delta, is_first);
         __syncthreads();
         pull<l - 1>(m, is_first);
     }
@@ -297,6 +281,89 @@ __device__ inline real noise_product(const Memory& m, const real* noise, int i) 
     return sum;
 }
 
+// Sum this block's slice over all blocks, a few numbers at a time: `parts` threads of each take every so-many-th block.
+__device__ inline void reduce_slice(
+    const Memory& m, const real* partial, const real* noise, const int* place, const real* scale, real* reduced,
+    int begin, int end, real weight) {
+    constexpr int parts = 32, at_once = THREADS / parts * 4, loads = 4;
+    for (int from = begin; from < end; from += at_once) {
+        const int column = from + threadIdx.x / parts * 4, part = threadIdx.x % parts;
+        real4 sum = {};
+        if (column < end)
+            for (int first = part; first < int(gridDim.x); first += parts * loads) {
+                real4 found[loads];
+#pragma unroll
+                for (int i = 0; i < loads; i++) {
+                    const int block = first + i * parts;
+                    found[i] = block < int(gridDim.x) ? load4_of_blocks(partial + size_t(block) * PADDED + column)
+                                                      : real4{};
+                }
+#pragma unroll
+                for (int i = 0; i < loads; i++) sum = add4(sum, found[i]);
+            }
+        sum = {warp_sum(sum.x), warp_sum(sum.y), warp_sum(sum.z), warp_sum(sum.w)};
+        const int i = column + part;
+        if (part < 4 && i < end) {
+            real value = weight * (part == 0 ? sum.x : part == 1 ? sum.y : part == 2 ? sum.z : sum.w);
+            if (i >= NOISE_AT) value = noise_product<NOISE_GROUPS, NOISE_SIZE>(m, noise, i - NOISE_AT);
+            const bool there = place[i] >= 0;
+            reduced[i] = !there ? real(0) : SCALED ? value * scale[place[i]] : value;
+        }
+    }
+}
+
+// p ← r + βp.
+__device__ inline void turn(const Memory& m, real improvement, const int* place, const real* scale) {
+    for (int i = 4 * threadIdx.x; i < PADDED; i += 4 * THREADS) {
+        const real4 p = load4(m.direction + i), r = load4(m.residual + i);
+        store4(m.direction + i, {p.x * improvement + r.x, p.y * improvement + r.y, p.z * improvement + r.z,
+                                 p.w * improvement + r.w});
+        if (SCALED)
+            for (int j = i; j < i + 4; j++)
+                m.scaled[j] = place[j] >= 0 ? m.direction[j] * scale[place[j]] : real(0);
+    }
+}
+
+constexpr int VECTORS = (PADDED + 4 * THREADS - 1) / (4 * THREADS);
+
+// This thread's part of pᵀ(F + λI)p; its numbers of Fp are kept.
+__device__ inline real curvature_of(const Memory& m, const real* reduced, real damping, real4 (&moved)[VECTORS]) {
+    real sum = 0;
+#pragma unroll
+    for (int j = 0; j < VECTORS; j++) {
+        const int i = 4 * (threadIdx.x + j * THREADS);
+        moved[j] = i < PADDED ? load4_of_blocks(reduced + i) : real4{};
+    }
+#pragma unroll
+    for (int j = 0; j < VECTORS; j++) {
+        const int i = 4 * (threadIdx.x + j * THREADS);
+        if (i < PADDED) {
+            const real4 p = load4(m.direction + i);
+            sum += dot4(p, moved[j], real(0)) + damping * dot4(p, p, real(0));
+        }
+    }
+    return sum;
+}
+
+// r ← r − α(F + λI)p; returns this thread's part of ‖r‖².
+__device__ inline real advance(const Memory& m, real length, real damping, const real4 (&moved)[VECTORS]) {
+    real sum = 0;
+    const real shift = length * damping;
+#pragma unroll
+    for (int j = 0; j < VECTORS; j++) {
+        const int i = 4 * (threadIdx.x + j * THREADS);
+        if (i < PADDED) {
+            const real4 p = load4(m.direction + i), q = moved[j], r = load4(m.residual + i);
+            const real4 next = {
+                r.x - length * q.x - shift * p.x, r.y - length * q.y - shift * p.y, r.z - length * q.z - shift * p.z,
+                r.w - length * q.w - shift * p.w};
+            store4(m.residual + i, next);
+            sum = dot4(next, next, sum);
+        }
+    }
+    return sum;
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_cg(
     LAYER_PARAMETERS, const real* metric, const real* noise, const int* place, const real* scale, const real* right,
     const real* reference, const int n_rows, const real damping, const real rtol, const int max_steps, const real tiny,
@@ -306,20 +373,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_cg(
     const Layer layers[] = {LAYER_POINTERS};
     constexpr int k = N_OUTPUTS[LAYERS - 1];
     const int n_tiles = (n_rows + TILE - 1) / TILE;
-    const int slice = (PADDED + gridDim.x - 1) / gridDim.x, begin = blockIdx.x * slice;
+    const int slice = rounded_up((PADDED + gridDim.x - 1) / gridDim.x, 4), begin = blockIdx.x * slice;
     const int end = begin + slice < PADDED ? begin + slice : PADDED;
     const bool stays = n_tiles <= int(gridDim.x);  // one tile a block, loaded once
 
     real squared_right = 0, squared_reference = 0;
+#pragma unroll 4
     for (int i = threadIdx.x; i < PADDED; i += THREADS) {
-        const bool there = place[i] >= 0;
-        const real value = there ? right[place[i]] : real(0), other = there ? reference[place[i]] : real(0);
+        const int at = place[i];
+        const real value = at >= 0 ? right[at] : real(0), other = at >= 0 ? reference[at] : real(0);
         m.residual[i] = value;
         m.direction[i] = 0;
-        m.sums[i] = 0;
         squared_right += value * value;
         squared_reference += other * other;
-        if (there && i >= begin && i < end) x[place[i]] = product[place[i]] = 0;
+        if (at >= 0 && i >= begin && i < end) x[at] = product[at] = 0;
     }
     load_weights<0>(layers, m);
     real squared_residual = block_sum(squared_right, m.scratch);
@@ -332,11 +399,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_cg(
     while (steps < max_steps && squared_residual > target) {
         const real improvement = squared_residual / inner;
         inner = squared_residual;
-        for (int i = threadIdx.x; i < PADDED; i += THREADS) {
-            const real value = m.direction[i] * improvement + m.residual[i];
-            m.direction[i] = value;
-            if (SCALED) m.scaled[i] = place[i] >= 0 ? value * scale[place[i]] : real(0);
-        }
+        turn(m, improvement, place, scale);
         __syncthreads();
 
         // This block's rows.
@@ -353,54 +416,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_cg(
             pull<LAYERS - 1>(m, is_first);
             is_first = false;
         }
-        for (int i = threadIdx.x; i < NOISE_AT; i += THREADS)
-            partial[size_t(blockIdx.x) * PADDED + i] = is_first ? real(0) : m.sums[i];
+        for (int i = 4 * threadIdx.x; i < NOISE_AT; i += 4 * THREADS)
+            store4(partial + size_t(blockIdx.x) * PADDED + i, is_first ? real4{} : load4(m.sums + i));
         grid_barrier(barrier);
 
-        // This block's slice of the sum over blocks.
-        const int columns = slice < THREADS ? slice : THREADS, groups = THREADS / columns;
-        for (int from = begin; from < end; from += columns) {
-            const int i = from + threadIdx.x % columns, group = threadIdx.x / columns;
-            real sum = 0;
-            if (group < groups && i < end && i < NOISE_AT)
-                for (int block = group; block < int(gridDim.x); block += groups)
-                    sum += __ldcg(partial + size_t(block) * PADDED + i);
-            m.reducing[threadIdx.x] = sum;
-            __syncthreads();
-            if (group == 0 && i < end) {
-                for (int other = 1; other < groups; other++) sum += m.reducing[threadIdx.x + other * columns];
-                sum /= real(n_rows);
-                if (i >= NOISE_AT) sum = noise_product<NOISE_GROUPS, NOISE_SIZE>(m, noise, i - NOISE_AT);
-                const bool there = place[i] >= 0;
-                reduced[i] = !there ? real(0) : SCALED ? sum * scale[place[i]] : sum;
-            }
-            __syncthreads();
-        }
+        reduce_slice(m, partial, noise, place, scale, reduced, begin, end, real(1) / real(n_rows));
         grid_barrier(barrier);
 
         // The vectors.
-        real along = 0, squared_direction = 0;
-        for (int i = threadIdx.x; i < PADDED; i += THREADS) {
-            const real value = __ldcg(reduced + i), p = m.direction[i];
-            m.sums[i] = value;
-            along += p * value;
-            squared_direction += p * p;
-        }
-        along = block_sum(along, m.scratch);
-        const real curvature = along + damping * block_sum(squared_direction, m.scratch);
+        real4 moved[VECTORS];
+        const real curvature = block_sum(curvature_of(m, reduced, damping, moved), m.scratch);
         steps++;
         if (!(is_positive(curvature) && is_positive(inner))) break;
         const real length = inner / curvature;
-        real squared = 0;
-        for (int i = threadIdx.x; i < PADDED; i += THREADS) {
-            const real value = m.residual[i] - length * m.sums[i] - length * damping * m.direction[i];
-            m.residual[i] = value;
-            squared += value * value;
-        }
+        const real squared = advance(m, length, damping, moved);
         for (int i = begin + threadIdx.x; i < end; i += THREADS)
             if (place[i] >= 0) {
                 x[place[i]] += length * m.direction[i];
-                product[place[i]] += length * m.sums[i];
+                product[place[i]] += length * __ldcg(reduced + i);
             }
         squared_residual = block_sum(squared, m.scratch);
         if (blockIdx.x == 0 && threadIdx.x == 0) {

@@ -29,21 +29,42 @@ __host__ __device__ constexpr int row_stride(int n) { return 4 * ((n + 3) / 4 + 
 
 __device__ inline real4 load4(const real* p) { return *reinterpret_cast<const real4*>(p); }
 
+__device__ inline real4 add4(real4 a, real4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
+
+// What other blocks wrote in this launch, past the first cache.
+template <class T>
+__device__ inline real4 load4_of_blocks(const T* p) {
+    if constexpr (sizeof(T) == 4) {
+        const float4 found = __ldcg(reinterpret_cast<const float4*>(p));
+        return {found.x, found.y, found.z, found.w};
+    } else {
+        const double2 first = __ldcg(reinterpret_cast<const double2*>(p));
+        const double2 second = __ldcg(reinterpret_cast<const double2*>(p + 2));
+        return {first.x, first.y, second.x, second.y};
+    }
+}
+
+__device__ inline void store4(real* p, real4 value) { *reinterpret_cast<real4*>(p) = value; }
+
 __device__ inline real dot4(real4 a, real4 b, real sum) {
     return sum + a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
 }
 
 __device__ inline bool is_positive(real value) { return value > real(0) && value < real(INFINITY); }
 
+__device__ inline real warp_sum(real value) {
+    for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(ALL_LANES, value, offset);
+    return value;
+}
+
 // Sum over the block, in a fixed order; every thread gets the sum. `scratch` holds a number for each warp.
 __device__ inline real block_sum(real value, real* scratch) {
-    for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(ALL_LANES, value, offset);
+    value = warp_sum(value);
     __syncthreads();
     if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
     __syncthreads();
-    real total = 0;
-    for (int warp = 0; warp < int(blockDim.x) / 32; warp++) total += scratch[warp];
-    return total;
+    const int lane = threadIdx.x % 32;
+    return warp_sum(lane < int(blockDim.x) / 32 ? scratch[lane] : real(0));
 }
 
 // Wait for all blocks of the grid, which must all be resident. The counter only grows and belongs to one grid size.

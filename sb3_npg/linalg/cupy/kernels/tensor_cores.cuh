@@ -1,0 +1,83 @@
+// Products of small matrices in shared memory, a warp for each 16 × 8 piece of the result.
+//
+// Tensor cores multiply numbers of 11 bits. A float is taken apart into two of them, a = a₁ + a₀, and
+// ab ≈ a₁b₁ + a₁b₀ + a₀b₁ has the digits of a product in single precision (3×TF32). In double precision, and before
+// sm_80, lanes multiply by themselves. Defined by the host: TERMS, 3, or 1 for a product in TF32.
+
+#if defined(EMULATED) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800)
+#define TENSOR_CORES 1
+#else
+#define TENSOR_CORES 0
+#endif
+
+// Where this lane's numbers lie in a piece: c = C[row][column], C[row][column + 1], C[row + 8][…], C[row + 8][…].
+__device__ inline int piece_row() { return threadIdx.x % 32 / 4; }
+__device__ inline int piece_column() { return threadIdx.x % 4 * 2; }
+
+#if TENSOR_CORES && !defined(EMULATED)
+__device__ inline unsigned tf32(float value) {
+    unsigned bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+    return bits;
+}
+
+__device__ inline float as_float(unsigned bits) { return __uint_as_float(bits); }
+
+__device__ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+#if TENSOR_CORES
+template <int N>
+__device__ inline void take_apart(const float (&values)[N], unsigned (&large)[N], unsigned (&small)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        large[i] = tf32(values[i]);
+        if (TERMS > 1) small[i] = tf32(values[i] - as_float(large[i]));
+    }
+}
+
+template <int PIECES, class A, class B>
+__device__ inline void add_step(float (&c)[PIECES][4], int k, A a, B b) {
+    const int group = threadIdx.x % 32 / 4, in_group = threadIdx.x % 4;
+    const float right[2] = {b(k + in_group, group), b(k + in_group + 4, group)};
+    unsigned b_large[2], b_small[2];
+    take_apart(right, b_large, b_small);
+#pragma unroll
+    for (int i = 0; i < PIECES; i++) {
+        const int row = 16 * i + group;
+        const float left[4] = {
+            a(row, k + in_group), a(row + 8, k + in_group), a(row, k + in_group + 4), a(row + 8, k + in_group + 4)};
+        unsigned a_large[4], a_small[4];
+        take_apart(left, a_large, a_small);
+        if (TERMS > 1) {
+            multiply_add(c[i], a_small, b_large);
+            multiply_add(c[i], a_large, b_small);
+        }
+        multiply_add(c[i], a_large, b_large);
+    }
+}
+#endif
+
+// Without tensor cores: in double precision always.
+template <class T, int PIECES, class A, class B>
+__device__ inline void add_step(T (&c)[PIECES][4], int k, A a, B b) {
+    const int row = piece_row(), column = piece_column();
+#pragma unroll
+    for (int i = 0; i < PIECES; i++)
+        for (int j = k; j < k + 8; j++)
+#pragma unroll
+            for (int part = 0; part < 4; part++)
+                c[i][part] += a(16 * i + row + part / 2 * 8, j) * b(j, column + part % 2);
+}
+
+// C += A B for PIECES pieces of 16 rows one below the other, over k from `begin` to `end`, multiples of 8.
+template <int PIECES, class A, class B>
+__device__ inline void multiply(real (&c)[PIECES][4], int begin, int end, A a, B b) {
+#pragma unroll 2
+    for (int k = begin; k < end; k += 8) add_step(c, k, a, b);
+}
