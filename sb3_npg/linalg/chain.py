@@ -73,19 +73,18 @@ class FisherChain(NamedTuple):
         self._pull(self._metric(self._push(vector)), product)
         if self.noise is not None and self.noise_span is not None:
             groups, m, _ = self.noise.shape
-            columns = vector[self.noise_span].view(m, groups).T.unsqueeze(2)
-            product[self.noise_span] = (self.noise @ columns).squeeze(2).T.flatten() * self.n_rows
-        product.div_(self.n_rows)
+            columns = vector[self.noise_span].view(m, groups)
+            product[self.noise_span] = th.einsum("bij,jb->ib", self.noise, columns).flatten()
         return product if self.scale is None else product.mul_(self.scale)
 
     def _push(self, vector: th.Tensor) -> th.Tensor:
         tangent: th.Tensor | None = None
         for layer in self.layers:
-            out = layer.inputs.new_zeros(self.n_rows, len(layer.weight))
-            if layer.weight_span is not None:
-                out.addmm_(layer.inputs, vector[layer.weight_span].view_as(layer.weight).T)
-            if layer.bias_span is not None:
-                out.add_(vector[layer.bias_span])
+            bias = vector.new_zeros(()) if layer.bias_span is None else vector[layer.bias_span]
+            if layer.weight_span is None:
+                out = bias.expand(self.n_rows, len(layer.weight)).contiguous()
+            else:
+                out = th.addmm(bias, layer.inputs, vector[layer.weight_span].view_as(layer.weight).T)
             if tangent is not None:
                 out.addmm_(tangent, layer.weight.T)
             tangent = out if layer.slope is None else out.mul_(layer.slope)
@@ -94,7 +93,7 @@ class FisherChain(NamedTuple):
         return tangent
 
     def _metric(self, tangent: th.Tensor) -> th.Tensor:
-        weighted = tangent * self.diagonal
+        weighted = tangent * (self.diagonal / self.n_rows)
         if not self.groups:
             return weighted
         sizes = list(self.groups)

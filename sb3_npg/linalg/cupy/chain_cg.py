@@ -133,6 +133,7 @@ class _Workspace(NamedTuple):
     source: str
     launch: Launch
     slopes: tuple[int, ...]
+    covers: bool
     places: th.Tensor
     partial: th.Tensor
     reduced: th.Tensor
@@ -179,7 +180,7 @@ class ChainSolver:
         """
         workspace = self._workspace(chain)
         scalar = np.float32 if right.dtype == th.float32 else np.float64
-        vectors = right.new_zeros(2, len(right))
+        vectors = right.new_empty(2, len(right)) if workspace.covers else right.new_zeros(2, len(right))
         figures = right.new_empty(4 + 2 * max_steps)
         tensors: list[th.Tensor | None] = []
         for layer, kind in zip(chain.layers, workspace.slopes, strict=True):
@@ -205,12 +206,14 @@ class ChainSolver:
         if tile is None:
             raise ValueError("the network does not fit into shared memory")
         n_blocks = min(-(-chain.n_rows // tile), self.device.n_processors)
+        places = shape.places(chain)
         new, device = chain.diagonal.new_empty, chain.diagonal.device
         return _Workspace(
             shape.source(tile),
             Launch(n_blocks, THREADS, shape.shared_bytes(tile), cooperative=True),
             shape.slopes,
-            th.tensor(shape.places(chain), dtype=th.int32, device=device),
+            sum(place >= 0 for place in places) == chain.size,
+            th.tensor(places, dtype=th.int32, device=device),
             new((n_blocks, shape.padded())),
             new(shape.padded()),
             th.zeros(1, dtype=th.int64, device=device),

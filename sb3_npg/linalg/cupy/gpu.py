@@ -1,11 +1,9 @@
 """CuPy: the only file that imports it. Compiles kernels, and starts them on torch's stream and torch's memory."""
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch as th
 
 from sb3_npg.linalg.cupy.device import Argument, FusedSolution, Launch
@@ -33,24 +31,23 @@ class CupyDevice:
         attributes = self._cupy.cuda.Device(self.device.index).attributes
         self.n_processors: int = attributes["MultiProcessorCount"]
         self.shared_bytes: int = attributes["MaxSharedMemoryPerBlockOptin"]
-        self._kernels: dict[tuple[str, str, bool], Any] = {}
+        self._functions: dict[tuple[str, str, Launch], Any] = {}
         self._streams: dict[int, Any] = {}
 
     def launch(self, source: str, name: str, launch: Launch, arguments: Sequence[Argument]) -> None:
         """Start a kernel on torch's current stream."""
-        with self.scope():
-            kernel = self._kernel(source, name, launch.cooperative)
-            if launch.shared_bytes > kernel.max_dynamic_shared_size_bytes:
-                kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
-            values = tuple(_value(argument) for argument in arguments)
-            kernel((launch.n_blocks,), (launch.n_threads,), values, shared_mem=launch.shared_bytes)
-
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        """Let CuPy work on torch's current stream of this device."""
-        pointer = th.cuda.current_stream(self.device).cuda_stream
-        with self._cupy.cuda.Device(self.device.index), self._stream(pointer):
-            yield
+        if th.cuda.current_device() != self.device.index:
+            with th.cuda.device(self.device):
+                self.launch(source, name, launch, arguments)
+            return
+        function = self._function(source, name, launch)
+        values = tuple(
+            argument.data_ptr() if isinstance(argument, th.Tensor) else 0 if argument is None else argument
+            for argument in arguments
+        )
+        stream = self._stream(th.cuda.current_stream(self.device).cuda_stream)
+        grid, block = (launch.n_blocks, 1, 1), (launch.n_threads, 1, 1)
+        function(grid, block, values, launch.shared_bytes, stream, launch.cooperative)
 
     def capture(self, run: Callable[[], FusedSolution]) -> tuple[th.cuda.CUDAGraph, FusedSolution]:
         """Record what a function does as a graph, after it has run a few times and all its kernels are compiled."""
@@ -74,12 +71,15 @@ class CupyDevice:
                 self._streams[pointer] = streams.ExternalStream(pointer, self.device.index)
         return self._streams[pointer]
 
-    def _kernel(self, source: str, name: str, cooperative: bool) -> Any:
-        key = (source, name, cooperative)
-        if key not in self._kernels:
-            module = self._cupy.RawModule(code=source, options=_OPTIONS, enable_cooperative_groups=cooperative)
-            self._kernels[key] = module.get_function(name)
-        return self._kernels[key]
+    def _function(self, source: str, name: str, launch: Launch) -> Any:
+        key = (source, name, launch)
+        if key not in self._functions:
+            module = self._cupy.RawModule(code=source, options=_OPTIONS, enable_cooperative_groups=launch.cooperative)
+            kernel = module.get_function(name)
+            with self._cupy.cuda.Device(self.device.index):
+                kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
+                self._functions[key] = kernel.kernel
+        return self._functions[key]
 
 
 class _Stream:
@@ -90,9 +90,3 @@ class _Stream:
 
     def __cuda_stream__(self) -> tuple[int, int]:
         return 0, self._pointer
-
-
-def _value(argument: Argument) -> Any:
-    if argument is None:
-        return np.uint64(0)
-    return np.uint64(argument.data_ptr()) if isinstance(argument, th.Tensor) else argument

@@ -142,7 +142,6 @@ inline void* shared_memory() {
 #define blockDim (emulated::block_size)
 #define gridDim (emulated::grid_size)
 #define DYNAMIC_SHARED(name) real* const name = static_cast<real*>(emulated::shared_memory())
-#define RELAX() emulated::yield()
 
 inline void __syncthreads() { emulated::wait(emulated::current->home->barrier); }
 inline int __syncthreads_or(int predicate) {
@@ -157,11 +156,10 @@ inline int __syncthreads_or(int predicate) {
 }
 inline void __syncwarp() { emulated::wait(emulated::warp().barrier); }
 inline void __threadfence() {}
-inline float rsqrtf(float value) { return 1.0000002f / std::sqrt(value); }  // no more accurate than a GPU's
-inline unsigned long long atomicAdd(unsigned long long* place, unsigned long long value) {
-    const auto before = *place;
-    *place += value;
-    return before;
+inline unsigned long long arrive(unsigned long long* counter) { return (*counter)++; }
+inline unsigned long long arrived(const unsigned long long* counter) {
+    emulated::yield();
+    return *counter;
 }
 template <class T>
 T __ldcg(const T* place) {
@@ -176,17 +174,18 @@ T __shfl_sync(unsigned, T value, int source) {
     return emulated::exchanged(value, source);
 }
 
-// Tensor cores: 11 bits of a float, and m16n8k8 as PTX lays it out over the lanes.
-inline float as_float(unsigned bits) {
+// Tensor cores: the first 11 bits of floats, and m16n8k8 as PTX lays it out over the lanes.
+inline float __uint_as_float(unsigned bits) {
     float value;
     std::memcpy(&value, &bits, 4);
     return value;
 }
-inline unsigned tf32(float value) {
+inline unsigned __float_as_uint(float value) {
     unsigned bits;
     std::memcpy(&bits, &value, 4);
-    return (bits + 0x1000u) & ~0x1fffu;
+    return bits;
 }
+inline float as_read(unsigned bits) { return __uint_as_float(bits & 0xffffe000u); }
 inline void multiply_add(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     emulated::Warp& warp = emulated::warp();
     const int lane = threadIdx.x % 32;
@@ -196,8 +195,8 @@ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], const unsigned (
     for (int i = 0; i < 4; i++) {
         const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
         for (int k = 0; k < 8; k++) {
-            const float left = as_float(warp.left[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2]);
-            c[i] += left * as_float(warp.right[column * 4 + k % 4][k / 4]);
+            const float left = as_read(warp.left[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2]);
+            c[i] += left * as_read(warp.right[column * 4 + k % 4][k / 4]);
         }
     }
     emulated::wait(warp.barrier);

@@ -281,13 +281,14 @@ __device__ inline real noise_product(const Memory& m, const real* noise, int i) 
     return sum;
 }
 
-// Sum this block's slice over all blocks, a few numbers at a time: `parts` threads of each take every so-many-th block.
+// Sum this block's slice over all blocks: threads side by side take vectors side by side of the same block.
 __device__ inline void reduce_slice(
     const Memory& m, const real* partial, const real* noise, const int* place, const real* scale, real* reduced,
     int begin, int end, real weight) {
-    constexpr int parts = 32, at_once = THREADS / parts * 4, loads = 4;
-    for (int from = begin; from < end; from += at_once) {
-        const int column = from + threadIdx.x / parts * 4, part = threadIdx.x % parts;
+    constexpr int parts = 32, across = THREADS / parts, loads = 4;
+    const int part = threadIdx.x / across, quad = threadIdx.x % across;
+    for (int from = begin; from < end; from += 4 * across) {
+        const int column = from + 4 * quad;
         real4 sum = {};
         if (column < end)
             for (int first = part; first < int(gridDim.x); first += parts * loads) {
@@ -301,14 +302,19 @@ __device__ inline void reduce_slice(
 #pragma unroll
                 for (int i = 0; i < loads; i++) sum = add4(sum, found[i]);
             }
-        sum = {warp_sum(sum.x), warp_sum(sum.y), warp_sum(sum.z), warp_sum(sum.w)};
-        const int i = column + part;
-        if (part < 4 && i < end) {
-            real value = weight * (part == 0 ? sum.x : part == 1 ? sum.y : part == 2 ? sum.z : sum.w);
+        store4(m.parts + 4 * threadIdx.x, sum);
+        __syncthreads();
+        const int i = from + threadIdx.x;
+        if (threadIdx.x < 4 * across && i < end) {
+            real value = 0;
+#pragma unroll
+            for (int other = 0; other < parts; other++) value += m.parts[4 * across * other + threadIdx.x];
+            value *= weight;
             if (i >= NOISE_AT) value = noise_product<NOISE_GROUPS, NOISE_SIZE>(m, noise, i - NOISE_AT);
-            const bool there = place[i] >= 0;
-            reduced[i] = !there ? real(0) : SCALED ? value * scale[place[i]] : value;
+            const int at = place[i];
+            reduced[i] = at < 0 ? real(0) : SCALED ? value * scale[at] : value;
         }
+        __syncthreads();
     }
 }
 
@@ -339,6 +345,7 @@ __device__ inline real curvature_of(const Memory& m, const real* reduced, real d
         const int i = 4 * (threadIdx.x + j * THREADS);
         if (i < PADDED) {
             const real4 p = load4(m.direction + i);
+            store4(m.sums + i, moved[j]);
             sum += dot4(p, moved[j], real(0)) + damping * dot4(p, p, real(0));
         }
     }
@@ -364,6 +371,9 @@ __device__ inline real advance(const Memory& m, real length, real damping, const
     return sum;
 }
 
+// Numbers of x and Fx that a thread keeps: of its block's slice, which may be all.
+constexpr int OWN = (PADDED + THREADS - 1) / THREADS;
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_cg(
     LAYER_PARAMETERS, const real* metric, const real* noise, const int* place, const real* scale, const real* right,
     const real* reference, const int n_rows, const real damping, const real rtol, const int max_steps, const real tiny,
@@ -373,7 +383,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_cg(
     const Layer layers[] = {LAYER_POINTERS};
     constexpr int k = N_OUTPUTS[LAYERS - 1];
     const int n_tiles = (n_rows + TILE - 1) / TILE;
-    const int slice = rounded_up((PADDED + gridDim.x - 1) / gridDim.x, 4), begin = blockIdx.x * slice;
+    const int slice = rounded_up((PADDED + gridDim.x - 1) / gridDim.x, 8), begin = blockIdx.x * slice;
     const int end = begin + slice < PADDED ? begin + slice : PADDED;
     const bool stays = n_tiles <= int(gridDim.x);  // one tile a block, loaded once
 
@@ -386,7 +396,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_cg(
         m.direction[i] = 0;
         squared_right += value * value;
         squared_reference += other * other;
-        if (at >= 0 && i >= begin && i < end) x[at] = product[at] = 0;
     }
     load_weights<0>(layers, m);
     real squared_residual = block_sum(squared_right, m.scratch);
@@ -395,6 +404,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_cg(
     target = target > tiny ? target : tiny;
     real inner = INFINITY;
     int steps = 0, taken = 0;
+    real own_x[OWN] = {}, own_product[OWN] = {};
     bool is_loaded = false;
     while (steps < max_steps && squared_residual > target) {
         const real improvement = squared_residual / inner;
@@ -430,17 +440,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_cg(
         if (!(is_positive(curvature) && is_positive(inner))) break;
         const real length = inner / curvature;
         const real squared = advance(m, length, damping, moved);
-        for (int i = begin + threadIdx.x; i < end; i += THREADS)
-            if (place[i] >= 0) {
-                x[place[i]] += length * m.direction[i];
-                product[place[i]] += length * __ldcg(reduced + i);
+#pragma unroll
+        for (int j = 0; j < OWN; j++) {
+            const int i = begin + threadIdx.x + j * THREADS;
+            if (i < end) {
+                own_x[j] += length * m.direction[i];
+                own_product[j] += length * m.sums[i];
             }
+        }
         squared_residual = block_sum(squared, m.scratch);
         if (blockIdx.x == 0 && threadIdx.x == 0) {
             figures[4 + 2 * taken] = length;
             figures[5 + 2 * taken] = improvement;
         }
         taken++;
+    }
+#pragma unroll
+    for (int j = 0; j < OWN; j++) {
+        const int i = begin + threadIdx.x + j * THREADS;
+        if (i < end && place[i] >= 0) {
+            x[place[i]] = own_x[j];
+            product[place[i]] = own_product[j];
+        }
     }
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         figures[0] = real(steps);

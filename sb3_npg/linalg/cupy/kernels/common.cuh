@@ -1,4 +1,4 @@
-// What all kernels share. `real` is float or double; DYNAMIC_SHARED and RELAX can be given for another machine.
+// What all kernels share. `real` is float or double; DYNAMIC_SHARED can be given for another machine.
 #ifndef REAL
 #define REAL float
 #endif
@@ -6,9 +6,6 @@
 #define DYNAMIC_SHARED(name)                                   \
     extern __shared__ __align__(16) unsigned char name##_raw[]; \
     real* const name = reinterpret_cast<real*>(name##_raw)
-#endif
-#ifndef RELAX
-#define RELAX()
 #endif
 
 #ifndef INFINITY
@@ -67,15 +64,27 @@ __device__ inline real block_sum(real value, real* scratch) {
     return warp_sum(lane < int(blockDim.x) / 32 ? scratch[lane] : real(0));
 }
 
+#ifndef EMULATED
+__device__ inline unsigned long long arrive(unsigned long long* counter) {
+    unsigned long long before;
+    asm volatile("atom.add.release.gpu.global.u64 %0, [%1], 1;" : "=l"(before) : "l"(counter) : "memory");
+    return before;
+}
+
+__device__ inline unsigned long long arrived(const unsigned long long* counter) {
+    unsigned long long count;
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(count) : "l"(counter) : "memory");
+    return count;
+}
+#endif
+
 // Wait for all blocks of the grid, which must all be resident. The counter only grows and belongs to one grid size.
 __device__ inline void grid_barrier(unsigned long long* counter) {
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence();
-        const unsigned long long ticket = atomicAdd(counter, 1ull);
-        const unsigned long long goal = (ticket / gridDim.x + 1) * gridDim.x;
-        while (*reinterpret_cast<volatile unsigned long long*>(counter) < goal) RELAX();
-        __threadfence();
+        const unsigned long long goal = (arrive(counter) / gridDim.x + 1) * gridDim.x;
+        while (arrived(counter) < goal) {
+        }
     }
     __syncthreads();
 }

@@ -181,10 +181,12 @@ __device__ inline void orthogonalise(double (&moving)[R], double (&staying)[R], 
             if (is_mine) send(moving, length_moving, mine);
             __syncthreads();
             if (is_mine) receive(moving, length_moving, next);
+            __syncwarp();  // before anything of it is written again
             if (is_busy) is_rough |= rotate(staying, moving, length_staying, length_moving, n);
             if (is_mine) send(moving, length_moving, next);
             __syncthreads();
             if (is_mine) receive(moving, length_moving, mine);
+            __syncwarp();
         }
         if (!__syncthreads_or(is_rough)) return;
     }

@@ -1,7 +1,7 @@
 // Products of small matrices in shared memory, a warp for each 16 × 8 piece of the result.
 //
-// Tensor cores multiply numbers of 11 bits. A float is taken apart into two of them, a = a₁ + a₀, and
-// ab ≈ a₁b₁ + a₁b₀ + a₀b₁ has the digits of a product in single precision (3×TF32). In double precision, and before
+// Tensor cores read the first 11 bits of a float. It is taken apart into what they read and the rest, a = a₁ + a₀, and
+// ab ≈ a₁b₁ + a₁b₀ + a₀b₁ has nearly the digits of a product in single precision (3×TF32). In double precision, and before
 // sm_80, lanes multiply by themselves. Defined by the host: TERMS, 3, or 1 for a product in TF32.
 
 #if defined(EMULATED) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800)
@@ -15,14 +15,6 @@ __device__ inline int piece_row() { return threadIdx.x % 32 / 4; }
 __device__ inline int piece_column() { return threadIdx.x % 4 * 2; }
 
 #if TENSOR_CORES && !defined(EMULATED)
-__device__ inline unsigned tf32(float value) {
-    unsigned bits;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
-    return bits;
-}
-
-__device__ inline float as_float(unsigned bits) { return __uint_as_float(bits); }
-
 __device__ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
@@ -36,8 +28,8 @@ template <int N>
 __device__ inline void take_apart(const float (&values)[N], unsigned (&large)[N], unsigned (&small)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        large[i] = tf32(values[i]);
-        if (TERMS > 1) small[i] = tf32(values[i] - as_float(large[i]));
+        large[i] = __float_as_uint(values[i]);
+        if (TERMS > 1) small[i] = __float_as_uint(values[i] - __uint_as_float(large[i] & 0xffffe000u));
     }
 }
 
@@ -78,6 +70,6 @@ __device__ inline void add_step(T (&c)[PIECES][4], int k, A a, B b) {
 // C += A B for PIECES pieces of 16 rows one below the other, over k from `begin` to `end`, multiples of 8.
 template <int PIECES, class A, class B>
 __device__ inline void multiply(real (&c)[PIECES][4], int begin, int end, A a, B b) {
-#pragma unroll 2
+#pragma unroll(PIECES > 2 ? 1 : 2)
     for (int k = begin; k < end; k += 8) add_step(c, k, a, b);
 }
