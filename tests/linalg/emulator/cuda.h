@@ -155,7 +155,7 @@ inline int __syncthreads_or(int predicate) {
     return result;
 }
 inline void __syncwarp() { emulated::wait(emulated::warp().barrier); }
-inline void __threadfence() {}
+inline float rsqrtf(float value) { return 1.0000002f / std::sqrt(value); }  // no more accurate than a GPU's
 inline unsigned long long arrive(unsigned long long* counter) { return (*counter)++; }
 inline unsigned long long arrived(const unsigned long long* counter) {
     emulated::yield();
