@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 
 from sb3_npg.linalg.chain import ChainLayer, FisherChain
-from sb3_npg.linalg.cupy.device import Argument, Device, FusedSolution, Launch, forget_oldest
+from sb3_npg.linalg.cupy.device import Argument, Device, FusedSolution, Launch, forget_oldest, in_rows
 from sb3_npg.linalg.cupy.sources import c_list, kernel_source, rounded_up
 
 #: Rows that a block may work on at a time.
@@ -123,7 +123,7 @@ def shared_numbers(shape: ChainShape, tile: int) -> int:
     slopes = sum(stride for kind, stride in zip(shape.slopes, strides[1:], strict=True) if kind == _GIVEN_SLOPE)
     widest = max(strides[1:])
     rows = sum(strides[:-1]) + slopes + 2 * widest + strides[-1]
-    parts = max(4 * THREADS, 128 * warps, tile * widest) + 16 * widest
+    parts = max(4 * THREADS, 128 * warps, 2 * tile * widest) + 16 * widest
     return (3 + shape.scaled) * shape.padded() + weights + tile * rows + parts + 32
 
 
@@ -186,7 +186,7 @@ class ChainSolver:
         for layer, kind in zip(chain.layers, workspace.slopes, strict=True):
             tensors += (layer.inputs, layer.slope if kind == _GIVEN_SLOPE else None, layer.weight)
         tensors += (chain.diagonal, chain.noise, workspace.places, chain.scale, right, reference)
-        arguments: list[Argument] = [tensor if tensor is None else tensor.contiguous() for tensor in tensors]
+        arguments: list[Argument] = [tensor if tensor is None else in_rows(tensor) for tensor in tensors]
         arguments += [np.int32(chain.n_rows), scalar(damping), scalar(rtol), np.int32(max_steps)]
         arguments += [scalar(th.finfo(right.dtype).tiny), vectors[0], vectors[1], figures]
         arguments += [workspace.partial, workspace.reduced, workspace.barrier]

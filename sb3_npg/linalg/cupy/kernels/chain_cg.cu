@@ -48,7 +48,7 @@ __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 __host__ __device__ constexpr int widest(int l) { return l == 0 ? 0 : larger(stride_of(l), widest(l - 1)); }
 constexpr int TANGENT = TILE * widest(LAYERS);
 constexpr int METRIC = TILE * stride_of(LAYERS);
-constexpr int PARTS = larger(4 * THREADS, larger(128 * WARPS, TANGENT));  // of sums that several warps share
+constexpr int PARTS = larger(4 * THREADS, larger(128 * WARPS, 2 * TANGENT));  // of sums that several warps share
 constexpr int SPARE = 16 * widest(LAYERS);  // read past the end of a matrix, and of no meaning
 constexpr int SHARED_NUMBERS = (3 + SCALED) * PADDED + weight_at(LAYERS) + inputs_at(LAYERS) + slope_at(LAYERS)
                                + 2 * TANGENT + METRIC + PARTS + SPARE + 32;
@@ -78,10 +78,21 @@ __device__ inline Memory carve(real* arena) {
 // Copy rows of a matrix from device memory; what lies outside it is zero.
 template <int COLUMNS, int STRIDE>
 __device__ inline void load_rows(real* to, const real* from, int n_to, int first, int n_from) {
-    for (int i = threadIdx.x; i < n_to * STRIDE; i += THREADS) {
-        const int row = i / STRIDE, column = i % STRIDE;
-        const bool there = column < COLUMNS && first + row < n_from;
-        to[i] = there ? from[size_t(first + row) * COLUMNS + column] : real(0);
+    if constexpr (COLUMNS % 4 == 0) {
+        constexpr int across = STRIDE / 4;
+#pragma unroll 4
+        for (int i = threadIdx.x; i < n_to * across; i += THREADS) {
+            const int row = first + i / across, column = i % across * 4;
+            const bool there = column < COLUMNS && row < n_from;
+            store4(to + 4 * i, there ? load4(from + size_t(row) * COLUMNS + column) : real4{});
+        }
+    } else {
+#pragma unroll 4
+        for (int i = threadIdx.x; i < n_to * STRIDE; i += THREADS) {
+            const int row = first + i / STRIDE, column = i % STRIDE;
+            const bool there = column < COLUMNS && row < n_from;
+            to[i] = there ? from[size_t(row) * COLUMNS + column] : real(0);
+        }
     }
 }
 
@@ -118,31 +129,30 @@ __device__ inline real slope(const Memory& m, int row, int unit) {
     return real(1);
 }
 
+// The largest divisor of n that is not above `limit`.
+__host__ __device__ constexpr int divisor(int n, int limit) {
+    return limit <= 1 ? 1 : n % limit == 0 ? limit : divisor(n, limit - 1);
+}
+
 // Forwards: ∂a_out = φ'(s) ∘ (V a + v + W ∂a_in), for the tile's rows; the last layer's goes through the metric's
-// diagonal. The tangent of layer l goes into buffer (l + 1) % 2. A layer with fewer pieces of 8 outputs than there are
-// warps shares the sums over its inputs among them.
+// diagonal. The tangent of layer l goes into buffer (l + 1) % 2. Where there are more warps than pieces of 8 outputs,
+// they share the sums, of which V a and W ∂a_in are two.
 template <int l>
 __device__ inline void push(const Memory& m) {
     if constexpr (l < LAYERS) {
         constexpr int outputs = N_OUTPUTS[l], stride = stride_of(l), stride_out = stride_of(l + 1);
-        constexpr int depth = rounded_up(N_INPUTS[l], 8), pieces = (outputs + 7) / 8, width = 8 * pieces;
-        constexpr int sharing = pieces >= WARPS ? 1 : larger(1, WARPS / pieces / BANDS > 8 ? 8 : WARPS / pieces / BANDS);
-        constexpr int steps = (l > 0 ? 2 : 1) * depth / 8, share = (steps + sharing - 1) / sharing;
-        const real *v = m.scaled + offset_of(l), *inputs = m.inputs + inputs_at(l);
-        const real *tangent = m.tangent[l % 2], *w = l > 0 ? m.weights + weight_at(l) : nullptr;
-        for (int t = threadIdx.x / 32; t < pieces * sharing; t += WARPS) {
-            const int piece = t % pieces, part = t / pieces, begin = part * share * 8;
-            const int end = begin + share * 8 < steps * 8 ? begin + share * 8 : steps * 8;
-            const real *v_rows = v + piece * 8 * stride, *w_rows = l > 0 ? w + piece * 8 * stride : nullptr;
+        constexpr int sums = l > 0 ? 2 : 1, pieces = (outputs + 7) / 8, width = 8 * pieces;
+        constexpr int depth = (N_INPUTS[l] + 7) / 8, free = WARPS / (pieces * sums * BANDS);
+        constexpr int shares = divisor(depth, free > 8 ? 8 : free), steps = depth / shares, parts = sums * shares;
+        const real *v = m.scaled + offset_of(l), *w = l > 0 ? m.weights + weight_at(l) : v;
+        for (int t = threadIdx.x / 32; t < pieces * parts; t += WARPS) {
+            const int piece = t % pieces, part = t / pieces, begin = part % shares * steps * 8;
+            const real* left = (part < shares ? m.inputs + inputs_at(l) : m.tangent[l % 2]) + begin;
+            const real* right = (part < shares ? v : w) + piece * 8 * stride + begin;
             real c[BANDS][4] = {};
-            multiply(
-                c, begin, end < depth ? end : depth, [=](int row, int k) { return inputs[row * stride + k]; },
-                [=](int k, int column) { return v_rows[column * stride + k]; });
-            if constexpr (l > 0)
-                multiply(
-                    c, begin > depth ? begin - depth : 0, end - depth,
-                    [=](int row, int k) { return tangent[row * stride + k]; },
-                    [=](int k, int column) { return w_rows[column * stride + k]; });
+            multiply<steps>(
+                c, [=](int row, int k) { return left[row * stride + k]; },
+                [=](int k, int column) { return right[column * stride + k]; });
             real* to = m.parts + part * TILE * width + piece * 8 + piece_row() * width + piece_column();
 #pragma unroll
             for (int i = 0; i < BANDS; i++)
@@ -151,13 +161,14 @@ __device__ inline void push(const Memory& m) {
         }
         __syncthreads();
         real* out = m.tangent[(l + 1) % 2];
+#pragma unroll 4
         for (int t = threadIdx.x; t < TILE * stride_out; t += THREADS) {
             const int row = t / stride_out, unit = t % stride_out;
             real sum = 0;
             if (unit < outputs) {
                 sum = v[outputs * stride + unit];
 #pragma unroll
-                for (int part = 0; part < sharing; part++) sum += m.parts[(part * TILE + row) * width + unit];
+                for (int part = 0; part < parts; part++) sum += m.parts[(part * TILE + row) * width + unit];
                 sum *= slope<l>(m, row, unit);
                 if constexpr (l == LAYERS - 1) sum *= m.metric[row * stride_out + unit];
             }
@@ -197,8 +208,8 @@ __device__ inline void pull_piece(const Memory& m, const real* delta, real* out,
     constexpr int stride = stride_of(l), stride_delta = stride_of(l + 1);
     const real* w = m.weights + weight_at(l) + piece * 8;
     real c[BANDS][4] = {};
-    multiply(
-        c, 0, rounded_up(N_OUTPUTS[l], 8), [=](int row, int k) { return delta[row * stride_delta + k]; },
+    multiply<(N_OUTPUTS[l] + 7) / 8>(
+        c, [=](int row, int k) { return delta[row * stride_delta + k]; },
         [=](int k, int column) { return w[k * stride + column]; });
 #pragma unroll
     for (int i = 0; i < BANDS; i++)
@@ -217,8 +228,8 @@ __device__ inline void gradient_piece(const Memory& m, const real* delta, int t,
     const int first = t / across * 16, column = t % across * 8;
     const real* inputs = m.inputs + inputs_at(l) + column;
     real c[1][4] = {};
-    multiply(
-        c, 0, TILE, [=](int unit, int row) { return delta[row * stride_delta + first + unit]; },
+    multiply<TILE / 8>(
+        c, [=](int unit, int row) { return delta[row * stride_delta + first + unit]; },
         [=](int row, int unit) { return inputs[row * stride + unit]; });
     real* to = m.sums + offset_of(l) + column + piece_column();
 #pragma unroll

@@ -34,7 +34,7 @@ __device__ inline void take_apart(const float (&values)[N], unsigned (&large)[N]
 }
 
 template <int PIECES, class A, class B>
-__device__ inline void add_step(float (&c)[PIECES][4], int k, A a, B b) {
+__device__ inline void add_step(float (&c)[PIECES][4], float (&rest)[PIECES][4], int k, A a, B b) {
     const int group = threadIdx.x % 32 / 4, in_group = threadIdx.x % 4;
     const float right[2] = {b(k + in_group, group), b(k + in_group + 4, group)};
     unsigned b_large[2], b_small[2];
@@ -46,18 +46,18 @@ __device__ inline void add_step(float (&c)[PIECES][4], int k, A a, B b) {
             a(row, k + in_group), a(row + 8, k + in_group), a(row, k + in_group + 4), a(row + 8, k + in_group + 4)};
         unsigned a_large[4], a_small[4];
         take_apart(left, a_large, a_small);
-        if (TERMS > 1) {
-            multiply_add(c[i], a_small, b_large);
-            multiply_add(c[i], a_large, b_small);
-        }
         multiply_add(c[i], a_large, b_large);
+        if (TERMS > 1) {
+            multiply_add(rest[i], a_small, b_large);
+            multiply_add(rest[i], a_large, b_small);
+        }
     }
 }
 #endif
 
 // Without tensor cores: in double precision always.
 template <class T, int PIECES, class A, class B>
-__device__ inline void add_step(T (&c)[PIECES][4], int k, A a, B b) {
+__device__ inline void add_step(T (&c)[PIECES][4], T (&)[PIECES][4], int k, A a, B b) {
     const int row = piece_row(), column = piece_column();
 #pragma unroll
     for (int i = 0; i < PIECES; i++)
@@ -67,9 +67,29 @@ __device__ inline void add_step(T (&c)[PIECES][4], int k, A a, B b) {
                 c[i][part] += a(16 * i + row + part / 2 * 8, j) * b(j, column + part % 2);
 }
 
-// C += A B for PIECES pieces of 16 rows one below the other, over k from `begin` to `end`, multiples of 8.
+template <int PIECES>
+__device__ inline void add_rest(real (&c)[PIECES][4], const real (&rest)[PIECES][4]) {
+#pragma unroll
+    for (int i = 0; i < PIECES; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) c[i][j] += rest[i][j];
+}
+
+// C += A B for PIECES pieces of 16 rows one below the other, summed over STEPS times eight. What is small is summed
+// apart: three sums do not wait for each other.
+template <int STEPS, int PIECES, class A, class B>
+__device__ inline void multiply(real (&c)[PIECES][4], A a, B b) {
+    real rest[PIECES][4] = {};
+#pragma unroll(PIECES > 1 ? 2 : 8)
+    for (int step = 0; step < STEPS; step++) add_step(c, rest, 8 * step, a, b);
+    add_rest(c, rest);
+}
+
+// The same over so many steps.
 template <int PIECES, class A, class B>
-__device__ inline void multiply(real (&c)[PIECES][4], int begin, int end, A a, B b) {
-#pragma unroll(PIECES > 2 ? 1 : 2)
-    for (int k = begin; k < end; k += 8) add_step(c, k, a, b);
+__device__ inline void multiply(real (&c)[PIECES][4], int n_steps, A a, B b) {
+    real rest[PIECES][4] = {};
+#pragma unroll 2
+    for (int step = 0; step < n_steps; step++) add_step(c, rest, 8 * step, a, b);
+    add_rest(c, rest);
 }

@@ -1,0 +1,105 @@
+"""K-FAC's solves with the damping split between the factors, for several layers in one kernel."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch as th
+
+from sb3_npg.linalg.cupy.device import Argument, Device, Launch, forget_oldest
+from sb3_npg.linalg.cupy.eigen import by_block
+from sb3_npg.linalg.cupy.sources import kernel_source
+
+_SIDE, _THREADS = 16, 512
+#: Rows and columns of a matrix that a thread may hold in its registers.
+_MOST_HELD = 6
+
+
+class CholeskySolver:
+    """
+    Solves with layers' damped factors, a thread block for each, in double precision.
+
+    :param device: the GPU
+    """
+
+    def __init__(self, device: Device):
+        self.device = device
+        self._launches: dict[tuple[tuple[tuple[int, int], ...], th.dtype], tuple[str, Launch]] = {}
+
+    def fits(self, sizes: Sequence[tuple[int, int]], dtype: th.dtype = th.float32) -> bool:
+        """
+        Tell whether layers can be solved for.
+
+        :param sizes: (g, a) of each
+        :param dtype: of all tensors
+        """
+        return dtype in (th.float32, th.float64) and all(
+            min(size) >= 1 and _held(size) <= _MOST_HELD and _shared_bytes(size) <= self.device.shared_bytes
+            for size in sizes
+        )
+
+    def solve(
+        self, factors: Sequence[tuple[th.Tensor, th.Tensor]], matrices: Sequence[th.Tensor], damping: float
+    ) -> list[th.Tensor]:
+        """
+        Return X = (G + λ_G I)⁻¹ V (A + λ_A I)⁻¹ of each layer, without waiting for the device.
+
+        λ_A = π√λ and λ_G = √λ/π; see :func:`~sb3_npg.linalg.factored_damping`.
+
+        :param factors: A, shape (a, a), and G, shape (g, g), of layers that fit; lower triangles are read
+        :param matrices: V of each, shape (g, a), of the factors' dtype
+        :param damping: λ
+        :return: X of each, shape (g, a); NaN where a damped factor is not finite or not positive definite
+        """
+        if not matrices:
+            return []
+        kept = [
+            tuple(tensor.detach().contiguous() for tensor in (a, g, v))
+            for (a, g), v in zip(factors, matrices, strict=True)
+        ]  # copies live until the kernel is queued
+        sizes = tuple((len(g), len(a)) for a, g, _ in kept)
+        dtype = kept[0][0].dtype
+        if not self.fits(sizes, dtype):
+            raise ValueError("a layer does not fit into a processor")
+        if any(tensor.dtype != dtype for tensors in kept for tensor in tensors):
+            raise ValueError("the layers' tensors differ in dtype")
+        results = [th.empty_like(v) for _, _, v in kept]
+        arguments: list[Argument] = []
+        for tensors, result in zip(kept, results, strict=True):
+            arguments += [*tensors, result]
+        arguments.append(np.float64(damping))
+        source, launch = self._launch(sizes, dtype)
+        self.device.launch(source, "cholesky_solve", launch, arguments)
+        return results
+
+    def _launch(self, sizes: tuple[tuple[int, int], ...], dtype: th.dtype) -> tuple[str, Launch]:
+        if (sizes, dtype) not in self._launches:
+            forget_oldest(self._launches, leave=7)
+            held = max(map(_held, sizes))
+            n_bytes = max(_shared_bytes(size, held) for size in sizes)
+            self._launches[sizes, dtype] = _source(sizes, dtype), Launch(len(sizes), _THREADS, n_bytes)
+        return self._launches[sizes, dtype]
+
+
+def _held(size: tuple[int, int]) -> int:
+    """Return how many rows, and columns, of the larger factor a thread holds."""
+    return -(-max(size) // _SIDE)
+
+
+def _shared_bytes(size: tuple[int, int], held: int = _MOST_HELD) -> int:
+    """Return the shared memory of a block: two rows of each factor, the inverses, and V."""
+    g, a = size
+    return 8 * (4 * _SIDE * held + a * a + g * g + g * a)
+
+
+def _source(sizes: tuple[tuple[int, int], ...], dtype: th.dtype) -> str:
+    pointers = "const real* a{0}, const real* g{0}, const real* v{0}, real* x{0}"
+    layers = [f"Layer{{a{i}, g{i}, v{i}, x{i}, {a}, {g}}}" for i, (g, a) in enumerate(sizes)]
+    return kernel_source(
+        "cholesky_solve",
+        {
+            "REAL": "float" if dtype == th.float32 else "double",
+            "HELD": max(map(_held, sizes)),
+            "LAYER_PARAMETERS": ", ".join(pointers.format(i) for i in range(len(sizes))),
+            "LAYER": by_block(layers),
+        },
+    )
