@@ -10,14 +10,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_npg.actor import ActingRows, make_actor
-from sb3_npg.fisher import LayeredFisher, MlpLayers, split_rows
+from sb3_npg.fisher import LayeredFisher, MlpLayers, memory_budget_of, split_rows
 from sb3_npg.linalg import FisherChain
 from sb3_npg.networks import read_networks
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.trust_region import Evaluation
-
-#: Bytes that one chunk of rows may take while it is differentiated.
-MEMORY_BUDGET = 2**28
 
 
 class LocalProblem:
@@ -49,7 +46,8 @@ class LocalProblem:
     :param ent_coef: c, weight of the entropy bonus
     :param sub_sampling_factor: F uses every so-many-th row; the same rows in each product
     :param parameters: θ, the parameters that act; found by following the graph if not given
-    :param memory_budget: bytes that one chunk of rows may take while it is differentiated
+    :param memory_budget: bytes that one chunk of rows may take while it is differentiated; None for 256 MiB, or an
+        eighth of a GPU's memory
     :param fast_paths: compute multilayer perceptrons by hand; False takes autograd for every policy
     :raises ValueError: if the policy's distribution is of a kind whose Fisher is not known
     """
@@ -66,7 +64,7 @@ class LocalProblem:
         ent_coef: float = 0.0,
         sub_sampling_factor: int = 1,
         parameters: ParameterVector | None = None,
-        memory_budget: int = MEMORY_BUDGET,
+        memory_budget: int | None = None,
         fast_paths: bool = True,
     ):
         self.policy = policy
@@ -79,8 +77,8 @@ class LocalProblem:
         self.actor = make_actor(policy, observations, actions, parameters, networks)
         self.metric = self.actor.metric
         self.vector = self.actor.parameters
-        self._memory_budget = memory_budget
-        self._chunk_rows = self.actor.rows_within(memory_budget)
+        self._memory_budget = memory_budget_of(policy.device) if memory_budget is None else memory_budget
+        self._chunk_rows = self.actor.rows_within(self._memory_budget)
         self._chunks = split_rows(self.n_rows, self._chunk_rows)
         start = [self.actor.start(rows) for rows in self._chunks]
         self._old_outputs = th.cat([rows.outputs for rows in start])

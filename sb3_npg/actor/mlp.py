@@ -107,9 +107,7 @@ class MlpActor:
 
     def _seen(self, rows: slice) -> MlpRows:
         jacobian = self._jacobian(rows)
-        outputs = jacobian.outputs
-        mean, noise = (jacobian, None) if isinstance(jacobian, MlpJacobian) else (jacobian.mean, jacobian.noise)
-        return MlpRows(mean, outputs, lambda: self._score(outputs, rows), noise)
+        return MlpRows(jacobian, lambda: self._score(jacobian.outputs, rows))
 
     def _score(self, outputs: th.Tensor, rows: slice) -> th.Tensor:
         """Return ∂log π(a|s)/∂z, shape (n, k)."""

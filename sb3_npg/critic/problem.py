@@ -3,7 +3,7 @@
 import torch as th
 
 from sb3_npg.critic.values import Values
-from sb3_npg.fisher import LayeredFisher, MlpLayers, RolloutFisher, split_rows
+from sb3_npg.fisher import LayeredFisher, MlpLayers, RolloutFisher, memory_budget_of, split_rows
 from sb3_npg.linalg import FisherChain
 from sb3_npg.parameters import ParameterVector
 
@@ -25,17 +25,18 @@ class ValueProblem:
 
     :param values: V on the n rows
     :param returns: R, shape (n,)
-    :param memory_budget: bytes that one chunk of rows may take while it is differentiated
+    :param memory_budget: bytes that one chunk of rows may take while it is differentiated; None for 256 MiB, or an
+        eighth of a GPU's memory
     """
 
     scale = 1.0
 
-    def __init__(self, values: Values, returns: th.Tensor, memory_budget: int = 2**28):
+    def __init__(self, values: Values, returns: th.Tensor, memory_budget: int | None = None):
         self.values = values
         self.returns = returns.unsqueeze(1)
         self.n_rows = values.n_rows
-        self._memory_budget = memory_budget
-        self._chunk_rows = values.rows_within(memory_budget)
+        self._memory_budget = memory_budget_of(returns.device) if memory_budget is None else memory_budget
+        self._chunk_rows = values.rows_within(self._memory_budget)
         self._chunks = split_rows(self.n_rows, self._chunk_rows)
         self.refresh()
 

@@ -136,7 +136,7 @@ class MlpValues:
 
     def _seen(self, rows: slice) -> MlpRows:
         jacobian = self._jacobian.of(rows)
-        return MlpRows(jacobian, jacobian.outputs, lambda: th.ones_like(jacobian.outputs), None)
+        return MlpRows(jacobian, lambda: th.ones_like(jacobian.outputs))
 
 
 def make_values(

@@ -2,7 +2,7 @@
 
 from sb3_npg.fisher.autograd import Jacobian, Linearization, OutputModel, RolloutFisher
 from sb3_npg.fisher.blocks import Block, DenseBlock, LayerBlock, dense_blocks, layer_blocks
-from sb3_npg.fisher.chunks import LARGEST_TEMPORARY, rows_within, split_rows
+from sb3_npg.fisher.chunks import LARGEST_TEMPORARY, memory_budget_of, rows_within, split_rows
 from sb3_npg.fisher.columns import Columns
 from sb3_npg.fisher.kept import KeptJacobian
 from sb3_npg.fisher.layers import Acting, ActingModel, LayeredFisher
@@ -38,6 +38,7 @@ __all__ = [
     "jacobians",
     "kronecker_factors",
     "layer_blocks",
+    "memory_budget_of",
     "rows_within",
     "second_moments",
     "split_rows",

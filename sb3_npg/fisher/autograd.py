@@ -173,8 +173,8 @@ class RolloutFisher:
         """Return the Fisher as a chain of layers; None if it is not one, or not at hand for all rows at once."""
         if len(self.chunks) > 1:
             return None
-        (maps,) = self._linear_maps()
-        return maps.jacobian.chain(self.model.metric) if isinstance(maps.jacobian, ChainedJacobian) else None
+        jacobian = self.model.jacobian(self.chunks[0]) if self._kept is None else self._kept.jacobian
+        return jacobian.chain(self.model.metric) if isinstance(jacobian, ChainedJacobian) else None
 
     def dense(self) -> th.Tensor:
         """Form the Fisher, shape (p, p): F = SᵀS/N, where the rows of S are the columns of Jᵀ_n B_n."""

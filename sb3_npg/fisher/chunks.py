@@ -9,6 +9,11 @@ import torch as th
 LARGEST_TEMPORARY = 2**24
 
 
+def memory_budget_of(device: th.device) -> int:
+    """Return the bytes that one chunk of rows may take while it is differentiated: of a GPU's memory, an eighth."""
+    return th.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else 2**28
+
+
 def split_rows(n_rows: int, largest: int) -> list[slice]:
     """Cut rows 0 … n_rows − 1 into consecutive slices of nearly equal length, none above ``largest``."""
     n_slices = -(-n_rows // largest)

@@ -10,24 +10,31 @@ from sb3_npg.fisher.blocks import Block, DenseBlock, LayerBlock
 from sb3_npg.fisher.columns import Columns, propagated_root
 from sb3_npg.fisher.kept import ChunkedRecords
 from sb3_npg.fisher.mlp import LayerStep, MlpJacobian
-from sb3_npg.fisher.noise import NoiseJacobian, noise_fisher, noise_scores
+from sb3_npg.fisher.noise import GaussianJacobian, NoiseJacobian, noise_fisher, noise_scores
 from sb3_npg.fisher.statistics import LayerRecord
+from sb3_npg.linalg import FisherChain
 
 
 class MlpRows(NamedTuple):
     """
     Some rows of a rollout, seen through a network.
 
-    :param jacobian: of the network's outputs, shape (n, k')
-    :param outputs: z, shape (n, k), of which the network's are the first
+    :param whole: J of their outputs z
     :param score: makes ∂log π(a|s)/∂z for the actions taken, shape (n, k)
-    :param noise: of the other outputs, if a parameter scales them
     """
 
-    jacobian: MlpJacobian
-    outputs: th.Tensor
+    whole: MlpJacobian | GaussianJacobian
     score: Callable[[], th.Tensor]
-    noise: NoiseJacobian | None
+
+    @property
+    def jacobian(self) -> MlpJacobian:
+        """J of what the network itself makes, the first k' of the outputs."""
+        return self.whole if isinstance(self.whole, MlpJacobian) else self.whole.mean
+
+    @property
+    def noise(self) -> NoiseJacobian | None:
+        """J of the other outputs, if a parameter scales them."""
+        return None if isinstance(self.whole, MlpJacobian) else self.whole.noise
 
 
 class MlpModel(NamedTuple):
@@ -68,6 +75,10 @@ class MlpLayers(ChunkedRecords):
             n_groups = first.noise.columns().shape[2]
             self.blocks.append(DenseBlock(model.noise_name, model.noise_span, n_groups))
 
+    def chain(self) -> FisherChain | None:
+        """Return the Fisher as a chain of layers; None if it is not at hand for all rows at once."""
+        return self.model.rows(self.chunks[0]).whole.chain(self.model.metric) if len(self.chunks) == 1 else None
+
     def dense_block(self, block: DenseBlock) -> th.Tensor:
         """
         Form the Fisher of the noise's parameter.
@@ -75,6 +86,9 @@ class MlpLayers(ChunkedRecords):
         :param block: one of :attr:`blocks`
         :return: shape (b, m, m)
         """
+        noise = self.model.rows(self.chunks[0]).noise
+        if len(self.chunks) == 1 and noise is not None:
+            return noise.fisher()
         columns = [self._noise_columns(self.model.rows(rows)) for rows in self.chunks]
         return noise_fisher(columns) / self.n_rows
 
@@ -101,8 +115,8 @@ class MlpLayers(ChunkedRecords):
         if columns == "sampled":
             root = seen.score().unsqueeze(2)
         else:
-            moved = th.arange(seen.outputs.shape[1], device=seen.outputs.device) < n_moved
-            root = propagated_root(self.model.metric.root(seen.outputs), moved, columns, generator)
+            moved = th.arange(seen.whole.outputs.shape[1], device=seen.whole.outputs.device) < n_moved
+            root = propagated_root(self.model.metric.root(seen.whole.outputs), moved, columns, generator)
         deltas = seen.jacobian.deltas(root[:, :n_moved].permute(2, 0, 1).contiguous())
         return [
             LayerRecord(place, _homogeneous(step, place), delta.unsqueeze(2))

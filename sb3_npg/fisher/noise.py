@@ -1,6 +1,7 @@
 """The parameter that scales the exploration noise: its part in the Jacobian and in the Fisher, in closed form."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch as th
@@ -43,8 +44,13 @@ class GaussianJacobian:
     def __init__(self, mean: MlpJacobian, noise: NoiseJacobian, log_std: th.Tensor, span: slice | None):
         self.mean = mean
         self.noise = noise
-        self.outputs = th.cat([mean.outputs, log_std], dim=1)
+        self._log_std = log_std
         self._span = span
+
+    @cached_property
+    def outputs(self) -> th.Tensor:
+        """The outputs z, shape (n, 2k)."""
+        return th.cat([self.mean.outputs, self._log_std], dim=1)
 
     def push(self, vector: th.Tensor) -> th.Tensor:
         """Return J v, shape (n, 2k), for v of shape (p,)."""
@@ -61,9 +67,8 @@ class GaussianJacobian:
         return gradient
 
     def chain(self, metric: OutputMetric) -> FisherChain:
-        """Return the Fisher of the rows as a chain, with the noise in blocks of its own."""
-        weights, _ = metric.weights_at(self.outputs)
-        chain = self.mean.weighted_chain(weights.chunk(2, dim=1)[0].contiguous())
+        """Return the Fisher of the rows as a chain: F_out of the mean is 1/σ², and the noise has blocks of its own."""
+        chain = self.mean.weighted_chain((-2.0 * self._log_std).exp())
         if self._span is None:
             return chain
         return chain._replace(noise=self.noise.fisher(), noise_span=self._span)

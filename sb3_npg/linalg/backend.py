@@ -73,6 +73,29 @@ class LinearAlgebra:
         """
         return [_kronecker_solve(system, damping) for system in systems]
 
+    def kronecker_factors(self, chain: FisherChain) -> list[tuple[th.Tensor, th.Tensor]] | None:
+        """
+        Measure K-FAC's factors of all layers of a chain at once, with all columns of F_out's root.
+
+        :param chain: F
+        :return: A = 1/N Σ_n ã ãᵀ and G = 1/N Σ_n Σ_c δ δᵀ of each layer that is trained; None if this backend does not,
+            for such a chain
+        """
+        return None
+
+    def factored_solves(
+        self, factors: Sequence[tuple[th.Tensor, th.Tensor]], matrices: Sequence[th.Tensor], damping: float
+    ) -> list[th.Tensor] | None:
+        """
+        Solve (A + λ_A I) ⊗ (G + λ_G I) x = v of several layers at once, λ being split as ``factored_damping`` does.
+
+        :param factors: A of shape (a, a) and G of shape (g, g)
+        :param matrices: v, shape (g, a)
+        :param damping: λ ≥ 0
+        :return: x for each, NaN where a factor is not positive definite; None if this backend does not, at such sizes
+        """
+        return None
+
 
 def _kronecker_solve(system: KroneckerSystem, damping: float) -> th.Tensor:
     left, right, values, matrix = system

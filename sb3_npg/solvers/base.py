@@ -37,6 +37,15 @@ class Layers(Protocol):
         ...
 
 
+@runtime_checkable
+class ChainedLayers(Protocol):
+    """Layers that may be a chain."""
+
+    def chain(self) -> FisherChain | None:
+        """Return F as a chain, where it is one."""
+        ...
+
+
 class Problem(Protocol):
     """What a solver may ask of a policy update. ``LocalProblem`` is one; a test can make another."""
 

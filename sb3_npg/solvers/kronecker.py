@@ -24,7 +24,7 @@ from sb3_npg.linalg import (
     factored_damping,
     symmetric_eigen,
 )
-from sb3_npg.solvers.base import Layers
+from sb3_npg.solvers.base import ChainedLayers, Layers
 from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
 
 #: How a layer that is applied at several positions of a row is approximated.
@@ -81,13 +81,22 @@ class KFACSolver(BlockDiagonalSolver):
 
     def _factors(self, layers: Layers) -> dict[str, th.Tensor]:
         """Measure A and G of each layer, and form the blocks of what is in no layer."""
+        others = {f"{block.name}.F": layers.dense_block(block) for block in dense_blocks(self._blocks)}
+        chain = layers.chain() if self.columns == "exact" and isinstance(layers, ChainedLayers) else None
+        pairs = None if chain is None else self.linalg.kronecker_factors(chain)
+        if pairs is not None:
+            for block, (a, g) in zip(layer_blocks(self._blocks), pairs, strict=True):
+                # They are parts of one tensor, which would be saved with each of them.
+                others[f"{block.name}.A"], others[f"{block.name}.G"] = (
+                    (a.clone(), g.clone()) if self.memory.saved else (a, g)
+                )
+            return others
 
         def factors(record: LayerRecord) -> dict[str, th.Tensor]:
             a, g = kronecker_factors(record, expand=self.weight_sharing == "expand")
             return {"A": a, "G": g}
 
-        measured = self._measure(layers, factors)
-        return measured | {f"{block.name}.F": layers.dense_block(block) for block in dense_blocks(self._blocks)}
+        return self._measure(layers, factors) | others
 
     def _decompose(self) -> None:
         """Decompose the factors as they are now; large ones are kept for Cholesky, which waits for the damping."""
@@ -105,16 +114,18 @@ class KFACSolver(BlockDiagonalSolver):
 
     def _solve_blocks(self, rights: Sequence[th.Tensor], damping: float) -> list[th.Tensor]:
         """Solve the blocks whose eigenbasis is known all at once, and then the others."""
-        solutions = dict[str, th.Tensor]()
-        systems = dict[str, KroneckerSystem]()
-        for block, right in zip(self._blocks, rights, strict=True):
-            if isinstance(block, LayerBlock) and not self._is_large(block):
-                systems[block.name] = self._system(block, right)
-            else:
-                solutions[block.name] = self._solve_block(block, right, damping)
-        at_once = self.linalg.kronecker_solves(list(systems.values()), damping)
-        solutions.update(zip(systems, at_once, strict=True))
-        return [solutions[block.name] for block in self._blocks]
+        by_name = {block.name: (block, right) for block, right in zip(self._blocks, rights, strict=True)}
+        layers = {name: (block, right) for name, (block, right) in by_name.items() if isinstance(block, LayerBlock)}
+        small = {name: self._system(*layer) for name, layer in layers.items() if not self._is_large(layer[0])}
+        solutions = dict(zip(small, self.linalg.kronecker_solves(list(small.values()), damping), strict=True))
+        large = {name: right for name, (_, right) in layers.items() if name not in small}
+        factors = [(self._factor(name, "A"), self._factor(name, "G")) for name in large]
+        at_once = self.linalg.factored_solves(factors, list(large.values()), damping) if large else None
+        solutions.update({} if at_once is None else zip(large, at_once, strict=True))
+        return [
+            solutions[name] if name in solutions else self._solve_block(block, right, damping)
+            for name, (block, right) in by_name.items()
+        ]
 
     def _solve_block(self, block: Block, right: th.Tensor, damping: float) -> th.Tensor:
         if isinstance(block, DenseBlock):
@@ -131,17 +142,21 @@ class KFACSolver(BlockDiagonalSolver):
         """Return the Cholesky factors of A + λ_A I and G + λ_G I, made once for a damping."""
         kept = self._cholesky.get(block.name)
         if kept is None or kept[0] != damping:
-            a, g = (self.memory.tensors[f"{block.name}.{factor}.decomposed"] for factor in "AG")
+            a, g = self._factor(block.name, "A"), self._factor(block.name, "G")
             damping_a, damping_g = factored_damping(a, g, damping)
             kept = damping, damped_cholesky(a, damping_a), damped_cholesky(g, damping_g)
             self._cholesky[block.name] = kept
         return kept[1], kept[2]
 
+    def _factor(self, name: str, factor: str) -> th.Tensor:
+        """Return a large layer's A or G, as it was when the others were decomposed."""
+        return self.memory.tensors[f"{name}.{factor}.decomposed"]
+
     def _eigenvalues_of(self, block: Block) -> th.Tensor:
         if isinstance(block, DenseBlock):
             return self.memory.eigen(f"{block.name}.F").values
         if self._is_large(block):
-            a, g = (symmetric_eigen(self.memory.tensors[f"{block.name}.{factor}.decomposed"]).values for factor in "AG")
+            a, g = (symmetric_eigen(self._factor(block.name, factor)).values for factor in "AG")
         else:
             a, g = (eigen.values for eigen in self._eigenbasis(block))
         return th.outer(g, a)

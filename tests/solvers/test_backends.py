@@ -19,6 +19,7 @@ SOLVERS = {
     "cg, momentum": ("cg", {"momentum": 0.5, "max_steps": 5}, "chain_cg"),
     "cg, preconditioned": ("cg", {"preconditioner": "kfac"}, "cg_step"),
     "kfac": ("kfac", {"decay": 0.5}, "kron_solve"),
+    "kfac, Cholesky": ("kfac", {"largest_eigen": 0}, "cholesky_solve"),
     "ekfac": ("ekfac", {}, "jacobi_eigen"),
 }
 
@@ -26,7 +27,7 @@ SOLVERS = {
 def natural_gradients(solver, problem, relative):
     """Find the natural gradients of two updates: what is carried over counts in the second."""
     gradient = problem.surrogate_gradient()
-    return [find_direction(solver, problem, g, 0.1, relative) for g in (gradient, gradient + gradient.roll(1))]
+    return [find_direction(solver, problem, g, 1.0, relative) for g in (gradient, gradient + gradient.roll(1))]
 
 
 @pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])

@@ -9,8 +9,10 @@ import torch as th
 from sb3_npg.linalg.backend import KroneckerSystem, LinearAlgebra
 from sb3_npg.linalg.chain import FisherChain
 from sb3_npg.linalg.cupy.chain_cg import ChainSolver
+from sb3_npg.linalg.cupy.cholesky import CholeskySolver
 from sb3_npg.linalg.cupy.device import Device, FusedSolution
 from sb3_npg.linalg.cupy.eigen import EigenSolver
+from sb3_npg.linalg.cupy.factors import FactorSolver
 from sb3_npg.linalg.cupy.kron import KroneckerSolver
 from sb3_npg.linalg.cupy.krylov import Capture, GraphSolver, StepSolver, chain_bytes
 from sb3_npg.linalg.kronecker import Eigen, symmetric_eigen
@@ -39,6 +41,8 @@ class CupyLinearAlgebra(LinearAlgebra):
         self.chains = ChainSolver(device)
         self.steps = StepSolver(device)
         self.eigens = EigenSolver(device)
+        self.factors = FactorSolver(device)
+        self.choleskys = CholeskySolver(device)
         self.kroneckers = KroneckerSolver(device)
         self.graphs = None if capture is None else GraphSolver(self.steps, capture)
 
@@ -107,11 +111,11 @@ class CupyLinearAlgebra(LinearAlgebra):
         small = {
             i: matrix.reshape(-1, *matrix.shape[-2:]).unbind()
             for i, matrix in enumerate(matrices)
-            if matrix.dtype in _DTYPES and self.eigens.fits(matrix.shape[-1])
+            if matrix.shape[-1] > 1 and matrix.dtype in _DTYPES and self.eigens.fits(matrix.shape[-1])
         }
         found = iter(self.eigens.solve([one for batch in small.values() for one in batch]))
         results = {i: _stacked([next(found) for _ in batch], matrices[i].shape) for i, batch in small.items()}
-        return [results[i] if i in results else symmetric_eigen(matrix) for i, matrix in enumerate(matrices)]
+        return [results[i] if i in results else _eigen(matrix) for i, matrix in enumerate(matrices)]
 
     def kronecker_solves(self, systems: Sequence[KroneckerSystem], damping: float) -> list[th.Tensor]:
         """Solve several damped Kronecker systems, in one kernel if they are small."""
@@ -120,6 +124,27 @@ class CupyLinearAlgebra(LinearAlgebra):
         if len(dtypes) != 1 or not dtypes <= set(_DTYPES) or not self.kroneckers.fits(sizes, *dtypes):
             return super().kronecker_solves(systems, damping)
         return self.kroneckers.solve(systems, damping)
+
+    def kronecker_factors(self, chain: FisherChain) -> list[tuple[th.Tensor, th.Tensor]] | None:
+        """Measure K-FAC's factors of all layers of a chain in one kernel, if they fit into shared memory."""
+        return self.factors.solve(chain) if chain.scale is None and self.factors.fits(chain) else None
+
+    def factored_solves(
+        self, factors: Sequence[tuple[th.Tensor, th.Tensor]], matrices: Sequence[th.Tensor], damping: float
+    ) -> list[th.Tensor] | None:
+        """Solve K-FAC's systems with the damping split in one kernel, if all of them fit into shared memory."""
+        dtypes = {matrix.dtype for matrix in matrices}
+        sizes = [(matrix.shape[0], matrix.shape[1]) for matrix in matrices]
+        if len(dtypes) != 1 or not dtypes <= set(_DTYPES) or not self.choleskys.fits(sizes, *dtypes):
+            return None
+        return self.choleskys.solve(factors, matrices, damping)
+
+
+def _eigen(matrix: th.Tensor) -> Eigen:
+    """Decompose what no kernel does."""
+    if matrix.shape[-1] > 1:
+        return symmetric_eigen(matrix)
+    return Eigen(matrix.squeeze(-1).clamp_min(0.0), th.ones_like(matrix))
 
 
 def _stacked(eigens: list[Eigen], shape: th.Size) -> Eigen:
