@@ -255,6 +255,10 @@ def images(name: str, kwargs: dict[str, Any], setting: Setting) -> list[Contesta
         return inputs.problem().surrogate_gradient
 
     contestants = [*solves(inputs, setting, title, name, kwargs), Contestant(GRADIENT, gradient)]
+    if name == "kfac":
+        # As ACKTR measures its factors: one column, and the mean over a layer's positions.
+        cheap = {"columns": "sampled", "weight_sharing": "reduce"}
+        contestants += solves(inputs, setting, "K-FAC, sampled and reduced", name, kwargs | cheap)[:1]
     if name == "cg":
         layers = layers_of(inputs.policy, inputs.observations)
         contestants.append(Contestant(ONE_PRODUCT, lambda: partial(one_product, layers)))

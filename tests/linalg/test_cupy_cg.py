@@ -78,6 +78,25 @@ def test_a_solve_in_float32_is_near_and_repeats_bit_for_bit():
     assert float((first.vectors[0] - expected).norm()) <= 1e-4 * float(expected.norm())
 
 
+def test_products_in_tf32_where_torch_is_told_so():
+    exact = make_chain(n_rows=50, **CHAINS["tanh"])
+    chain, b = in_dtype(exact, th.float32), right_side(exact)
+    expected = conjugate_gradient(exact.product, b, 4, shift=0.5).x
+    solver = ChainSolver(EmulatedDevice())
+
+    def error() -> float:
+        found = solver.solve(chain, b.float(), b.float(), 0.5, 0.0, 4).vectors[0]
+        return float((found - expected).norm() / expected.norm())
+
+    before = th.get_float32_matmul_precision()
+    try:
+        th.set_float32_matmul_precision("high")
+        in_tf32 = error()
+    finally:
+        th.set_float32_matmul_precision(before)
+    assert error() < 1e-5 < 1e-4 < in_tf32 < 1e-2
+
+
 @pytest.mark.parametrize("way", ["kernel", "graph", "steps", "preconditioned steps"])
 class TestEveryWay:
     """One kernel, a graph, and single steps stop and fail alike."""

@@ -8,7 +8,7 @@ import torch as th
 
 from sb3_npg.linalg.chain import ChainLayer, FisherChain
 from sb3_npg.linalg.cupy.device import Argument, Device, FusedSolution, Launch, forget_oldest, in_rows
-from sb3_npg.linalg.cupy.sources import c_list, kernel_source, rounded_up
+from sb3_npg.linalg.cupy.sources import c_list, kernel_source, rounded_up, terms
 
 #: Rows that a block may work on at a time.
 TILES = (16, 32, 64)
@@ -80,7 +80,7 @@ class ChainShape(NamedTuple):
             defines={
                 "REAL": "float" if self.dtype == th.float32 else "double",
                 "THREADS": THREADS,
-                "TERMS": 3,
+                "TERMS": terms(),
                 "TILE": tile,
                 "LAYERS": len(self.inputs),
                 "INPUTS": c_list(self.inputs),
@@ -195,7 +195,7 @@ class ChainSolver:
 
     def _workspace(self, chain: FisherChain) -> _Workspace:
         shape = ChainShape.of(chain)
-        key = (shape, chain.n_rows, chain.spans(), chain.diagonal.device)
+        key = (shape, chain.n_rows, chain.spans(), terms(), chain.diagonal.device)
         if key not in self._workspaces:
             forget_oldest(self._workspaces, leave=7)
             self._workspaces[key] = self._new_workspace(chain, shape)

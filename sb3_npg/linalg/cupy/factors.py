@@ -10,7 +10,7 @@ import torch as th
 from sb3_npg.linalg.chain import FisherChain
 from sb3_npg.linalg.cupy.chain_cg import THREADS, TILES, ChainShape
 from sb3_npg.linalg.cupy.device import Argument, Device, Launch, forget_oldest
-from sb3_npg.linalg.cupy.sources import c_list, kernel_source, rounded_up
+from sb3_npg.linalg.cupy.sources import c_list, kernel_source, rounded_up, terms
 
 _GIVEN_SLOPE = 1  # the kernel's
 
@@ -74,7 +74,7 @@ class FactorShape(NamedTuple):
             defines={
                 "REAL": "float" if self.layers.dtype == th.float32 else "double",
                 "THREADS": THREADS,
-                "TERMS": 3,
+                "TERMS": terms(),
                 "TILE": plan.tile,
                 "AT_ONCE": plan.at_once,
                 "LAYERS": len(inputs),
@@ -190,7 +190,7 @@ class FactorSolver:
         return list(zip(views[::2], views[1::2], strict=True))
 
     def _workspace(self, chain: FisherChain) -> _Workspace:
-        key = (FactorShape.of(chain), chain.n_rows, chain.diagonal.device)
+        key = (FactorShape.of(chain), chain.n_rows, terms(), chain.diagonal.device)
         if key not in self._workspaces:
             forget_oldest(self._workspaces, leave=7)
             self._workspaces[key] = self._new_workspace(chain, key[0])

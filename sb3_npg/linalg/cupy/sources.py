@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
+import torch as th
+
 #: Constants by name, as they stand in the source.
 Defines = Mapping[str, str | int]
 
@@ -25,6 +27,15 @@ def kernel_source(name: str, defines: Defines, includes: tuple[str, ...] = ()) -
     constants = "".join(f"#define {key} {value}\n" for key, value in defines.items())
     files_needed = ("common.cuh", *(f"{file}.cuh" for file in includes), f"{name}.cu")
     return constants + "".join(map(_text, files_needed))
+
+
+def terms() -> int:
+    """
+    Return how many products of short numbers make one in single precision on tensor cores: three, or one for TF32.
+
+    As torch's own matrix products do, kernels follow ``torch.set_float32_matmul_precision``.
+    """
+    return 3 if th.get_float32_matmul_precision() == "highest" else 1
 
 
 def c_list(numbers: "list[int] | tuple[int, ...]") -> str:
