@@ -105,6 +105,37 @@ class Solving:
         return partial(_solve, self._solver, problem, problem.surrogate_gradient())
 
 
+class KernelSolve:
+    """
+    The solve of a linear system alone, its chain of layers at hand.
+
+    :param inputs: what it solves for
+    :param precision: of products, as torch names it
+    """
+
+    def __init__(self, inputs: Inputs, precision: str):
+        self._inputs = inputs
+        self._precision = precision
+
+    def prepare(self) -> Callable[[], th.Tensor]:
+        """Make a system; what is timed is the solve, and reading what happened in it."""
+        problem = self._inputs.problem()
+        gradient, chain = problem.surrogate_gradient(), problem.fisher_chain()
+        linalg = make_linalg("cupy", gradient.device)
+
+        def solve() -> th.Tensor:
+            before = th.get_float32_matmul_precision()
+            th.set_float32_matmul_precision(self._precision)
+            try:
+                return linalg.conjugate_gradient(
+                    problem.fisher_vector_product, gradient, CG_STEPS, shift=DAMPING, chain=lambda: chain
+                ).x
+            finally:
+                th.set_float32_matmul_precision(before)
+
+        return solve
+
+
 def _solve(solver: FisherSolver, problem: LocalProblem, gradient: th.Tensor) -> th.Tensor:
     solver.update(problem)
     return solver.solve(problem, gradient, DAMPING).natural_gradient
@@ -236,6 +267,10 @@ def cg(hidden: Sequence[int], rows: int, setting: Setting, against_trpo: bool = 
     hidden = [setting.size(width, 16) for width in hidden]
     inputs = mlp_inputs(hidden, setting.size(rows, 64), setting.device)
     ours = solves(inputs, setting, f"CG {CG_STEPS}", "cg", CG)
+    if "cupy" in setting.backends:
+        alone = {"the linear system alone": "highest", "the linear system alone, in TF32": "high"}
+        like = f"CG {CG_STEPS}, torch"
+        ours += [Contestant(name, KernelSolve(inputs, precision).prepare, like) for name, precision in alone.items()]
     return [*ours, Contestant(PEER, TrpoSolve(inputs).prepare)] if against_trpo else ours
 
 

@@ -105,6 +105,9 @@ def ritz_condition(lengths: list[float], improvements: list[float]) -> float:
     alpha, beta = np.array(lengths), np.array(improvements)[1:]
     diagonal = 1.0 / alpha
     diagonal[1:] += beta / alpha[:-1]
-    off_diagonal = np.sqrt(beta) / alpha[:-1]
-    ritz = np.linalg.eigvalsh(np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1))
+    n = len(alpha)
+    tridiagonal = np.zeros((n, n))
+    tridiagonal.flat[:: n + 1] = diagonal
+    tridiagonal.flat[n :: n + 1] = np.sqrt(beta) / alpha[:-1]  # below the diagonal, which is all that is read
+    ritz = np.linalg.eigvalsh(tridiagonal)
     return float(ritz[-1] / ritz[0]) if ritz[0] > 0.0 else math.inf

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import torch as th
 from torch import nn
@@ -37,15 +37,6 @@ class Layers(Protocol):
         ...
 
 
-@runtime_checkable
-class ChainedLayers(Protocol):
-    """Layers that may be a chain."""
-
-    def chain(self) -> FisherChain | None:
-        """Return F as a chain, where it is one."""
-        ...
-
-
 class Problem(Protocol):
     """What a solver may ask of a policy update. ``LocalProblem`` is one; a test can make another."""
 
@@ -65,15 +56,6 @@ class Problem(Protocol):
     @property
     def scale(self) -> th.Tensor | float:
         """The coordinates are the parameters times this: 1, or a tensor of shape (p,)."""
-        ...
-
-
-@runtime_checkable
-class ChainedProblem(Protocol):
-    """A problem whose Fisher may be a chain of layers."""
-
-    def fisher_chain(self) -> FisherChain | None:
-        """Return F as a chain, where it is one."""
         ...
 
 
@@ -165,8 +147,15 @@ class FisherSolver(nn.Module, ABC):
 
 
 def fisher_chain(problem: Problem) -> FisherChain | None:
-    """Return a problem's Fisher as a chain of layers; None if it is not one, or says nothing about it."""
-    return problem.fisher_chain() if isinstance(problem, ChainedProblem) else None
+    """Return a problem's Fisher as a chain of layers; None if it is not one, or has no method to say so."""
+    make: Callable[[], FisherChain | None] | None = getattr(problem, "fisher_chain", None)
+    return None if make is None else make()
+
+
+def layer_chain(layers: Layers) -> FisherChain | None:
+    """Return layers as a chain; None if they are not one, or have no method to say so."""
+    make: Callable[[], FisherChain | None] | None = getattr(layers, "chain", None)
+    return None if make is None else make()
 
 
 def _kinds(state_dict: Mapping[str, Any]) -> dict[str, str | None]:

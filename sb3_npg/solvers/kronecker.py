@@ -24,7 +24,7 @@ from sb3_npg.linalg import (
     factored_damping,
     symmetric_eigen,
 )
-from sb3_npg.solvers.base import ChainedLayers, Layers
+from sb3_npg.solvers.base import Layers, layer_chain
 from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
 
 #: How a layer that is applied at several positions of a row is approximated.
@@ -82,7 +82,7 @@ class KFACSolver(BlockDiagonalSolver):
     def _factors(self, layers: Layers) -> dict[str, th.Tensor]:
         """Measure A and G of each layer, and form the blocks of what is in no layer."""
         others = {f"{block.name}.F": layers.dense_block(block) for block in dense_blocks(self._blocks)}
-        chain = layers.chain() if self.columns == "exact" and isinstance(layers, ChainedLayers) else None
+        chain = layer_chain(layers) if self.columns == "exact" else None
         pairs = None if chain is None else self.linalg.kronecker_factors(chain)
         if pairs is not None:
             for block, (a, g) in zip(layer_blocks(self._blocks), pairs, strict=True):

@@ -19,8 +19,11 @@ from sb3_npg.linalg.kronecker import Eigen, symmetric_eigen
 from sb3_npg.linalg.krylov import ConjugateGradientResult, Operator, ritz_condition
 
 _DTYPES = (th.float32, th.float64)
-#: Largest chain that is copied into a graph; above, kernels are long and their launches no matter.
+#: Bytes of the largest chain that is copied into a graph.
 LARGEST_GRAPH = 2**26
+#: Unknowns above which a product takes so long that launches and waiting do not matter: torch, which then stops as soon
+#: as it has converged.
+LARGEST_STEPS = 2**19
 
 
 class CupyLinearAlgebra(LinearAlgebra):
@@ -29,7 +32,8 @@ class CupyLinearAlgebra(LinearAlgebra):
 
     A solve of conjugate gradient waits for the device once, at its end. A multilayer perceptron that fits into shared
     memory is solved by one kernel; a larger one by a CUDA graph; any other policy by torch's products, with the
-    vectors' part in kernels. What the kernels cannot do, tensors of half precision, is left to torch.
+    vectors' part in kernels. What kernels do not make faster, networks of over half a million parameters, and what
+    they cannot do, half precision, is left to torch.
 
     :param device: the GPU
     :param capture: records a function as a CUDA graph; None to do without graphs
@@ -73,7 +77,7 @@ class CupyLinearAlgebra(LinearAlgebra):
         chain: Callable[[], FisherChain | None] | None = None,
     ) -> ConjugateGradientResult:
         """Solve (A + σI) x = b; see :func:`~sb3_npg.linalg.conjugate_gradient`."""
-        if b.dtype not in _DTYPES:
+        if b.dtype not in _DTYPES or len(b) > LARGEST_STEPS:
             return super().conjugate_gradient(matvec, b, max_steps, rtol, preconditioner, x0, shift)
         applied = None if x0 is None else matvec(x0)
         right = b if x0 is None or applied is None else b - applied - shift * x0
