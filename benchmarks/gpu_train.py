@@ -195,7 +195,6 @@ class Pace(BaseCallback):
 
 def frames(setting: Setting, starting: Callable[[str], None], without: dict[str, str]) -> list[Row]:
     """Let NPG, PPO and A2C play Pong for a while each, and count steps."""
-    gym.register_envs(importlib.import_module("ale_py"))
     rows: list[Row] = []
     for name, (make, arguments) in ATARI.items():
         if name in without:
@@ -210,9 +209,15 @@ def frames(setting: Setting, starting: Callable[[str], None], without: dict[str,
     return rows
 
 
+def pong(**kwargs: Any) -> gym.Env[Any, Any]:
+    """Make Pong in a process that may not know of it."""
+    gym.register_envs(importlib.import_module("ale_py"))
+    return gym.make(ATARI_TASK, **kwargs)
+
+
 def _pace_of(make: Make, arguments: dict[str, Any], setting: Setting) -> float:
     env: VecEnv = make_atari_env(
-        ATARI_TASK,
+        pong,
         n_envs=setting.size(N_ATARI_ENVS, 2),
         seed=0,
         vec_env_cls=SubprocVecEnv if not setting.quick else None,

@@ -40,6 +40,7 @@ CONCLUSIONS = """\
   [critics.md](critics.md).
 - tianshou's update is cheap because its critic takes twenty steps on the whole rollout; its collector is what takes
   time. A2C takes a single gradient step for a rollout.
+- On a GPU: [gpu.md](gpu.md).
 """
 
 

@@ -9,10 +9,8 @@ import textwrap
 import pytest
 import torch as th
 
-from sb3_npg.linalg import TORCH, make_linalg
+from sb3_npg.linalg import TORCH, FisherChain, KroneckerSystem, make_linalg
 from sb3_npg.linalg.cupy import CupyLinearAlgebra
-from sb3_npg.linalg.cupy.chain_cg import TILES, ChainShape
-from sb3_npg.linalg.cupy.sources import kernel_source
 from tests.linalg.chains import CHAINS, make_chain
 
 CPU, CUDA = th.device("cpu"), th.device("cuda")
@@ -56,12 +54,40 @@ def test_the_package_does_not_import_cupy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+class RecordingDevice:
+    """A GPU that keeps the sources of kernels and runs none."""
+
+    n_processors = 132
+    shared_bytes = 227 * 1024
+
+    def __init__(self):
+        self.sources: dict[str, str] = {}
+
+    def launch(self, source, name, launch, arguments):
+        self.sources[name] = source
+
+
+def sources_of(chain: FisherChain) -> dict[str, str]:
+    """Return the source of every kernel that serves a chain."""
+    device = RecordingDevice()
+    linalg = CupyLinearAlgebra(device)
+    b = th.zeros(chain.size, dtype=chain.diagonal.dtype)
+    linalg.chains.solve(chain, b, b, 0.1, 0.0, 2)
+    linalg.steps.solve(chain.product, b, b, 0.1, 0.0, 2)
+    factors = linalg.factors.solve(chain)
+    eigens = linalg.symmetric_eigens([factor for pair in factors for factor in pair])
+    matrices = [b.new_zeros(len(g), len(a)) for a, g in factors]
+    pairs = zip(eigens[1::2], eigens[::2], matrices, strict=True)
+    linalg.kronecker_solves([KroneckerSystem(g, a, None, matrix) for g, a, matrix in pairs], 0.1)
+    linalg.factored_solves(factors, matrices, 0.1)
+    return device.sources
+
+
 SOURCES = {
-    **{
-        f"chain_cg, {kind}": ChainShape.of(make_chain(n_rows=2, **arguments)).source(TILES[i % len(TILES)])
-        for i, (kind, arguments) in enumerate(CHAINS.items())
-    },
-    **{f"krylov, {real}": kernel_source("krylov", {"REAL": real, "THREADS": 1024}) for real in ("float", "double")},
+    f"{name}, {kind}": source
+    for kind, arguments in (CHAINS | {"64 units": {"widths": (17, 64, 64, 6), "noise": (6, 1)}}).items()
+    for name, source in sources_of(make_chain(n_rows=2048, dtype=th.float32, **arguments)).items()
+    if name in ("chain_cg", "chain_factors") or kind in ("tanh", "64 units")
 }
 
 

@@ -21,8 +21,7 @@ from sb3_npg.linalg.krylov import ConjugateGradientResult, Operator, ritz_condit
 _DTYPES = (th.float32, th.float64)
 #: Bytes of the largest chain that is copied into a graph.
 LARGEST_GRAPH = 2**26
-#: Unknowns above which a product takes so long that launches and waiting do not matter: torch, which then stops as soon
-#: as it has converged.
+#: Unknowns of the largest system whose preconditioned solve does not stop to look whether it has converged.
 LARGEST_STEPS = 2**19
 
 
@@ -30,10 +29,10 @@ class CupyLinearAlgebra(LinearAlgebra):
     """
     The linear algebra of the solvers on a GPU.
 
-    A solve of conjugate gradient waits for the device once, at its end. A multilayer perceptron that fits into shared
-    memory is solved by one kernel; a larger one by a CUDA graph; any other policy by torch's products, with the
-    vectors' part in kernels. What kernels do not make faster, networks of over half a million parameters, and what
-    they cannot do, half precision, is left to torch.
+    A solve of conjugate gradient waits for the device once, at its end: one kernel for a multilayer perceptron that
+    fits into shared memory, a CUDA graph for a larger one, single kernels between the products with a preconditioner.
+    What kernels do not make faster, products that take milliseconds, and what they cannot do, half precision, is left
+    to torch, which then stops as soon as a solve has converged.
 
     :param device: the GPU
     :param capture: records a function as a CUDA graph; None to do without graphs
@@ -77,34 +76,26 @@ class CupyLinearAlgebra(LinearAlgebra):
         chain: Callable[[], FisherChain | None] | None = None,
     ) -> ConjugateGradientResult:
         """Solve (A + σI) x = b; see :func:`~sb3_npg.linalg.conjugate_gradient`."""
-        if b.dtype not in _DTYPES or len(b) > LARGEST_STEPS:
+        use_steps = preconditioner is not None and len(b) <= LARGEST_STEPS
+        system = chain() if chain is not None and preconditioner is None else None
+        if b.dtype not in _DTYPES or not (use_steps or self._serves(system)):
             return super().conjugate_gradient(matvec, b, max_steps, rtol, preconditioner, x0, shift)
         applied = None if x0 is None else matvec(x0)
         right = b if x0 is None or applied is None else b - applied - shift * x0
-        if preconditioner is not None:
-            solution = self.steps.solve(matvec, right, b, shift, rtol, max_steps, preconditioner)
+        if system is None:
+            result = _result(self.steps.solve(matvec, right, b, shift, rtol, max_steps, preconditioner))
         else:
-            solution = self._solve(matvec, right, b, shift, rtol, max_steps, chain() if chain else None)
-        result = _result(solution)
+            solver = self.chains if self.chains.fits(system) or self.graphs is None else self.graphs
+            result = _result(solver.solve(system, right, b, shift, rtol, max_steps))
         if x0 is None or applied is None:
             return result
         return result._replace(x=result.x + x0, product=result.product + applied)
 
-    def _solve(
-        self,
-        matvec: Operator,
-        right: th.Tensor,
-        reference: th.Tensor,
-        shift: float,
-        rtol: float,
-        max_steps: int,
-        chain: FisherChain | None,
-    ) -> FusedSolution:
-        if chain is not None and self.chains.fits(chain):
-            return self.chains.solve(chain, right, reference, shift, rtol, max_steps)
-        if chain is not None and self.graphs is not None and chain_bytes(chain) <= LARGEST_GRAPH:
-            return self.graphs.solve(chain, right, reference, shift, rtol, max_steps)
-        return self.steps.solve(matvec, right, reference, shift, rtol, max_steps)
+    def _serves(self, chain: FisherChain | None) -> bool:
+        """Tell whether a chain is solved as one."""
+        if chain is None:
+            return False
+        return self.chains.fits(chain) or (self.graphs is not None and chain_bytes(chain) <= LARGEST_GRAPH)
 
     def symmetric_eigens(self, matrices: Sequence[th.Tensor]) -> list[Eigen]:
         """
