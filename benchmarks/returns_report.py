@@ -42,10 +42,12 @@ SCALE = {
 CONCLUSIONS = """\
 ## What this says
 
-The comparison is not complete: a dash is a run that nobody has done yet, and TRPO has the first seed alone. On that
-seed NPG's return is TRPO's or more on eight of the eleven tasks, in 0.2 to 0.55 of its seconds; on Acrobot, Hopper
-and Walker2d TRPO ends higher. Ant-v5 observes 78 contact forces that version 4, which rl_zoo3's hyperparameters for
-TRPO are for, leaves out; NPG's policy still falls there now and then at the end.
+The comparison is not complete: the returns of single seeds, at the end, show which runs there are, and PPO has the first
+seed alone on most tasks. In the means so far NPG's return is above TRPO's on nine of the eleven tasks and above PPO's
+on nine, in 0.2 to 0.55 of TRPO's seconds. TRPO ends higher on Walker2d, and by less than NPG's spread on
+Swimmer; PPO does on Acrobot and Swimmer, by as little. TRPO's final score is reached in half of TRPO's own seconds or less
+on every task but Walker2d, where NPG does not reach it. Ant-v5 observes 78 contact forces that version 4, which
+rl_zoo3's hyperparameters for TRPO are for, leaves out; NPG's policy still falls there now and then at the end.
 """
 README_MARKS = ("<!-- written by python -m benchmarks.returns -->", "<!-- end -->")
 BOOTSTRAP_SAMPLES = 2000
