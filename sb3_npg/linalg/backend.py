@@ -35,6 +35,14 @@ class LinearAlgebra:
 
     name = "torch"
 
+    def __deepcopy__(self, memo: object) -> "LinearAlgebra":
+        """Return the same: there is nothing in a backend that two solvers could not share."""
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[], "LinearAlgebra"], tuple[()]]:
+        """Let pickled solvers go on with torch, wherever they are loaded."""
+        return LinearAlgebra, ()
+
     def conjugate_gradient(
         self,
         matvec: Operator,

@@ -1,5 +1,8 @@
 """Solvers on the backend "cupy", its kernels run on an emulated GPU: the natural gradients of the backend "torch"."""
 
+import copy
+import pickle
+
 import pytest
 import torch as th
 
@@ -61,6 +64,15 @@ def test_convolutions_are_left_to_torch():
     expected, found = (find_direction(one, problem, gradient, 0.1) for one in (reference, mine))
     th.testing.assert_close(found.natural_gradient, expected.natural_gradient, rtol=1e-8, atol=1e-12)
     assert device.launches == []
+
+
+def test_a_solver_on_a_device_is_copied_with_it_and_pickled_without():
+    solver = make_fisher_solver("cg", {"preconditioner": "kfac"})
+    linalg = CupyLinearAlgebra(EmulatedDevice(), lambda run: (None, run()))
+    solver.use(linalg)
+    copied, pickled = copy.deepcopy(solver), pickle.loads(pickle.dumps(solver))
+    assert copied.linalg is copied.preconditioner.linalg is linalg
+    assert (pickled.linalg.name, pickled.preconditioner.linalg.name) == ("torch", "torch")
 
 
 def test_a_nan_in_the_curvature_is_found_out():

@@ -20,13 +20,15 @@ class CupyDevice:
 
     :param device: torch's name for it, with an index or without
     :raises ImportError: if CuPy cannot be imported
-    :raises RuntimeError: if CuPy finds no CUDA
+    :raises RuntimeError: if CuPy finds no CUDA, or the device is too old
     """
 
     def __init__(self, device: th.device):
         self._cupy: Any = importlib.import_module("cupy")
         if not self._cupy.cuda.is_available():
             raise RuntimeError("CuPy finds no CUDA device")
+        if th.cuda.get_device_capability(device) < (7, 0):
+            raise RuntimeError("kernels need a device of compute capability 7.0 or more")
         self.device = th.device("cuda", th.cuda.current_device() if device.index is None else device.index)
         attributes = self._cupy.cuda.Device(self.device.index).attributes
         self.n_processors: int = attributes["MultiProcessorCount"]
