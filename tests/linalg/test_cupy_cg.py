@@ -194,6 +194,22 @@ def test_networks_too_large_for_a_graph_are_left_to_torch(monkeypatch):
     assert device.launches == []
 
 
+def test_an_installation_is_tried_out_before_training(monkeypatch):
+    linalg, device = emulated()
+    linalg.try_out(th.device("cpu"))
+    monkeypatch.setattr(device, "launch", lambda *arguments: None)
+    monkeypatch.setattr(th.Tensor, "new_empty", th.Tensor.new_zeros)
+    with pytest.raises(RuntimeError, match=r"gave \[0.0, 0.0\] in the place of"):
+        linalg.try_out(th.device("cpu"))
+
+    def fail(*arguments):
+        raise OSError("libnvrtc.so is missing")
+
+    monkeypatch.setattr(device, "launch", fail)
+    with pytest.raises(RuntimeError, match=r"CuPy cannot run a kernel: libnvrtc.so is missing"):
+        linalg.try_out(th.device("cpu"))
+
+
 def test_what_is_compiled_is_kept_by_shape():
     first, second = (make_chain(n_rows=n, **CHAINS["tanh"]) for n in (10, 11))
     assert ChainShape.of(first) == ChainShape.of(second)

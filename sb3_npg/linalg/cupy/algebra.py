@@ -57,12 +57,29 @@ class CupyLinearAlgebra(LinearAlgebra):
 
         :param device: torch's name for it
         :raises ImportError: if CuPy cannot be imported
-        :raises RuntimeError: if CuPy finds no CUDA
+        :raises RuntimeError: if CuPy finds no CUDA, or cannot run a kernel
         """
         from sb3_npg.linalg.cupy.gpu import CupyDevice
 
         gpu = CupyDevice(device)
-        return cls(gpu, gpu.capture)
+        made = cls(gpu, gpu.capture)
+        made.try_out(device)
+        return made
+
+    def try_out(self, device: th.device) -> None:
+        """
+        Solve (I + I) x = b, so that what is wrong with an installation shows before training.
+
+        :param device: torch's name for the GPU
+        :raises RuntimeError: if no kernel can be compiled and run, or the answer is wrong
+        """
+        b = th.ones(2, device=device)
+        try:
+            x = self.steps.solve(th.clone, b, b, 1.0, 0.0, 1).vectors[0]
+        except Exception as error:  # CuPy's are of many kinds
+            raise RuntimeError(f"CuPy cannot run a kernel: {error}") from error
+        if not th.allclose(x, 0.5 * b):
+            raise RuntimeError(f"a kernel gave {x.tolist()} in the place of [0.5, 0.5]")
 
     def conjugate_gradient(
         self,
