@@ -76,7 +76,7 @@ class ChainShape(NamedTuple):
         parameters = ", ".join(f"const real* a{i}, const real* s{i}, const real* w{i}" for i in layers)
         return kernel_source(
             "chain_cg",
-            includes=("tensor_cores",),
+            includes=("tensor_cores", "chain_product"),
             defines={
                 "REAL": "float" if self.dtype == th.float32 else "double",
                 "THREADS": THREADS,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch as th
 
-from sb3_npg.linalg.cupy.device import Argument, Device, Launch
+from sb3_npg.linalg.cupy.device import Argument, Device, Launch, forget_oldest
 from sb3_npg.linalg.cupy.sources import kernel_source, rounded_up
 from sb3_npg.linalg.kronecker import Eigen
 
@@ -58,8 +58,7 @@ class EigenSolver:
 
     def _launch(self, sizes: tuple[int, ...], dtype: th.dtype) -> tuple[str, Launch]:
         if (sizes, dtype) not in self._launches:
-            if len(self._launches) >= 8:
-                self._launches.pop(next(iter(self._launches)))
+            forget_oldest(self._launches, leave=7)
             n_threads = rounded_up(_LANES * _groups(max(sizes)), 32)
             launch = Launch(len(sizes), n_threads, 8 * _shared_numbers(max(sizes)))
             self._launches[sizes, dtype] = _source(sizes, dtype, n_threads), launch

@@ -6,7 +6,7 @@ import numpy as np
 import torch as th
 
 from sb3_npg.linalg.backend import KroneckerSystem
-from sb3_npg.linalg.cupy.device import Argument, Device, Launch
+from sb3_npg.linalg.cupy.device import Argument, Device, Launch, forget_oldest
 from sb3_npg.linalg.cupy.eigen import by_block
 from sb3_npg.linalg.cupy.sources import kernel_source, rounded_up, row_stride
 
@@ -61,8 +61,7 @@ class KroneckerSolver:
 
     def _launch(self, sizes: tuple[tuple[int, int], ...], dtype: th.dtype) -> tuple[str, Launch]:
         if (sizes, dtype) not in self._launches:
-            if len(self._launches) >= 8:
-                self._launches.pop(next(iter(self._launches)))
+            forget_oldest(self._launches, leave=7)
             n_tiles = max(-(-g // 4) * -(-a // 4) for g, a in sizes)
             n_threads = min(rounded_up(n_tiles, 32), _MAX_THREADS)
             n_bytes = max(_shared_numbers(g, a) for g, a in sizes) * dtype.itemsize
