@@ -13,6 +13,7 @@ from benchmarks import (
     critics,
     defaults,
     environments,
+    gpu,
     memory,
     pace,
     report,
@@ -351,3 +352,30 @@ def test_tuning_shows_the_mean_over_seeds_and_how_many_there_are(tmp_path):
 def test_the_set_of_hyperparameters_of_the_zoo_is_a_finalist(env_id):
     chosen = returns.Run("npg", env_id, 0, returns.TASKS[env_id]).settings()
     assert chosen in [run.settings() for run in tuning.final_runs(seeds=(0,), tasks=(env_id,))]
+
+
+def test_gpu_benchmark_measures_keeps_and_tells_what_failed(tmp_path):
+    folder, quick = (
+        tmp_path / "kept",
+        ["--device", "cpu", "--quick", "--seconds", "0.1", "--out", str(tmp_path / "kept")],
+    )
+    for case in ("rate", "cg-64-2048"):
+        gpu.main([*quick, "--only", case])
+    stored = gpu.load(folder / "cpu.json")
+    assert list(stored) == ["rate", "cg-64-2048"]  # the second call keeps what the first measured
+    times = {row["name"]: row["seconds"] for row in stored["cg-64-2048"]["rows"]}
+    assert set(times) == {"CG 10, torch", "sb3-contrib TRPO's CG 10"}  # CuPy is not here
+    assert all(0.0 < low <= middle <= high for low, middle, high in times.values())
+    stored["rate"]["rows"] = [{"name": "torch", "failed": "RuntimeError: out of memory"}]
+    gpu.save(folder / "cpu.json", stored)
+    document = tmp_path / "gpu.md"
+    gpu.main(["--out", str(folder), "--report", str(document)])
+    text = document.read_text(encoding="utf-8")
+    assert "out of memory" in text
+    assert "sb3-contrib TRPO's CG 10" in text
+
+
+def test_document_of_the_gpu_benchmark_is_made_of_what_is_stored(tmp_path):
+    document = tmp_path / "gpu.md"
+    gpu.report(gpu.RESULTS, document, "python -m benchmarks.gpu --report")
+    assert document.read_text(encoding="utf-8") == gpu.DOCUMENT.read_text(encoding="utf-8")
