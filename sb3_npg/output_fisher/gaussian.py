@@ -35,8 +35,9 @@ class GaussianFisher(OutputFisher):
 
     def is_defined(self, outputs: th.Tensor) -> bool:
         """Tell whether μ is finite, and σ finite and above zero in this precision."""
-        std = outputs.chunk(2, dim=1)[1].exp()
-        return super().is_defined(outputs) and bool(((std > 0.0) & (std < math.inf)).all())
+        mean, log_std = outputs.chunk(2, dim=1)
+        std = log_std.exp()
+        return bool((th.isfinite(mean) & (std > 0.0) & (std < math.inf)).all())
 
     def log_prob(self, outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """Σ_d −(u − μ)²/(2σ²) − log σ − ½ log 2π, with u the action before its tanh; less the tanh's log |da/du|."""
