@@ -43,12 +43,12 @@ CONCLUSIONS = """\
 ## What this says
 
 The comparison is not complete: the returns of single seeds, at the end, show which runs there are, and PPO has the
-first seed alone on most tasks. In the means so far NPG's return is above TRPO's on nine of the eleven tasks, in 0.2
-to 0.55 of its seconds, and above PPO's on eight and equal on CartPole. TRPO ends higher on Walker2d, and by less than
-NPG's spread on Swimmer; PPO on Acrobot and Swimmer, by as little. NPG reaches TRPO's final score in half of the
-seconds that TRPO does or less on nine tasks, on BipedalWalker in most of them, and on Walker2d not at all. Ant-v5
-observes 78 contact forces that version 4, which rl_zoo3's hyperparameters for TRPO are for, leaves out; NPG's policy
-still falls there now and then at the end.
+first seed alone on MuJoCo and BipedalWalker. In the means so far NPG's return is above TRPO's on ten of the eleven
+tasks, in 0.2 to 0.55 of its seconds, and above PPO's on nine and equal on CartPole. TRPO ends higher on Walker2d; PPO
+does on Swimmer, by less than NPG's spread. NPG reaches TRPO's final score in half of the seconds that TRPO does or
+less on nine tasks, on BipedalWalker in most of them, and on Walker2d not at all. Ant-v5 observes 78 contact forces
+that version 4, which rl_zoo3's hyperparameters for TRPO are for, leaves out; NPG's policy still falls there now and
+then at the end.
 """
 README_MARKS = ("<!-- written by python -m benchmarks.returns -->", "<!-- end -->")
 BOOTSTRAP_SAMPLES = 2000
