@@ -13,7 +13,7 @@ from sb3_npg.linalg.cupy.sources import c_list, kernel_source, rounded_up, terms
 #: Rows that a block may work on at a time.
 TILES = (16, 32, 64)
 THREADS = 512
-_NO_SLOPE, _GIVEN_SLOPE, _TANH_SLOPE = range(3)
+_NO_SLOPE, GIVEN_SLOPE, _TANH_SLOPE = range(3)
 
 
 class ChainShape(NamedTuple):
@@ -120,7 +120,7 @@ def shared_numbers(shape: ChainShape, tile: int) -> int:
     """Return how many numbers a block keeps in shared memory, for tiles of so many rows."""
     strides, warps = shape.strides(), THREADS // 32
     weights = sum(rounded_up(width, 8) * stride for width, stride in zip(shape.outputs[1:], strides[1:-1], strict=True))
-    slopes = sum(stride for kind, stride in zip(shape.slopes, strides[1:], strict=True) if kind == _GIVEN_SLOPE)
+    slopes = sum(stride for kind, stride in zip(shape.slopes, strides[1:], strict=True) if kind == GIVEN_SLOPE)
     widest = max(strides[1:])
     rows = sum(strides[:-1]) + slopes + 2 * widest + strides[-1]
     parts = max(4 * THREADS, 128 * warps, 2 * tile * widest) + 16 * widest
@@ -184,7 +184,7 @@ class ChainSolver:
         figures = right.new_empty(4 + 2 * max_steps)
         tensors: list[th.Tensor | None] = []
         for layer, kind in zip(chain.layers, workspace.slopes, strict=True):
-            tensors += (layer.inputs, layer.slope if kind == _GIVEN_SLOPE else None, layer.weight)
+            tensors += (layer.inputs, layer.slope if kind == GIVEN_SLOPE else None, layer.weight)
         tensors += (chain.diagonal, chain.noise, workspace.places, chain.scale, right, reference)
         arguments: list[Argument] = [tensor if tensor is None else in_rows(tensor) for tensor in tensors]
         arguments += [np.int32(chain.n_rows), scalar(damping), scalar(rtol), np.int32(max_steps)]
@@ -223,4 +223,4 @@ class ChainSolver:
 def _slope_kind(layer: ChainLayer, is_last: bool) -> int:
     if layer.slope is None:
         return _NO_SLOPE
-    return _TANH_SLOPE if layer.is_tanh and not is_last else _GIVEN_SLOPE
+    return _TANH_SLOPE if layer.is_tanh and not is_last else GIVEN_SLOPE

@@ -1,11 +1,12 @@
 """K-FAC's solves with the damping split between the factors, for several layers in one kernel."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch as th
 
-from sb3_npg.linalg.cupy.device import Argument, Device, Launch, forget_oldest
+from sb3_npg.linalg.cupy.device import Argument, Device, Launch
 from sb3_npg.linalg.cupy.eigen import by_block
 from sb3_npg.linalg.cupy.sources import kernel_source
 
@@ -23,7 +24,6 @@ class CholeskySolver:
 
     def __init__(self, device: Device):
         self.device = device
-        self._launches: dict[tuple[tuple[tuple[int, int], ...], th.dtype], tuple[str, Launch]] = {}
 
     def fits(self, sizes: Sequence[tuple[int, int]], dtype: th.dtype = th.float32) -> bool:
         """
@@ -67,17 +67,17 @@ class CholeskySolver:
         for tensors, result in zip(kept, results, strict=True):
             arguments += [*tensors, result]
         arguments.append(np.float64(damping))
-        source, launch = self._launch(sizes, dtype)
+        source, launch = _launch(sizes, dtype)
         self.device.launch(source, "cholesky_solve", launch, arguments)
         return results
 
-    def _launch(self, sizes: tuple[tuple[int, int], ...], dtype: th.dtype) -> tuple[str, Launch]:
-        if (sizes, dtype) not in self._launches:
-            forget_oldest(self._launches, leave=7)
-            held = max(map(_held, sizes))
-            n_bytes = max(_shared_bytes(size, held) for size in sizes)
-            self._launches[sizes, dtype] = _source(sizes, dtype), Launch(len(sizes), _THREADS, n_bytes)
-        return self._launches[sizes, dtype]
+
+@lru_cache(maxsize=8)
+def _launch(sizes: tuple[tuple[int, int], ...], dtype: th.dtype) -> tuple[str, Launch]:
+    """Return the kernel for layers or matrices of such sizes, and how it is started."""
+    held = max(map(_held, sizes))
+    n_bytes = max(_shared_bytes(size, held) for size in sizes)
+    return _source(sizes, dtype), Launch(len(sizes), _THREADS, n_bytes)
 
 
 def _held(size: tuple[int, int]) -> int:

@@ -1,10 +1,11 @@
 """Eigendecompositions of several small matrices in one kernel."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch as th
 
-from sb3_npg.linalg.cupy.device import Argument, Device, Launch, forget_oldest
+from sb3_npg.linalg.cupy.device import Argument, Device, Launch
 from sb3_npg.linalg.cupy.sources import kernel_source, rounded_up
 from sb3_npg.linalg.kronecker import Eigen
 
@@ -24,7 +25,6 @@ class EigenSolver:
 
     def __init__(self, device: Device):
         self.device = device
-        self._launches: dict[tuple[tuple[int, ...], th.dtype], tuple[str, Launch]] = {}
 
     def fits(self, n: int) -> bool:
         """Tell whether a matrix of n rows can be decomposed."""
@@ -52,17 +52,17 @@ class EigenSolver:
         arguments: list[Argument] = []
         for matrix, (values, vectors) in zip(rows, results, strict=True):
             arguments += [matrix, values, vectors]
-        source, launch = self._launch(tuple(len(matrix) for matrix in rows), dtype)
+        source, launch = _launch(tuple(len(matrix) for matrix in rows), dtype)
         self.device.launch(source, "jacobi_eigen", launch, arguments)
         return results
 
-    def _launch(self, sizes: tuple[int, ...], dtype: th.dtype) -> tuple[str, Launch]:
-        if (sizes, dtype) not in self._launches:
-            forget_oldest(self._launches, leave=7)
-            n_threads = rounded_up(_LANES * _groups(max(sizes)), 32)
-            launch = Launch(len(sizes), n_threads, 8 * _shared_numbers(max(sizes)))
-            self._launches[sizes, dtype] = _source(sizes, dtype, n_threads), launch
-        return self._launches[sizes, dtype]
+
+@lru_cache(maxsize=8)
+def _launch(sizes: tuple[int, ...], dtype: th.dtype) -> tuple[str, Launch]:
+    """Return the kernel for layers or matrices of such sizes, and how it is started."""
+    n_threads = rounded_up(_LANES * _groups(max(sizes)), 32)
+    launch = Launch(len(sizes), n_threads, 8 * _shared_numbers(max(sizes)))
+    return _source(sizes, dtype, n_threads), launch
 
 
 def _groups(n: int) -> int:

@@ -8,11 +8,9 @@ import numpy as np
 import torch as th
 
 from sb3_npg.linalg.chain import FisherChain
-from sb3_npg.linalg.cupy.chain_cg import THREADS, TILES, ChainShape
+from sb3_npg.linalg.cupy.chain_cg import GIVEN_SLOPE, THREADS, TILES, ChainShape
 from sb3_npg.linalg.cupy.device import Argument, Device, Launch, forget_oldest
 from sb3_npg.linalg.cupy.sources import c_list, kernel_source, rounded_up, terms
-
-_GIVEN_SLOPE = 1  # the kernel's
 
 
 class Plan(NamedTuple):
@@ -110,7 +108,7 @@ def _shared_numbers(shape: ChainShape, plan: Plan) -> int:
     deltas = [_stride(width) for width in shape.outputs]
     later = zip(shape.inputs[1:], shape.outputs[1:], strict=True)
     weights = sum(rounded_up(outputs, 8) * _stride(inputs) for inputs, outputs in later)
-    slopes = sum(stride for kind, stride in zip(shape.slopes, deltas, strict=True) if kind == _GIVEN_SLOPE)
+    slopes = sum(stride for kind, stride in zip(shape.slopes, deltas, strict=True) if kind == GIVEN_SLOPE)
     rows = sum(_stride(width + 1) for width in shape.inputs) + slopes + deltas[-1]
     delta = max(plan.tile * plan.at_once * max(deltas), 2 * THREADS)
     return weights + plan.tile * rows + 2 * delta + 32
@@ -177,7 +175,7 @@ class FactorSolver:
         workspace = self._workspace(chain)
         arguments: list[Argument] = []
         for i, (layer, kind) in enumerate(zip(chain.layers, workspace.shape.layers.slopes, strict=True)):
-            tensors = layer.inputs, layer.slope if kind == _GIVEN_SLOPE else None, layer.weight if i > 0 else None
+            tensors = layer.inputs, layer.slope if kind == GIVEN_SLOPE else None, layer.weight if i > 0 else None
             arguments += [tensor if tensor is None else tensor.contiguous() for tensor in tensors]
         factors = chain.diagonal.new_empty(workspace.offsets[-1])
         arguments += [chain.diagonal.contiguous(), np.int32(chain.n_rows), factors]

@@ -1,12 +1,13 @@
 """Damped solves with Kronecker products, for several layers in one kernel."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch as th
 
 from sb3_npg.linalg.backend import KroneckerSystem
-from sb3_npg.linalg.cupy.device import Argument, Device, Launch, forget_oldest
+from sb3_npg.linalg.cupy.device import Argument, Device, Launch
 from sb3_npg.linalg.cupy.eigen import by_block
 from sb3_npg.linalg.cupy.sources import kernel_source, rounded_up, row_stride
 
@@ -22,7 +23,6 @@ class KroneckerSolver:
 
     def __init__(self, device: Device):
         self.device = device
-        self._launches: dict[tuple[tuple[tuple[int, int], ...], th.dtype], tuple[str, Launch]] = {}
 
     def fits(self, sizes: Sequence[tuple[int, int]], dtype: th.dtype = th.float32) -> bool:
         """
@@ -55,18 +55,18 @@ class KroneckerSolver:
         for tensors, result in zip(kept, results, strict=True):
             arguments += [*tensors, result]
         arguments.append(np.float32(damping) if dtype == th.float32 else np.float64(damping))
-        source, launch = self._launch(sizes, dtype)
+        source, launch = _launch(sizes, dtype)
         self.device.launch(source, "kron_solve", launch, arguments)
         return results
 
-    def _launch(self, sizes: tuple[tuple[int, int], ...], dtype: th.dtype) -> tuple[str, Launch]:
-        if (sizes, dtype) not in self._launches:
-            forget_oldest(self._launches, leave=7)
-            n_tiles = max(-(-g // 4) * -(-a // 4) for g, a in sizes)
-            n_threads = min(rounded_up(n_tiles, 32), _MAX_THREADS)
-            n_bytes = max(_shared_numbers(g, a) for g, a in sizes) * dtype.itemsize
-            self._launches[sizes, dtype] = _source(sizes, dtype, n_threads), Launch(len(sizes), n_threads, n_bytes)
-        return self._launches[sizes, dtype]
+
+@lru_cache(maxsize=8)
+def _launch(sizes: tuple[tuple[int, int], ...], dtype: th.dtype) -> tuple[str, Launch]:
+    """Return the kernel for layers or matrices of such sizes, and how it is started."""
+    n_tiles = max(-(-g // 4) * -(-a // 4) for g, a in sizes)
+    n_threads = min(rounded_up(n_tiles, 32), _MAX_THREADS)
+    n_bytes = max(_shared_numbers(g, a) for g, a in sizes) * dtype.itemsize
+    return _source(sizes, dtype, n_threads), Launch(len(sizes), n_threads, n_bytes)
 
 
 def _tensors(system: KroneckerSystem) -> list[th.Tensor | None]:
