@@ -8,19 +8,15 @@ is in ``docs/performance.md``.
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
-
 from benchmarks import critic_fit
-from benchmarks.environments import EVALUATION_EPISODES, N_ENVS, evaluation_env, prepare_process, training_env
+from benchmarks.environments import EVALUATION_EPISODES, N_ENVS
 from benchmarks.report import (
     Store,
     command_line,
@@ -30,7 +26,7 @@ from benchmarks.report import (
     preamble,
     write_document,
 )
-from sb3_npg import NPG
+from benchmarks.training import train
 
 RESULTS = Path("benchmarks/results/critics")
 #: Environment steps of each task.
@@ -79,50 +75,17 @@ class Run:
         return {**asdict(self), **SHARED, **fixed, "arguments": CRITICS[self.critic]}
 
 
-class Recorder(BaseCallback):
-    """Collects what each update logs: of the critic that met the rollout, and of its regression."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.explained: list[float] = []
-        self.seconds: list[float] = []
-        self.curve: list[tuple[int, float]] = []
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:
-        logged = self.logger.name_to_value
-        if "time/critic" in logged:
-            self.explained.append(float(logged["train/explained_variance"]))
-            self.seconds.append(float(logged["time/critic"]))
-        episodes = [episode["r"] for episode in self.model.ep_info_buffer or ()]
-        if episodes:
-            self.curve.append((self.num_timesteps, fmean(episodes)))
-
-    def _on_training_end(self) -> None:
-        self._on_rollout_start()
-
-
 def measure(store: Store, run: Run) -> None:
-    """Train, evaluate the final policy deterministically, and keep the figures."""
-    prepare_process()
-    env = training_env(run.env_id, run.seed)
-    model = NPG("MlpPolicy", env, seed=run.seed, device="cpu", **SHARED, **CRITICS[run.critic])
-    recorder = Recorder()
-    start = time.process_time()
-    model.learn(run.steps, callback=recorder)
-    seconds = time.process_time() - start
-    evaluation = evaluation_env(run.env_id, run.seed, env)
-    final, _ = evaluate_policy(model, evaluation, EVALUATION_EPISODES, deterministic=True)
+    """Train, evaluate, and keep the figures."""
+    training = train(run.env_id, run.seed, run.steps, **SHARED, **CRITICS[run.critic])
     figures = {
-        "return": final,
-        "training_return": fmean(value for _, value in recorder.curve[-len(recorder.curve) // 10 :]),
-        "explained_variance": median(recorder.explained[len(recorder.explained) // 2 :]),
-        "critic_milliseconds": 1e3 * median(recorder.seconds),
-        "cpu_seconds": seconds,
-        "curve": recorder.curve,
-        "explained": recorder.explained,
+        "return": training.final,
+        "training_return": training.training_return(),
+        "explained_variance": training.explained_variance(),
+        "critic_milliseconds": 1e3 * median(training.logged("time/critic")),
+        "cpu_seconds": training.cpu_seconds,
+        "curve": training.curve(),
+        "explained": training.logged("train/explained_variance"),
     }
     store.save(run.settings(), figures)
 

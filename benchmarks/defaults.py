@@ -13,11 +13,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from stable_baselines3.common.evaluation import evaluate_policy
-
-from benchmarks.environments import EVALUATION_EPISODES, N_ENVS, evaluation_env, prepare_process, training_env
+from benchmarks.environments import EVALUATION_EPISODES, N_ENVS
 from benchmarks.report import Store, command_line, markdown_table, measure_missing, preamble, write_document
-from sb3_npg import NPG
+from benchmarks.training import train
 
 #: Environment steps of each task.
 TASKS = {"CartPole-v1": 50_000, "Pendulum-v1": 100_000, "HalfCheetah-v5": 200_000, "Hopper-v5": 200_000}
@@ -51,15 +49,10 @@ class Run:
 
 
 def measure(store: Store, run: Run) -> None:
-    """Train, evaluate the final policy deterministically, and keep its mean return."""
-    prepare_process()
-    env = training_env(run.env_id, run.seed)
+    """Train, evaluate, and keep the final policy's mean return."""
     arguments = {"target_kl": run.target_kl, "damping": run.damping, **SHARED}
-    model = NPG("MlpPolicy", env, seed=run.seed, device="cpu", critic_solver="adam", n_critic_updates=10, **arguments)
-    model.learn(run.steps)
-    evaluation = evaluation_env(run.env_id, run.seed, env)
-    final, _ = evaluate_policy(model, evaluation, EVALUATION_EPISODES, deterministic=True)
-    store.save(run.settings(), {"return": final})
+    training = train(run.env_id, run.seed, run.steps, critic_solver="adam", n_critic_updates=10, **arguments)
+    store.save(run.settings(), {"return": training.final})
 
 
 def settings_under_study() -> list[dict[str, float]]:

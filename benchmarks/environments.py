@@ -1,10 +1,12 @@
-"""The environments that the benchmarks train and evaluate on, alike for all of them."""
+"""The environments that the benchmarks train and evaluate on, and how they do, alike for all of them."""
 
 import warnings
 
 import mujoco  # type: ignore[import-untyped]
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 N_ENVS = 8
@@ -46,3 +48,12 @@ def evaluation_env(env_id: str, seed: int, env: VecNormalize) -> VecNormalize:
     evaluation = VecNormalize(unseen_env(env_id, seed), training=False, norm_reward=False)
     sync_envs_normalization(env, evaluation)
     return evaluation
+
+
+def returns_of(agent: PolicyPredictor, env: VecEnv) -> list[float]:
+    """Return the undiscounted, unnormalised returns of deterministic episodes."""
+    returns, _ = evaluate_policy(
+        agent, env, n_eval_episodes=EVALUATION_EPISODES, deterministic=True, return_episode_rewards=True
+    )
+    assert isinstance(returns, list)
+    return [float(value) for value in returns]

@@ -7,7 +7,6 @@ Every solver, and the candidates for the default, in training: returns at a fixe
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -15,12 +14,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
-
-from benchmarks.environments import EVALUATION_EPISODES, N_ENVS, evaluation_env, prepare_process, training_env
+from benchmarks.environments import EVALUATION_EPISODES, N_ENVS
 from benchmarks.report import Store, markdown_table, mean_and_spread, measure_missing
-from sb3_npg import NPG
+from benchmarks.training import train
 
 RESULTS = Path("benchmarks/results/solver_returns")
 #: Environment steps of each task.
@@ -79,62 +75,19 @@ class Run:
         return {**asdict(self), **SHARED, **fixed, "arguments": SETTINGS[self.setting]}
 
 
-class Recorder(BaseCallback):
-    """Collects the figures that each update logs, and the seconds that it takes."""
-
-    KEYS = ("time/solve", "train/kl", "train/line_search_steps", "train/skipped_updates")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.updates: list[dict[str, float]] = []
-        self._start = 0.0
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        self._start = time.perf_counter()
-
-    def _on_rollout_start(self) -> None:
-        logged = self.logger.name_to_value
-        if "train/skipped_updates" in logged:
-            figures = {key: float(logged[key]) for key in self.KEYS if key in logged}
-            self.updates.append({**figures, "seconds": time.perf_counter() - self._start})
-
-    def _on_training_end(self) -> None:
-        self._on_rollout_start()
-
-    def mean(self, key: str) -> float:
-        """Return the mean of a figure over the updates that have it."""
-        return fmean(update[key] for update in self.updates if key in update)
-
-
 def measure(store: Store, run: Run) -> None:
-    """Train, evaluate the final policy deterministically, and keep the figures."""
-    prepare_process()
-    env = training_env(run.env_id, run.seed)
-    model = NPG(
-        "MlpPolicy",
-        env,
-        seed=run.seed,
-        device="cpu",
-        critic_solver="adam",
-        n_critic_updates=10,
-        **SHARED,
-        **SETTINGS[run.setting],
+    """Train, evaluate, and keep the figures."""
+    training = train(
+        run.env_id, run.seed, run.steps, critic_solver="adam", n_critic_updates=10, **SHARED, **SETTINGS[run.setting]
     )
-    recorder = Recorder()
-    model.learn(run.steps, callback=recorder)
-    evaluation = evaluation_env(run.env_id, run.seed, env)
-    final, _ = evaluate_policy(model, evaluation, EVALUATION_EPISODES, deterministic=True)
     figures = {
-        "return": final,
-        "skipped": recorder.updates[-1]["train/skipped_updates"],
-        "updates": len(recorder.updates),
-        "solve_seconds": recorder.mean("time/solve"),
-        "update_seconds": recorder.mean("seconds"),
-        "kl": recorder.mean("train/kl"),
-        "line_search_steps": recorder.mean("train/line_search_steps"),
+        "return": training.final,
+        "skipped": training.logged("train/skipped_updates")[-1],
+        "updates": len(training.updates),
+        "solve_seconds": fmean(training.logged("time/solve")),
+        "update_seconds": fmean(training.logged("seconds")),
+        "kl": fmean(training.logged("train/kl")),
+        "line_search_steps": fmean(training.logged("train/line_search_steps")),
     }
     store.save(run.settings(), figures)
 

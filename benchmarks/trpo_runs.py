@@ -16,7 +16,6 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PolicyPredictor
@@ -27,6 +26,7 @@ from benchmarks.environments import (
     N_ENVS,
     evaluation_env,
     prepare_process,
+    returns_of,
     training_env,
     unseen_env,
 )
@@ -180,15 +180,6 @@ def make_model(run: Run, env: VecEnv) -> OnPolicyAlgorithm:
         cg_max_steps=CG_STEPS,
         **shared,
     )
-
-
-def returns_of(agent: PolicyPredictor, env: VecEnv) -> list[float]:
-    """Return the undiscounted, unnormalised returns of deterministic episodes."""
-    returns, _ = evaluate_policy(
-        agent, env, n_eval_episodes=EVALUATION_EPISODES, deterministic=True, return_episode_rewards=True
-    )
-    assert isinstance(returns, list)
-    return [float(value) for value in returns]
 
 
 def train(run: Run) -> Figures:

@@ -9,23 +9,18 @@ it was. ``--candidates``, ``--finalists``, ``--tasks`` and ``--seeds`` do a part
 import argparse
 import math
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
-
-from benchmarks.environments import EVALUATION_EPISODES, N_ENVS, evaluation_env, prepare_process, training_env
+from benchmarks.environments import EVALUATION_EPISODES, N_ENVS
 from benchmarks.report import Store, command_line, measure_missing, write_document
+from benchmarks.training import train
 from benchmarks.tuning_report import CONCLUSIONS, SEEDS, TASKS, final_sections, sections
 from benchmarks.zoo_runs import ZooRun
 from benchmarks.zoo_runs import measure as measure_final
-from sb3_npg import NPG
 
 RESULTS = Path("benchmarks/results/tuning")
 FINAL_RESULTS = Path("benchmarks/results/returns")
@@ -177,43 +172,16 @@ class FinalRun(ZooRun):
         return {**common, **_gamma(self.env_id), **settings, **noise}
 
 
-class Recorder(BaseCallback):
-    """Collects the curve of the returns in training, and what the critic explained."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.curve: list[tuple[int, float]] = []
-        self.explained: list[float] = []
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:
-        episodes = [episode["r"] for episode in self.model.ep_info_buffer or ()]
-        if episodes:
-            self.curve.append((self.num_timesteps, round(fmean(episodes), 1)))
-        if "train/explained_variance" in self.logger.name_to_value:
-            self.explained.append(float(self.logger.name_to_value["train/explained_variance"]))
-
-
 def measure(store: Store, run: Run) -> None:
-    """Train, evaluate the final policy deterministically, and keep the figures."""
-    prepare_process()
-    arguments = run.arguments()
-    env = training_env(run.env_id, run.seed, gamma=arguments["gamma"])
-    model = NPG("MlpPolicy", env, seed=run.seed, device="cpu", **arguments)
-    recorder = Recorder()
-    start = time.process_time()
-    model.learn(STEPS, callback=recorder)
-    seconds = time.process_time() - start
-    evaluation = evaluation_env(run.env_id, run.seed, env)
-    final, _ = evaluate_policy(model, evaluation, EVALUATION_EPISODES, deterministic=True)
+    """Train, evaluate, and keep the figures."""
+    training = train(run.env_id, run.seed, STEPS, **run.arguments())
+    curve = training.curve()
     figures = {
-        "return": final,
-        "training_return": fmean(value for _, value in recorder.curve[-len(recorder.curve) // 10 :]),
-        "explained_variance": median(recorder.explained[len(recorder.explained) // 2 :]),
-        "cpu_seconds": seconds,
-        "curve": recorder.curve[:: max(1, len(recorder.curve) // 50)],
+        "return": training.final,
+        "training_return": training.training_return(),
+        "explained_variance": training.explained_variance(),
+        "cpu_seconds": training.cpu_seconds,
+        "curve": [(steps, round(value, 1)) for steps, value in curve[:: max(1, len(curve) // 50)]],
     }
     store.save(run.settings(), figures)
 

@@ -23,6 +23,7 @@ from benchmarks import (
     solver_returns,
     speed_peers,
     speed_products,
+    training,
     trpo_comparison,
     trpo_runs,
     tuning,
@@ -30,6 +31,7 @@ from benchmarks import (
     update_speed,
 )
 from benchmarks.pace import STANDARD
+from sb3_npg import NPG
 
 
 def test_trpo_comparison_writes_tables_and_resumes(tmp_path):
@@ -138,6 +140,21 @@ def test_run_of_the_defaults_is_kept(tmp_path):
     figures = store.load(run.settings())
     assert figures is not None
     assert 5.0 < figures["return"] <= 500.0
+
+
+def test_every_update_of_a_study_is_recorded():
+    recorder = training.UpdateRecorder()
+    model = NPG("MlpPolicy", "CartPole-v1", n_steps=256, seed=0, device="cpu")
+    model.learn(768, callback=recorder)
+    assert [update["steps"] for update in recorder.updates] == [256, 512, 768]
+    run = training.Training(500.0, 1.0, [{"steps": 0.0}, *recorder.updates])
+    assert run.logged("train/n_updates") == [1, 2, 3]
+    assert [steps for steps, _ in run.curve()] == [256, 512, 768]
+    assert run.training_return() == recorder.updates[-1][training.EPISODE_RETURN]
+    assert run.explained_variance() == np.median(
+        [update["train/explained_variance"] for update in recorder.updates[1:]]
+    )
+    assert all(0.0 < update["time/solve"] < update["seconds"] for update in recorder.updates)
 
 
 def test_solver_returns_are_kept_and_shown(tmp_path):
