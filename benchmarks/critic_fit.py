@@ -79,7 +79,7 @@ def measure(store: Store, run: Run) -> None:
     """Train, collect two rollouts, fit copies of the critic to the first, and keep what they explain of both."""
     prepare_process()
     env = training_env(run.env_id, run.seed)
-    model = NPG("MlpPolicy", env, n_steps=256, seed=run.seed, device="cpu")
+    model = NPG("MlpPolicy", env, n_steps=256, damping=0.1, seed=run.seed, device="cpu")
     model.learn(run.steps)
     env.training = False  # both rollouts are scaled alike
     rollouts = [collected(model) for _ in range(2)]

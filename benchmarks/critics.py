@@ -77,7 +77,7 @@ class Run:
 
 def measure(store: Store, run: Run) -> None:
     """Train, evaluate, and keep the figures."""
-    training = train(run.env_id, run.seed, run.steps, **SHARED, **CRITICS[run.critic])
+    training = train(run.env_id, run.seed, run.steps, damping=0.1, **SHARED, **CRITICS[run.critic])
     figures = {
         "return": training.final,
         "training_return": training.training_return(),
@@ -123,8 +123,8 @@ def sections(store: Store, runs: Sequence[Run]) -> list[str]:
 
     about = (
         f"Mean ± standard deviation over seeds {seeds}; {N_ENVS} "
-        f"environments, VecNormalize, {SHARED}, all else NPG's defaults, one thread, two runs at once. Steps: "
-        f"{', '.join(f'{task} {steps:,}' for task, steps in {run.env_id: run.steps for run in runs}.items())}."
+        f"environments, VecNormalize, {SHARED}, damping 0.1, all else NPG's defaults, one thread, two runs at once. "
+        f"Steps: {', '.join(f'{task} {steps:,}' for task, steps in {run.env_id: run.steps for run in runs}.items())}."
     )
     return [
         about,

@@ -108,6 +108,7 @@ def make_agent(task: str, seed: int, width: int) -> NPG:
             policy_kwargs=image_kwargs,
             critic_solver="adam",
             n_critic_updates=10,
+            damping=0.1,
             **SHARED,
         )
     kwargs = {"net_arch": [width, width]}
@@ -119,6 +120,7 @@ def make_agent(task: str, seed: int, width: int) -> NPG:
         policy_kwargs=kwargs,
         critic_solver="adam",
         n_critic_updates=10,
+        damping=0.1,
         **SHARED,
     )
 

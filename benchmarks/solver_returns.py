@@ -77,9 +77,8 @@ class Run:
 
 def measure(store: Store, run: Run) -> None:
     """Train, evaluate, and keep the figures."""
-    training = train(
-        run.env_id, run.seed, run.steps, critic_solver="adam", n_critic_updates=10, **SHARED, **SETTINGS[run.setting]
-    )
+    arguments = {"critic_solver": "adam", "n_critic_updates": 10, "damping": 0.1, **SHARED, **SETTINGS[run.setting]}
+    training = train(run.env_id, run.seed, run.steps, **arguments)
     figures = {
         "return": training.final,
         "skipped": training.logged("train/skipped_updates")[-1],

@@ -108,6 +108,8 @@ FINALISTS: dict[str, dict[str, Any]] = {
     "the same, in step": {**_CLIPPED, **_TWO_OVER_D},
     "the same, δ 0.02, rollouts of 2,048": {**_SAME, **_ROWS_2048, "target_kl": 0.02},
     "the same, λ of GAE 0.9": {**_SAME, "gae_lambda": 0.9},
+    "the same, λ of F 1": {**_SAME, "damping": 1.0},
+    "the same, λ of F 1, λ of GAE 0.9": {**_SAME, "damping": 1.0, "gae_lambda": 0.9},
     "the same, δ falling from 0.015": {**_SAME, "target_kl": "lin_0.015"},
     "the same, λ of GAE 0.93, δ falling from 0.02": {**_SAME, "gae_lambda": 0.93, "target_kl": "lin_0.02"},
     "log σ −½ log (d + 2), δ 0.01, observations to ±3": {**_CLIPPED, "log σ": lambda d: -0.5 * math.log(d + 2)},

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 
@@ -19,6 +20,8 @@ from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 
 #: Radius of the trust region in nats when neither ``target_kl`` nor ``step_size`` is given.
 DEFAULT_TARGET_KL = 0.01
+#: λ for each action dimension when ``damping`` is not given.
+DEFAULT_DAMPING = 0.1
 
 _SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -71,16 +74,30 @@ def _check_rollout_size(arguments: dict[str, Any], n_envs: int) -> None:
         )
 
 
-def make_damping(damping: Any, adaptive: bool) -> Schedule:
+def default_damping(action_space: spaces.Space[Any], relative: bool) -> float:
+    """
+    Return λ where the user leaves it open: 0.1 for each action dimension, as F is a sum over them.
+
+    Relative damping measures F's scale itself, and is 0.1 whatever the dimension.
+
+    :param action_space: the policy's
+    :param relative: whether the damping is relative to F's blocks
+    """
+    return DEFAULT_DAMPING if relative else DEFAULT_DAMPING * get_action_dim(action_space)
+
+
+def make_damping(damping: Any, adaptive: bool, default: float) -> Schedule:
     """
     Turn ``damping`` into a schedule.
 
-    :param damping: what the user passed
+    :param damping: what the user passed, or None
     :param adaptive: whether the damping is to be adapted
+    :param default: what None means
     :return: λ by the progress remaining
     :raises ValueError: if it is negative, not finite, not a number, or zero where it is to be adapted
     """
-    return make_schedule("damping", damping, above=0.0) if adaptive else make_schedule("damping", damping, minimum=0.0)
+    value = default if damping is None else damping
+    return make_schedule("damping", value, above=0.0) if adaptive else make_schedule("damping", value, minimum=0.0)
 
 
 def make_step_rule(target_kl: Any, step_size: Any) -> StepRule:

@@ -27,6 +27,7 @@ from sb3_npg.arguments import (
     check_policy_class,
     check_policy_name,
     check_spaces,
+    default_damping,
     example_observation,
     make_damping,
     make_step_rule,
@@ -89,10 +90,11 @@ class NPG(OnPolicyAlgorithm):
         rollouts), "identity" (the plain gradient, to compare with), or a name registered in
         ``sb3_npg.solvers.FISHER_SOLVERS``
     :param fisher_solver_kwargs: arguments of the solver, such as ``{"max_steps": 15, "rtol": 0.01}`` for "cg"
-    :param damping: λ ≥ 0, added to F in the solve and nowhere else; number or schedule
+    :param damping: λ ≥ 0, added to F in the solve and nowhere else; number or schedule; None means 0.1 for each action
+        dimension, as F is a sum over them, and 0.1 with ``relative_damping``
     :param adaptive_damping: multiply λ by a factor that follows how well F predicts the measured KL
     :param relative_damping: take λ as a multiple of the mean eigenvalue of each layer's block of F, so that layers of
-        every scale are damped alike; try 0.1
+        every scale are damped alike
     :param line_search_shrinking_factor: the step is multiplied by this until it is accepted
     :param line_search_max_iter: trials of the line search; 0 takes the full step without a search
     :param n_critic_updates: epochs ("adam") or steps ("gauss_newton", at most) of the critic on each rollout; None for
@@ -149,7 +151,7 @@ class NPG(OnPolicyAlgorithm):
         gamma: float = 0.99,
         fisher_solver: str = "cg",
         fisher_solver_kwargs: dict[str, Any] | None = None,
-        damping: float | Schedule | str = 0.1,
+        damping: float | Schedule | str | None = None,
         adaptive_damping: bool = False,
         relative_damping: bool = False,
         line_search_shrinking_factor: float = 0.8,
@@ -231,7 +233,8 @@ class NPG(OnPolicyAlgorithm):
         check_hyperparameters(vars(self), self.n_envs)
         check_spaces(self.observation_space, self.action_space, self.use_sde)
         check_features_extractor(self.policy_class, self.policy_kwargs, self.observation_space)
-        self._damping_schedule = make_damping(self.damping, self.adaptive_damping)
+        damping = default_damping(self.action_space, self.relative_damping)
+        self._damping_schedule = make_damping(self.damping, self.adaptive_damping, damping)
         self._step_rule = make_step_rule(self.target_kl, self.step_size)
         self._critic_solver = make_critic_solver(self.critic_solver, self.critic_solver_kwargs, self.gamma)
         self._last_skipped_update = None

@@ -236,7 +236,7 @@ def test_failing_solver_is_asked_again_with_more_damping(how, damping, below, fo
 @every_failure
 @pytest.mark.usefixtures("_failing")
 def test_solver_that_always_fails_leaves_the_actor_and_the_critic_trains(how):
-    agent = make_agent(fisher_solver="failing", fisher_solver_kwargs={"how": how})
+    agent = make_agent(fisher_solver="failing", fisher_solver_kwargs={"how": how}, damping=0.1)
     actor, critic = parameters(agent, critic=False), parameters(agent, critic=True)
     states, messages = run(agent, 3)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import (
     CallbackList,
@@ -24,7 +25,7 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_npg import NPG
-from tests.agents import ACTION_SPACES, ENVIRONMENTS, N_STEPS, make_agent, make_env, parameters, train
+from tests.agents import ACTION_SPACES, ENVIRONMENTS, N_STEPS, TargetEnv, make_agent, make_env, parameters, train
 from tests.cases import LearnFeaturesPolicy
 
 POLICY_FIGURES = {
@@ -250,6 +251,23 @@ def test_no_schedule_is_asked_beyond_the_end(name):
 
 
 @pytest.mark.parametrize(
+    ("space", "options", "damping"),
+    [
+        (spaces.Box(-1.0, 1.0, (6,), np.float32), {}, 0.6),
+        (spaces.Box(-1.0, 1.0, (2, 2), np.float32), {}, 0.4),
+        (spaces.MultiBinary(3), {}, 0.3),
+        (spaces.MultiDiscrete([4, 5]), {}, 0.2),
+        (spaces.Discrete(7), {}, 0.1),
+        (spaces.Box(-1.0, 1.0, (6,), np.float32), {"relative_damping": True}, 0.1),
+        (spaces.Box(-1.0, 1.0, (6,), np.float32), {"damping": 0.25}, 0.25),
+    ],
+)
+def test_damping_is_a_tenth_for_each_action_dimension_unless_it_is_said(space, options, damping):
+    model = NPG("MlpPolicy", TargetEnv(action_space=space), n_steps=N_STEPS, seed=0, device="cpu", **options)
+    assert train(model, 1)[0]["train/damping"] == pytest.approx(damping)
+
+
+@pytest.mark.parametrize(
     ("options", "factor"),
     [
         ({"target_kl": 1e-4, "line_search_max_iter": 0}, 1.0 / 1.5),  # the model of the KL holds
@@ -257,7 +275,7 @@ def test_no_schedule_is_asked_beyond_the_end(name):
     ],
 )
 def test_adaptive_damping_follows_the_measured_kl(options, factor):
-    updates = train(make_agent("vector", adaptive_damping=True, **options), 4)
+    updates = train(make_agent("vector", damping=0.1, adaptive_damping=True, **options), 4)
     assert [update["train/damping"] for update in updates] == pytest.approx([0.1 * factor**i for i in range(4)])
 
 
