@@ -1,0 +1,267 @@
+"""
+What a direction is worth on rollouts that it has not seen, by its damping and by λ of the advantages it is made of.
+
+On policies of several ages, single rollouts give a natural gradient x each. Its worth is ĝᵀx / √(xᵀFx), the first-order
+gain at a given KL, with the gradient ĝ of many further rollouts of the same policy. The gain on the rollout that x is
+from would rise as the damping falls, with the noise that x then follows.
+
+``python -m benchmarks.held_out`` measures what is missing and writes ``docs/held_out.md``. Stopped, it goes on where it
+was.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from benchmarks.environments import N_ENVS, prepare_process
+from benchmarks.report import Store, command_line, markdown_table, measure_missing, preamble, write_document
+from sb3_npg import NPG
+from sb3_npg.callbacks import StaggerEpisodes
+from sb3_npg.local_problem import LocalProblem
+from sb3_npg.rollout import normalized
+from sb3_npg.solvers import make_fisher_solver
+from sb3_npg.solvers.direction import find_direction
+
+RESULTS = Path("benchmarks/results/held_out")
+TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5")
+AGES = (50_000, 200_000, 500_000)
+#: What the policies are trained with: rollouts of 1,024 rows.
+TRAINING: dict[str, Any] = {"n_steps": 128, "damping": 0.1}
+CLIP_OBS = 3.0
+#: Rollouts that give a direction each, and those that give ĝ.
+DIRECTIONS, HELD_OUT = 16, 64
+GAE_LAMBDAS = (0.8, 0.9, 0.95, 0.98)
+DAMPINGS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
+USUAL_GAE_LAMBDA, USUAL_DAMPING = 0.95, 0.1
+#: λ of the advantages behind ĝ: those of the usual estimator, and those without bias.
+JUDGES = (0.95, 1.0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One policy, looked at while it trains.
+
+    :param env_id: the task
+    :param seed: of its training
+    :param ages: environment steps, ascending
+    :param directions: rollouts that give a direction each
+    :param held_out: rollouts that give ĝ
+    """
+
+    env_id: str
+    seed: int = 0
+    ages: tuple[int, ...] = AGES
+    directions: int = DIRECTIONS
+    held_out: int = HELD_OUT
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the figures depend on."""
+        variations = {"dampings": DAMPINGS, "gae_lambdas": GAE_LAMBDAS, "judges": JUDGES}
+        return {**asdict(self), **TRAINING, "clip_obs": CLIP_OBS, "n_envs": N_ENVS, **variations}
+
+
+class Rollout(NamedTuple):
+    """
+    What one rollout has seen, shape (steps, environments) each, and the values after its end.
+
+    :param observations: shape (steps, environments, features)
+    :param actions: shape (steps, environments, actions)
+    :param rewards: with the value of the last state added where a time limit ended the episode
+    :param values: V of the states
+    :param starts: 1 where an episode begins
+    :param last_values: V of the states that follow, shape (environments,)
+    :param last_starts: 1 where those begin an episode, shape (environments,)
+    """
+
+    observations: np.ndarray[Any, Any]
+    actions: np.ndarray[Any, Any]
+    rewards: np.ndarray[Any, Any]
+    values: np.ndarray[Any, Any]
+    starts: np.ndarray[Any, Any]
+    last_values: np.ndarray[Any, Any]
+    last_starts: np.ndarray[Any, Any]
+
+
+def collect(model: NPG, n_rollouts: int) -> list[Rollout]:
+    """Collect rollouts that follow one another, without training on them."""
+    _, callback = model._setup_learn(0, reset_num_timesteps=False)
+    if model.env is None:
+        raise ValueError("the agent has no environment")
+    buffer, rollouts = model.rollout_buffer, []
+    for _ in range(n_rollouts):
+        model.collect_rollouts(model.env, callback, buffer, model.n_steps)
+        seen = (buffer.observations, buffer.actions, buffer.rewards, buffer.values, buffer.episode_starts)
+        starts = np.asarray(model._last_episode_starts, dtype=np.float32)
+        last_values = model.policy.predict_values(th.as_tensor(model._last_obs)).detach().flatten().numpy()
+        rollouts.append(Rollout._make([*(array.copy() for array in seen), last_values, starts]))
+    return rollouts
+
+
+def joined(rollouts: Sequence[Rollout]) -> Rollout:
+    """Return rollouts that follow one another as a single one."""
+    arrays = (np.concatenate(arrays) for arrays in zip(*(rollout[:5] for rollout in rollouts), strict=True))
+    return Rollout._make([*arrays, *rollouts[-1][5:]])
+
+
+def advantages(rollout: Rollout, gamma: float, gae_lambda: float) -> np.ndarray[Any, Any]:
+    """Return the generalised advantage estimates, shape (steps, environments) (Schulman et al. 2016)."""
+    values = np.concatenate([rollout.values, rollout.last_values[None]])
+    goes_on = 1.0 - np.concatenate([rollout.starts[1:], rollout.last_starts[None]])
+    errors = rollout.rewards + gamma * goes_on * values[1:] - values[:-1]
+    estimates: np.ndarray[Any, Any] = np.zeros_like(errors)
+    running = np.zeros_like(rollout.last_values)
+    for step in reversed(range(len(errors))):
+        running = errors[step] + gamma * gae_lambda * goes_on[step] * running
+        estimates[step] = running
+    return estimates
+
+
+def problem(model: NPG, rollout: Rollout, gae_lambda: float) -> LocalProblem:
+    """Freeze the update that a rollout gives, its advantages normalised as NPG does."""
+    estimates = th.as_tensor(advantages(rollout, model.gamma, gae_lambda)).flatten().float()
+    observations, actions = (
+        th.as_tensor(array).flatten(end_dim=1).float() for array in (rollout.observations, rollout.actions)
+    )
+    return LocalProblem(model.policy, observations, actions, normalized(estimates))
+
+
+def variations() -> list[tuple[float, float]]:
+    """Return the pairs of damping and λ of GAE: each varied beside the usual value of the other."""
+    pairs = [(damping, USUAL_GAE_LAMBDA) for damping in DAMPINGS]
+    pairs += [(damping, gae_lambda) for damping in (USUAL_DAMPING, 1.0) for gae_lambda in GAE_LAMBDAS]
+    return list(dict.fromkeys(pairs))
+
+
+def name(damping: float, gae_lambda: float) -> str:
+    """Return the key of a variation."""
+    return f"{damping:g}, {gae_lambda:g}"
+
+
+def worths(model: NPG, run: Run) -> dict[str, dict[str, list[float]]]:
+    """
+    Return the worth of each rollout's direction.
+
+    :param model: the agent, whose environments are frozen
+    :param run: how many rollouts to take
+    :return: by the judge's λ, then by variation: a figure for each rollout
+    """
+    rollouts = collect(model, run.directions + run.held_out)
+    model.policy.set_training_mode(False)
+    held_out = joined(rollouts[run.directions :])
+    judges = {f"{judge:g}": problem(model, held_out, judge).surrogate_gradient() for judge in JUDGES}
+    found: dict[str, dict[str, list[float]]] = {judge: {name(*pair): [] for pair in variations()} for judge in judges}
+    solver = make_fisher_solver("cg")
+    for rollout, gae_lambda in product(rollouts[: run.directions], GAE_LAMBDAS):
+        update = problem(model, rollout, gae_lambda)
+        gradient = update.surrogate_gradient()
+        for damping in (one for one, other in variations() if other == gae_lambda):
+            direction = find_direction(solver, update, gradient, damping)
+            for judge, truth in judges.items():
+                gain = float((truth @ direction.natural_gradient).detach())
+                found[judge][name(damping, gae_lambda)].append(gain / direction.curvature**0.5)
+    return found
+
+
+def measure(store: Store, run: Run) -> None:
+    """Train, stop at each age, and keep what directions are worth there."""
+    prepare_process()
+    env = VecNormalize(make_vec_env(run.env_id, n_envs=N_ENVS, seed=run.seed), clip_obs=CLIP_OBS)
+    model = NPG("MlpPolicy", env, seed=run.seed, device="cpu", **TRAINING)
+    figures = {}
+    for age in run.ages:
+        model.learn(age - model.num_timesteps, reset_num_timesteps=False, callback=StaggerEpisodes())
+        steps = model.num_timesteps
+        env.training = False
+        figures[str(age)] = worths(model, run)
+        env.training = True
+        model.num_timesteps = steps
+    store.save(run.settings(), figures)
+
+
+def _cell(values: Sequence[float], usual: Sequence[float]) -> str:
+    """Return the mean as a multiple of the usual one's, and the standard error of their difference over rollouts."""
+    base = fmean(usual)
+    differences = [value - other for value, other in zip(values, usual, strict=True)]
+    return f"{fmean(values) / base:.2f} ± {stdev(differences) / len(values) ** 0.5 / abs(base):.2f}"
+
+
+def table(found: dict[str, dict[str, Any]], judge: str, pairs: Sequence[tuple[float, float]]) -> str:
+    """
+    Return the worth of variations as multiples of the usual one's.
+
+    :param found: figures by task
+    :param judge: λ behind ĝ
+    :param pairs: damping and λ of GAE of each column
+    """
+    rows = []
+    for task, ages in found.items():
+        for age, figures in ages.items():
+            usual = figures[judge][name(USUAL_DAMPING, USUAL_GAE_LAMBDA)]
+            cells = [_cell(figures[judge][name(*pair)], usual) for pair in pairs]
+            rows.append([task, f"{int(age):,}", f"{1e3 * fmean(usual):.2f}", *cells])
+    titles = [f"λ of F {damping:g}, of GAE {gae_lambda:g}" for damping, gae_lambda in pairs]
+    return markdown_table(["task", "steps", "usual, × 10⁻³", *titles], rows)
+
+
+def document(found: dict[str, dict[str, Any]], run: Run) -> list[str]:
+    """Return the sections of the document."""
+    about = (
+        f"Policies trained by NPG with {TRAINING}, {N_ENVS} environments, observations clipped at {CLIP_OBS:g} "
+        f"standard deviations, seed {run.seed}. {run.directions} rollouts of {N_ENVS * TRAINING['n_steps']:,} rows "
+        f"give a direction each, by 15 steps of conjugate gradient; {run.held_out} others give ĝ. Usual: damping "
+        f"{USUAL_DAMPING:g}, λ of GAE {USUAL_GAE_LAMBDA:g}. The other columns are multiples of it, ± the standard "
+        "error over the rollouts, with the one ĝ that all are judged by."
+    )
+    by_damping = [(damping, USUAL_GAE_LAMBDA) for damping in DAMPINGS if damping != USUAL_DAMPING]
+    by_lambda = [(USUAL_DAMPING, one) for one in GAE_LAMBDAS if one != USUAL_GAE_LAMBDA] + [(1.0, 0.9)]
+    sections = [CONCLUSIONS, about]
+    for judge in JUDGES:
+        key = f"{judge:g}"
+        sections += [
+            f"## Judged by ĝ of λ = {key}",
+            "### By damping",
+            table(found, key, by_damping),
+            "### By λ of GAE",
+            table(found, key, by_lambda),
+        ]
+    return sections
+
+
+CONCLUSIONS = """\
+## What this says
+"""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Do what is missing, then write the document."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.held_out", description=__doc__)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--ages", type=int, nargs="+", default=list(AGES))
+    parser.add_argument("--directions", type=int, default=DIRECTIONS)
+    parser.add_argument("--held-out", type=int, default=HELD_OUT)
+    parser.add_argument("--processes", type=int, default=2, help="runs at once")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=Path("docs/held_out.md"))
+    arguments = parser.parse_args(argv)
+    ages = tuple(arguments.ages)
+    runs = [Run(task, 0, ages, arguments.directions, arguments.held_out) for task in arguments.tasks]
+    store = Store(arguments.results)
+    measure_missing(store, runs, measure, arguments.processes)
+    found = {run.env_id: figures for run in runs if (figures := store.load(run.settings())) is not None}
+    head = preamble("What a direction is worth on unseen rollouts", command_line("benchmarks.held_out", argv))
+    write_document(arguments.out, [head, *document(found, runs[0])])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
