@@ -92,7 +92,7 @@ def _clipped(at: float) -> dict[str, Any]:
 
 #: Action dimensions d of the tasks.
 DIMENSIONS = {"HalfCheetah-v5": 6, "Ant-v5": 8, "Walker2d-v5": 6, "Hopper-v5": 3, "Swimmer-v5": 2}
-_SET: dict[str, Any] = {"n_steps": 128, "target_kl": 0.01}
+_SET: dict[str, Any] = {"n_steps": 128, "target_kl": 0.01, "damping": 0.1}
 _CLIPPED: dict[str, Any] = {**_SET, **_clipped(3.0)}
 #: With NPG's own noise to begin with. What differs from it says its noise, so that NPG's may change.
 _STAGGERED: dict[str, Any] = {**_CLIPPED, "callback": "sb3_npg.callbacks.StaggerEpisodes"}
@@ -103,7 +103,7 @@ _NORM_ONE: dict[str, Any] = {**_SET, "log σ": lambda d: -0.5 * math.log(d)}
 #: The few that are left, in the zoo's grammar. Whole, so that a change of ``zoo_configs/npg.yml`` leaves them alone.
 FINALISTS: dict[str, dict[str, Any]] = {
     "log σ −1, δ 0.01": {**_SET, **log_std(-1.0)},
-    "log σ −0.75, δ 0.02, rollouts of 2,048, Adam": {**_ROWS_2048, **_ADAM, **log_std(-0.75)},
+    "log σ −0.75, δ 0.02, rollouts of 2,048, Adam": {**_ROWS_2048, **_ADAM, "damping": 0.1, **log_std(-0.75)},
     "log σ log (2/d), δ 0.01, observations to ±3, staggered": _STAGGERED,
     "the same, in step": {**_CLIPPED, **_TWO_OVER_D},
     "the same, δ 0.02, rollouts of 2,048": {**_SAME, **_ROWS_2048, "target_kl": 0.02},
