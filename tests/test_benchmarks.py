@@ -14,6 +14,7 @@ from benchmarks import (
     defaults,
     environments,
     gpu,
+    held_out,
     memory,
     pace,
     report,
@@ -58,6 +59,37 @@ def test_trpo_comparison_writes_tables_and_resumes(tmp_path):
     assert sorted(results.iterdir()) == files
     assert [file.stat().st_mtime_ns for file in files] == times
     assert out.read_text() == document
+
+
+def test_advantages_of_held_out_rollouts_are_those_of_the_buffer():
+    model = NPG("MlpPolicy", make_vec_env("Pendulum-v1", n_envs=3, seed=0), n_steps=150, seed=0, device="cpu")
+    rollouts = held_out.collect(model, 2)  # an episode ends after 200 steps: in the second
+    buffer = model.rollout_buffer
+    estimates = held_out.advantages(rollouts[-1], buffer.gamma, buffer.gae_lambda)
+    np.testing.assert_allclose(estimates, buffer.advantages, rtol=1e-4, atol=1e-4)
+    whole = held_out.joined(rollouts)
+    assert whole.rewards.shape == (300, 3)
+    np.testing.assert_allclose(
+        held_out.advantages(whole, buffer.gamma, buffer.gae_lambda)[150:], buffer.advantages, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_worth_of_directions_is_kept_and_shown(tmp_path):
+    store, run = report.Store(tmp_path), held_out.Run("Hopper-v5", 0, (1024, 2048), 2, 2)
+    report.in_fresh_process(held_out.measure, store, run)
+    figures = store.load(run.settings())
+    assert figures is not None
+    assert list(figures) == ["1024", "2048"]
+    for judged in figures.values():
+        assert set(judged) == {f"{judge:g}" for judge in held_out.JUDGES}
+        for worths in judged.values():
+            assert list(worths) == [held_out.name(*pair) for pair in held_out.variations()]
+            assert all(len(values) == 2 and np.isfinite(values).all() for values in worths.values())
+
+    usual = held_out.name(held_out.USUAL_DAMPING, held_out.USUAL_GAE_LAMBDA)
+    figures = {"1024": {"1": {usual: [0.002, 0.004], held_out.name(1.0, 0.95): [0.004, 0.008]}}}
+    row = held_out.table({"Hopper-v5": figures}, "1", [(1.0, 0.95)]).splitlines()[2]
+    assert row == "| Hopper-v5 | 1,024 | 3.00 | 2.00 ± 0.33 |"
 
 
 def test_both_algorithms_get_one_trust_region():
