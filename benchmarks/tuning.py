@@ -96,6 +96,8 @@ _SET: dict[str, Any] = {"n_steps": 128, "target_kl": 0.01, "damping": 0.1}
 _CLIPPED: dict[str, Any] = {**_SET, **_clipped(3.0)}
 #: With NPG's own noise to begin with. What differs from it says its noise, so that NPG's may change.
 _STAGGERED: dict[str, Any] = {**_CLIPPED, "callback": "sb3_npg.callbacks.StaggerEpisodes"}
+#: The zoo's: NPG's own damping as well.
+_ZOO: dict[str, Any] = {key: value for key, value in _STAGGERED.items() if key != "damping"}
 #: "log σ" is a function of d.
 _TWO_OVER_D: dict[str, Any] = {"log σ": lambda d: min(0.0, math.log(2.0 / d))}
 _SAME: dict[str, Any] = {**_STAGGERED, **_TWO_OVER_D}
@@ -108,6 +110,7 @@ FINALISTS: dict[str, dict[str, Any]] = {
     "the same, in step": {**_CLIPPED, **_TWO_OVER_D},
     "the same, δ 0.02, rollouts of 2,048": {**_SAME, **_ROWS_2048, "target_kl": 0.02},
     "the same, λ of GAE 0.9": {**_SAME, "gae_lambda": 0.9},
+    "the same, λ of F 0.1 d": _ZOO,
     "the same, λ of F 1": {**_SAME, "damping": 1.0},
     "the same, λ of F 1, λ of GAE 0.9": {**_SAME, "damping": 1.0, "gae_lambda": 0.9},
     "the same, δ falling from 0.015": {**_SAME, "target_kl": "lin_0.015"},

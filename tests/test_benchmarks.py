@@ -89,7 +89,7 @@ def test_worth_of_directions_is_kept_and_shown(tmp_path):
     usual = held_out.name(held_out.USUAL_DAMPING, held_out.USUAL_GAE_LAMBDA)
     figures = {"1024": {"1": {usual: [0.002, 0.004], held_out.name(1.0, 0.95): [0.004, 0.008]}}}
     row = held_out.table({"Hopper-v5": figures}, "1", [(1.0, 0.95)]).splitlines()[2]
-    assert row == "| Hopper-v5 | 1,024 | 3.00 | 2.00 ± 0.33 |"
+    assert row == "| Hopper-v5 | 1,024 | 3.00 ± 1.00 | +3.00 ± 1.00 |"
 
 
 def test_both_algorithms_get_one_trust_region():
