@@ -51,9 +51,9 @@ CONCLUSIONS = """\
 
 - **Damping.** On young policies a damping of 0.3 to 3 is worth more than 0.1 on every task, beyond the errors on three
   of four and by either judge: at 1 two fifths more on Walker2d, a quarter on Hopper, a fifth on HalfCheetah. 0.01 is
-  worth less on them. On older policies the differences are within the errors, and on the rollout that a direction is from,
-  less damping always looks better ([solver_quality.md](solver_quality.md)). Hence λ = 0.1 d, d being the action's
-  dimension.
+  worth less on them. On older policies the differences are within the errors, and on the rollout that a direction is
+  from, less damping always looks better ([solver_quality.md](solver_quality.md)). Hence λ = 0.1 d, d being the
+  action's dimension.
 - **λ of GAE.** By ĝ of λ = 0.95, 0.9 and 0.8 are worth more nearly everywhere, which is less noise. Without bias in ĝ
   that is left on HalfCheetah, while Hopper and Walker2d gain nothing or lose: what noise is saved is paid for in bias.
 - **Old policies are hard to judge.** 64 rollouts are too few for ĝ on Ant after 200,000 steps: most of a gradient of
