@@ -49,7 +49,7 @@ the highest on Walker2d, by less than either's spread. NPG reaches TRPO's final 
 does or less on nine tasks, and in up to two thirds of them on Walker2d (two of three seeds) and BipedalWalker. Ant-v5
 observes 78 contact forces that version 4, which rl_zoo3's hyperparameters for TRPO and PPO are for, leaves out. What
 NPG lacks: on LunarLander 200,000 steps are few for it too, on Hopper and Ant the policy still falls now and then at
-the end, and BipedalWalker needs less damping than the default, with which one seed of two stood still.
+the end, and BipedalWalker needs less damping than the default, with which two seeds of three stood still.
 """
 README_MARKS = ("<!-- written by python -m benchmarks.returns -->", "<!-- end -->")
 BOOTSTRAP_SAMPLES = 2000
