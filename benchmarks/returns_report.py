@@ -43,13 +43,13 @@ CONCLUSIONS = """\
 ## What this says
 
 The comparison is not complete: the returns of single seeds, at the end, show which runs there are. PPO has two seeds
-on HalfCheetah and Hopper, and one on the other MuJoCo tasks and on BipedalWalker. In the means so far NPG's return is
-the highest on ten of the eleven tasks, on CartPole together with PPO's, in 0.2 to 0.6 of TRPO's seconds. TRPO's is
-the highest on Walker2d, by less than either's spread. NPG reaches TRPO's final score in half of the seconds that TRPO
-does or less on nine tasks, and in up to two thirds of them on Walker2d (two of three seeds) and BipedalWalker. Ant-v5
-observes 78 contact forces that version 4, which rl_zoo3's hyperparameters for TRPO and PPO are for, leaves out. What
-NPG lacks: on LunarLander 200,000 steps are few for it too, on Hopper and Ant the policy still falls now and then at
-the end, and BipedalWalker needs less damping than the default, with which two seeds of three stood still.
+on HalfCheetah and Hopper, and one on Walker2d, Ant and BipedalWalker. In the means so far NPG's return is the highest
+on ten of the eleven tasks, on CartPole together with PPO's, in 0.2 to 0.6 of TRPO's seconds. TRPO's is the highest on
+Walker2d, by less than either's spread. NPG reaches TRPO's final score in half of the seconds that TRPO does or less
+on nine tasks, and in up to two thirds of them on Walker2d (two of three seeds) and BipedalWalker. Ant-v5 observes 78
+contact forces that version 4, which rl_zoo3's hyperparameters for TRPO and PPO are for, leaves out. What NPG lacks:
+on LunarLander 200,000 steps are few for it too, on Hopper and Ant the policy still falls now and then at the end, and
+BipedalWalker needs less damping than the default, with which two seeds of three stood still.
 """
 README_MARKS = ("<!-- written by python -m benchmarks.returns -->", "<!-- end -->")
 BOOTSTRAP_SAMPLES = 2000
