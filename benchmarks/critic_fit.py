@@ -19,6 +19,7 @@ import torch as th
 
 from benchmarks.environments import N_ENVS, prepare_process, training_env
 from benchmarks.report import Store, markdown_table, measure_missing
+from benchmarks.training import collect_rollout
 from sb3_npg import NPG
 from sb3_npg.critic import make_critic_solver
 from sb3_npg.policy_parts import split_policy
@@ -98,10 +99,7 @@ def measure(store: Store, run: Run) -> None:
 
 def collected(model: NPG) -> Samples:
     """Collect a rollout without training on it."""
-    _, callback = model._setup_learn(0, reset_num_timesteps=False)
-    if model.env is None:
-        raise ValueError("the agent has no environment")
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    collect_rollout(model)
     model.policy.set_training_mode(False)
     return read_rollout(model.rollout_buffer, model.action_space)
 

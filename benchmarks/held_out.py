@@ -20,11 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks.environments import N_ENVS, prepare_process
 from benchmarks.report import Store, command_line, markdown_table, measure_missing, preamble, write_document
+from benchmarks.training import collect_rollout
 from sb3_npg import NPG
 from sb3_npg.callbacks import StaggerEpisodes
 from sb3_npg.local_problem import LocalProblem
@@ -109,12 +111,9 @@ class Rollout(NamedTuple):
 
 def collect(model: NPG, n_rollouts: int) -> list[Rollout]:
     """Collect rollouts that follow one another, without training on them."""
-    _, callback = model._setup_learn(0, reset_num_timesteps=False)
-    if model.env is None:
-        raise ValueError("the agent has no environment")
     buffer, rollouts = model.rollout_buffer, []
     for _ in range(n_rollouts):
-        model.collect_rollouts(model.env, callback, buffer, model.n_steps)
+        collect_rollout(model)
         seen = (buffer.observations, buffer.actions, buffer.rewards, buffer.values, buffer.episode_starts)
         starts = np.asarray(model._last_episode_starts, dtype=np.float32)
         last_values = model.policy.predict_values(th.as_tensor(model._last_obs)).detach().flatten().numpy()
@@ -128,22 +127,18 @@ def joined(rollouts: Sequence[Rollout]) -> Rollout:
     return Rollout._make([*arrays, *rollouts[-1][5:]])
 
 
-def advantages(rollout: Rollout, gamma: float, gae_lambda: float) -> np.ndarray[Any, Any]:
-    """Return the generalised advantage estimates, shape (steps, environments) (Schulman et al. 2016)."""
-    values = np.concatenate([rollout.values, rollout.last_values[None]])
-    goes_on = 1.0 - np.concatenate([rollout.starts[1:], rollout.last_starts[None]])
-    errors = rollout.rewards + gamma * goes_on * values[1:] - values[:-1]
-    estimates: np.ndarray[Any, Any] = np.zeros_like(errors)
-    running = np.zeros_like(rollout.last_values)
-    for step in reversed(range(len(errors))):
-        running = errors[step] + gamma * gae_lambda * goes_on[step] * running
-        estimates[step] = running
-    return estimates
+def advantages(model: NPG, rollout: Rollout, gae_lambda: float) -> np.ndarray[Any, Any]:
+    """Return the generalised advantage estimates, shape (steps, environments)."""
+    n_steps, n_envs = rollout.rewards.shape
+    buffer = RolloutBuffer(n_steps, model.observation_space, model.action_space, "cpu", gae_lambda, model.gamma, n_envs)
+    buffer.rewards, buffer.values, buffer.episode_starts = rollout.rewards, rollout.values, rollout.starts
+    buffer.compute_returns_and_advantage(th.as_tensor(rollout.last_values), rollout.last_starts)
+    return buffer.advantages
 
 
 def problem(model: NPG, rollout: Rollout, gae_lambda: float) -> LocalProblem:
     """Freeze the update that a rollout gives, its advantages normalised as NPG does."""
-    estimates = th.as_tensor(advantages(rollout, model.gamma, gae_lambda)).flatten().float()
+    estimates = th.as_tensor(advantages(model, rollout, gae_lambda)).flatten().float()
     observations, actions = (
         th.as_tensor(array).flatten(end_dim=1).float() for array in (rollout.observations, rollout.actions)
     )

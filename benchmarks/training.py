@@ -1,4 +1,4 @@
-"""One training run of NPG for a study: what each update logs, and what the final policy returns."""
+"""A training run of NPG for a study, what it logs and returns at the end; a rollout without training."""
 
 import time
 from dataclasses import dataclass
@@ -93,3 +93,11 @@ def train(env_id: str, seed: int, steps: int, **arguments: Any) -> Training:
     cpu_seconds = time.process_time() - start
     returns = returns_of(model, evaluation_env(env_id, seed, env))
     return Training(fmean(returns), cpu_seconds, recorder.updates)
+
+
+def collect_rollout(model: NPG) -> None:
+    """Fill the agent's rollout buffer from where its environments are, without training on it."""
+    _, callback = model._setup_learn(0, reset_num_timesteps=False)
+    if model.env is None:
+        raise ValueError("the agent has no environment")
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)

@@ -94,10 +94,15 @@ def _clipped(at: float) -> dict[str, Any]:
 DIMENSIONS = {"HalfCheetah-v5": 6, "Ant-v5": 8, "Walker2d-v5": 6, "Hopper-v5": 3, "Swimmer-v5": 2}
 _SET: dict[str, Any] = {"n_steps": 128, "target_kl": 0.01, "damping": 0.1}
 _CLIPPED: dict[str, Any] = {**_SET, **_clipped(3.0)}
-#: With NPG's own noise to begin with. What differs from it says its noise, so that NPG's may change.
-_STAGGERED: dict[str, Any] = {**_CLIPPED, "callback": "sb3_npg.callbacks.StaggerEpisodes"}
-#: The zoo's: NPG's own damping as well.
-_ZOO: dict[str, Any] = {key: value for key, value in _STAGGERED.items() if key != "damping"}
+#: The zoo's: with NPG's own damping, and NPG's own noise to begin with.
+_ZOO: dict[str, Any] = {
+    "n_steps": 128,
+    "target_kl": 0.01,
+    **_clipped(3.0),
+    "callback": "sb3_npg.callbacks.StaggerEpisodes",
+}
+#: With NPG's own noise. What differs from it says its noise, so that NPG's may change.
+_STAGGERED: dict[str, Any] = {**_ZOO, "damping": 0.1}
 #: "log σ" is a function of d.
 _TWO_OVER_D: dict[str, Any] = {"log σ": lambda d: min(0.0, math.log(2.0 / d))}
 _SAME: dict[str, Any] = {**_STAGGERED, **_TWO_OVER_D}

@@ -233,8 +233,8 @@ class NPG(OnPolicyAlgorithm):
         check_hyperparameters(vars(self), self.n_envs)
         check_spaces(self.observation_space, self.action_space, self.use_sde)
         check_features_extractor(self.policy_class, self.policy_kwargs, self.observation_space)
-        damping = default_damping(self.action_space, self.relative_damping)
-        self._damping_schedule = make_damping(self.damping, self.adaptive_damping, damping)
+        default = default_damping(self.action_space, self.relative_damping)
+        self._damping_schedule = make_damping(self.damping, self.adaptive_damping, default)
         self._step_rule = make_step_rule(self.target_kl, self.step_size)
         self._critic_solver = make_critic_solver(self.critic_solver, self.critic_solver_kwargs, self.gamma)
         self._last_skipped_update = None

@@ -65,12 +65,12 @@ def test_advantages_of_held_out_rollouts_are_those_of_the_buffer():
     model = NPG("MlpPolicy", make_vec_env("Pendulum-v1", n_envs=3, seed=0), n_steps=150, seed=0, device="cpu")
     rollouts = held_out.collect(model, 2)  # an episode ends after 200 steps: in the second
     buffer = model.rollout_buffer
-    estimates = held_out.advantages(rollouts[-1], buffer.gamma, buffer.gae_lambda)
+    estimates = held_out.advantages(model, rollouts[-1], buffer.gae_lambda)
     np.testing.assert_allclose(estimates, buffer.advantages, rtol=1e-4, atol=1e-4)
     whole = held_out.joined(rollouts)
     assert whole.rewards.shape == (300, 3)
     np.testing.assert_allclose(
-        held_out.advantages(whole, buffer.gamma, buffer.gae_lambda)[150:], buffer.advantages, rtol=1e-4, atol=1e-4
+        held_out.advantages(model, whole, buffer.gae_lambda)[150:], buffer.advantages, rtol=1e-4, atol=1e-4
     )
 
 
