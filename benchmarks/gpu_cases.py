@@ -26,7 +26,7 @@ from sb3_npg.local_problem import LocalProblem
 from sb3_npg.solvers import FisherSolver, make_fisher_solver
 
 CG: dict[str, Any] = {"max_steps": CG_STEPS, "rtol": 0.0}
-GRADIENT, ONE_PRODUCT = "the gradient alone", "convolutions of one product"
+GRADIENT, ONE_PRODUCT = "forward pass and gradient alone", "convolutions of one product"
 PEER = f"sb3-contrib TRPO's CG {CG_STEPS}"
 #: Edge of the square matrices that the device's rate is measured with.
 GEMM_EDGE = 8192
@@ -287,13 +287,15 @@ def images(name: str, kwargs: dict[str, Any], setting: Setting) -> list[Contesta
     title = {"cg": f"CG {CG_STEPS}", "kfac": "K-FAC"}[name]
 
     def gradient() -> Callable[[], th.Tensor]:
-        return inputs.problem().surrogate_gradient
+        return lambda: inputs.problem().surrogate_gradient()
 
     contestants = [*solves(inputs, setting, title, name, kwargs), Contestant(GRADIENT, gradient)]
     if name == "kfac":
         # As ACKTR measures its factors: one column, and the mean over a layer's positions.
-        cheap = {"columns": "sampled", "weight_sharing": "reduce"}
+        cheap: dict[str, Any] = {"columns": "sampled", "weight_sharing": "reduce"}
         contestants += solves(inputs, setting, "K-FAC, sampled and reduced", name, kwargs | cheap)[:1]
+        cheap["largest_eigen"] = 0
+        contestants += solves(inputs, setting, "K-FAC, sampled and reduced, by Cholesky", name, kwargs | cheap)[:1]
     if name == "cg":
         layers = layers_of(inputs.policy, inputs.observations)
         contestants.append(Contestant(ONE_PRODUCT, lambda: partial(one_product, layers)))

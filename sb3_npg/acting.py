@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_npg.networks import MlpNetworks, read_networks
+from sb3_npg.networks import PolicyNetworks, read_networks
 from sb3_npg.output_fisher import make_sampler
 from sb3_npg.rollout import finite_observations
 
@@ -27,7 +27,7 @@ class FastForward:
     :param networks: the policy's
     """
 
-    def __init__(self, networks: MlpNetworks):
+    def __init__(self, networks: PolicyNetworks):
         self.networks = networks
         policy = networks.policy
         self._shape = (-1, *(policy.action_space.shape or ()))
@@ -49,7 +49,7 @@ class FastForward:
         if self._observes_vectors and isinstance(obs, th.Tensor):
             features = critic_features = obs.float()
         else:
-            features, critic_features = self.networks.features(obs)
+            features, critic_features = self.networks.inputs(obs)
         hidden = actor.hidden(features)
         actions, log_prob = self._sampler.draw(actor.head(hidden), hidden)
         return actions.reshape(self._shape), critic(critic_features), log_prob
@@ -67,7 +67,7 @@ def acting(policy: ActorCriticPolicy, fast_paths: bool = True) -> Iterator[None]
     :param fast_paths: whether it may act by hand
     """
     networks = read_networks(policy) if fast_paths else None
-    if networks is None:
+    if networks is None or networks.extracts:
         handle = policy.register_forward_pre_hook(_replace_non_finite)
         try:
             yield

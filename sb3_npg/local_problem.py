@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_npg.actor import ActingRows, make_actor
-from sb3_npg.fisher import LayeredFisher, MlpLayers, memory_budget_of, split_rows
+from sb3_npg.fisher import FeedForwardLayers, LayeredFisher, memory_budget_of, split_rows
 from sb3_npg.linalg import FisherChain
 from sb3_npg.networks import read_networks
 from sb3_npg.parameters import ParameterVector
@@ -48,7 +48,7 @@ class LocalProblem:
     :param parameters: θ, the parameters that act; found by following the graph if not given
     :param memory_budget: bytes that one chunk of rows may take while it is differentiated; None for 256 MiB, or an
         eighth of a GPU's memory
-    :param fast_paths: compute multilayer perceptrons by hand; False takes autograd for every policy
+    :param fast_paths: compute feed-forward networks by hand; False takes autograd for every policy
     :raises ValueError: if the policy's distribution is of a kind whose Fisher is not known
     """
 
@@ -139,7 +139,7 @@ class LocalProblem:
         return self._fisher.dense()
 
     @cached_property
-    def layers(self) -> LayeredFisher | MlpLayers:
+    def layers(self) -> LayeredFisher | FeedForwardLayers:
         """The Fisher of θ_old layer by layer. Use it before the parameters move."""
         return self._seen.layers(self._chunk_rows, self._memory_budget)
 

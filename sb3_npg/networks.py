@@ -1,15 +1,16 @@
-"""Recognises an SB3 policy whose actor and critic are multilayer perceptrons that can be computed by hand."""
+"""Recognises an SB3 policy whose actor and critic are feed-forward networks that can be computed by hand."""
 
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, cast
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_npg.fisher import Mlp, is_plain
+from sb3_npg.fisher import FeedForward, is_plain, split_rows
 from sb3_npg.output_fisher import ExplorationNoise, OutputFisher, make_noise, plain_output_fisher
 
 #: What a policy class may not do in a way of its own.
@@ -17,38 +18,58 @@ _COMPUTING = (
     "forward", "extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values",
     "evaluate_actions",
 )  # fmt: skip
+#: Rows whose features are extracted at once.
+_ROWS_AT_ONCE = 512
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
-class MlpNetworks(NamedTuple):
+class PolicyNetworks(NamedTuple):
     """
-    What an SB3 policy computes: features without trained parameters, and two networks on them.
+    What an SB3 policy computes: two networks, on features that stay the same while the network learns.
 
-    :param policy: the policy, which extracts the features
-    :param actor: from the features to the mean or the logits of the actions
-    :param critic: from the features to the value
+    A features extractor that learns is the first part of the actor, or of both. One that both share is the actor's, and
+    what it extracts does not change while the critic learns.
+
+    :param policy: the policy
+    :param actor: from what it is applied to to the mean or the logits of the actions
+    :param critic: from what it is applied to to the value
     :param metric: the closed forms of the action distribution
     :param noise: what sets the standard deviation of continuous actions
     """
 
     policy: ActorCriticPolicy
-    actor: Mlp
-    critic: Mlp
+    actor: FeedForward
+    critic: FeedForward
     metric: OutputFisher
     noise: ExplorationNoise | None
 
-    def actor_features(self, observations: PyTorchObs) -> th.Tensor:
-        """Return what the actor sees of observations, shape (n, d)."""
+    @property
+    def extracts(self) -> bool:
+        """Whether the actor begins with a features extractor that learns, and is applied to observations."""
+        return self.actor.prepare is not None
+
+    def actor_inputs(self, observations: PyTorchObs) -> th.Tensor:
+        """Return what the actor is applied to, n rows."""
+        if self.extracts and isinstance(observations, th.Tensor):
+            return observations
         return BasePolicy.extract_features(self.policy, observations, self.policy.pi_features_extractor)
 
-    def critic_features(self, observations: PyTorchObs) -> th.Tensor:
-        """Return what the critic sees of observations, shape (n, d)."""
-        return BasePolicy.extract_features(self.policy, observations, self.policy.vf_features_extractor)
+    @th.no_grad()
+    def critic_inputs(self, observations: PyTorchObs) -> th.Tensor:
+        """Return what the critic is applied to, n rows."""
+        if self.critic.prepare is not None and isinstance(observations, th.Tensor):
+            return observations
+        extractor = self.policy.vf_features_extractor
+        if not self.extracts or not isinstance(observations, th.Tensor):
+            return BasePolicy.extract_features(self.policy, observations, extractor)
+        parts = [observations[rows] for rows in split_rows(len(observations), _ROWS_AT_ONCE)]
+        return th.cat([BasePolicy.extract_features(self.policy, part, extractor) for part in parts])
 
-    def features(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
-        """Return what actor and critic see of observations, shapes (n, d)."""
-        features = self.actor_features(observations)
-        return features, features if self.policy.share_features_extractor else self.critic_features(observations)
+    def inputs(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """Return what actor and critic are applied to, n rows."""
+        inputs = self.actor_inputs(observations)
+        same = self.policy.share_features_extractor and not self.extracts
+        return inputs, inputs if same else self.critic_inputs(observations)
 
     def observes_vectors(self) -> bool:
         """Tell whether the features of actor and critic are the observations themselves, as floats."""
@@ -75,26 +96,39 @@ class MlpNetworks(NamedTuple):
         return [p for p in self.policy.parameters() if id(p) in mine]
 
 
-def read_networks(policy: ActorCriticPolicy) -> MlpNetworks | None:
+def read_networks(policy: ActorCriticPolicy) -> PolicyNetworks | None:
     """
     Read a policy's networks.
 
     :param policy: SB3 actor-critic policy
     :return: its networks; None if it is made of anything else, or computes in a way of its own
     """
-    if not _computes_as_sb3(policy) or not all(
-        _is_constant(extractor) for extractor in (policy.pi_features_extractor, policy.vf_features_extractor)
-    ):
-        return None
-    trunk = policy.mlp_extractor
-    actor = Mlp.read(policy, [trunk.policy_net, policy.action_net])
-    critic = Mlp.read(policy, [trunk.value_net, policy.value_net])
     metric = plain_output_fisher(policy.action_dist)
-    if actor is None or critic is None or metric is None:
+    fronts = [_front(extractor) for extractor in (policy.pi_features_extractor, policy.vf_features_extractor)]
+    if metric is None or None in fronts or not _computes_as_sb3(policy):
         return None
-    if {id(p) for p in actor.parameters()} & {id(p) for p in critic.parameters()}:
+    before_actor, before_critic = fronts[0] or [], [] if policy.share_features_extractor else fronts[1] or []
+    trunk = policy.mlp_extractor
+    actor = _read(policy, [*before_actor, trunk.policy_net, policy.action_net], bool(before_actor))
+    critic = _read(policy, [*before_critic, trunk.value_net, policy.value_net], bool(before_critic))
+    if actor is None or critic is None or {id(p) for p in actor.parameters()} & {id(p) for p in critic.parameters()}:
         return None
-    return MlpNetworks(policy, actor, critic, metric, make_noise(policy.action_dist, getattr(policy, "log_std", None)))
+    noise = make_noise(policy.action_dist, getattr(policy, "log_std", None))
+    return PolicyNetworks(policy, actor, critic, metric, noise)
+
+
+def _front(extractor: BaseFeaturesExtractor) -> list[nn.Module] | None:
+    """Return what a features extractor puts before a network: nothing if it is constant; None if it is not known."""
+    if _is_constant(extractor):
+        return []
+    return [extractor.cnn, extractor.linear] if type(extractor) is NatureCNN and is_plain(extractor) else None
+
+
+def _read(policy: ActorCriticPolicy, modules: list[nn.Module], observes: bool) -> FeedForward | None:
+    """Read a network, which prepares what it observes as SB3 does for an extractor."""
+    nothing = cast(BaseFeaturesExtractor, nn.Identity())
+    prepare = partial(BasePolicy.extract_features, policy, features_extractor=nothing) if observes else None
+    return FeedForward.read(policy, modules, prepare)
 
 
 def _is_constant(extractor: nn.Module) -> bool:

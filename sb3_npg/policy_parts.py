@@ -18,7 +18,7 @@ from torch import nn
 
 from sb3_npg.actor import acting_parameters, take_rows
 from sb3_npg.fisher import split_rows
-from sb3_npg.networks import MlpNetworks, read_networks
+from sb3_npg.networks import PolicyNetworks, read_networks
 from sb3_npg.parameters import ParameterVector, reached_parameters
 
 
@@ -30,13 +30,13 @@ class PolicyParts(NamedTuple):
     :param criticising: the other parameters that the value depends on: moved by the critic's regression
     :param acting_modules: modules called on the way to the action distribution; none where ``networks`` are known, as
         these do the same in training and in evaluation
-    :param networks: the policy's, if both are multilayer perceptrons that are computed by hand
+    :param networks: the policy's, if both are feed-forward networks that are computed by hand
     """
 
     acting: ParameterVector
     criticising: list[nn.Parameter]
     acting_modules: list[nn.Module]
-    networks: MlpNetworks | None = None
+    networks: PolicyNetworks | None = None
 
 
 def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths: bool = True) -> PolicyParts:
@@ -45,7 +45,7 @@ def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths
 
     :param policy: SB3 actor-critic policy, in evaluation mode
     :param observations: at least one row
-    :param fast_paths: recognise multilayer perceptrons, which are then computed by hand
+    :param fast_paths: recognise feed-forward networks, which are then computed by hand
     :return: its parts
     :raises ValueError: if no parameter acts
     """

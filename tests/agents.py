@@ -51,7 +51,7 @@ class TargetEnv(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> Any:
         vector = self.observation["vector"] if isinstance(self.observation, dict) else self.observation
-        reward = -float(np.square(np.mean(action) - vector[0]))
+        reward = -float(np.square(np.mean(action) - np.ravel(vector)[0]))
         self.n_steps += 1
         self.observation = self.observation_space.sample()
         return self.observation, reward, False, self.n_steps >= 10, {}

@@ -51,6 +51,22 @@ class SmallCnn(BaseFeaturesExtractor):
         return self.value_projection(self.layers(observations)).tanh()
 
 
+class SmallNaturePolicy(ActorCriticCnnPolicy):
+    """NatureCNN with layers of a size whose Fisher can be formed."""
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        extractor = super().make_features_extractor()
+        extractor.cnn = nn.Sequential(
+            nn.Conv2d(1, 2, (5, 6), stride=(4, 5), padding=(1, 0)),
+            nn.ReLU(),
+            nn.Conv2d(2, 3, 2, stride=2, dilation=(1, 2)),
+            nn.Tanh(),
+            nn.Flatten(),
+        )
+        extractor.linear = nn.Sequential(nn.Linear(3 * 4 * 3, 4), nn.ReLU())
+        return extractor
+
+
 class ValueNamedExtractor(BaseFeaturesExtractor):
     """Features through a layer called ``value_…``, which acts all the same."""
 
@@ -119,6 +135,7 @@ DISTRIBUTIONS: dict[str, DistributionCase] = {
 }
 
 _IMAGES = spaces.Box(0, 255, (3, 8, 8), np.uint8)
+_LARGE_IMAGES, _FOUR = spaces.Box(0, 255, (1, 36, 36), np.uint8), {"features_dim": 4}
 _DICT = spaces.Dict({"value_vector": _box(2), "kind": spaces.Discrete(3), "flags": spaces.MultiBinary(2)})
 
 POLICIES: dict[str, PolicyCase] = {
@@ -136,6 +153,12 @@ POLICIES: dict[str, PolicyCase] = {
         {"features_extractor_class": ValueNamedExtractor, "net_arch": [4], "share_features_extractor": False},
     ),
     "Cnn": PolicyCase(ActorCriticCnnPolicy, _IMAGES, {"features_extractor_class": SmallCnn, "net_arch": []}),
+    "NatureCNN": PolicyCase(SmallNaturePolicy, _LARGE_IMAGES, {"net_arch": [], "features_extractor_kwargs": _FOUR}),
+    "NatureCNN, not shared": PolicyCase(
+        SmallNaturePolicy,
+        _LARGE_IMAGES,
+        {"net_arch": [3], "features_extractor_kwargs": _FOUR, "share_features_extractor": False},
+    ),
     "MultiInput": PolicyCase(MultiInputActorCriticPolicy, _DICT, {"net_arch": [4]}),
 }
 

@@ -1,26 +1,28 @@
-"""Policies of multilayer perceptrons computed by hand: equal to autograd, and to nothing else."""
+"""Policies of feed-forward networks computed by hand: equal to autograd, and to nothing else."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_npg.acting import FastForward, acting
-from sb3_npg.actor import MlpActor, PolicyActor
+from sb3_npg.actor import FeedForwardActor, PolicyActor
 from sb3_npg.fisher import dense_blocks
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.networks import read_networks
-from tests.agents import ENVIRONMENTS, make_agent, make_env, parameters, train
+from tests.agents import ENVIRONMENTS, TargetEnv, make_agent, make_env, parameters, seeded, train
 from tests.agents import POLICIES as NAMES
 from tests.cases import DISTRIBUTIONS, POLICIES, make_policy, make_problem
 
-BY_HAND = [name for name in POLICIES if name.startswith("Mlp") or name == "MultiInput"]
+BY_HAND = [name for name in POLICIES if name.startswith(("Mlp", "NatureCNN")) or name == "MultiInput"]
 every_policy = pytest.mark.parametrize("policy", BY_HAND)
 every_distribution = pytest.mark.parametrize(
     "distribution", [name for name in DISTRIBUTIONS if name != "gSDE learn_features"]
@@ -31,7 +33,7 @@ EXACT = {"rtol": 1e-10, "atol": 1e-12}
 def both_ways(*args, **kwargs) -> tuple[LocalProblem, LocalProblem]:
     """Freeze the same update twice: by hand, and through autograd."""
     by_hand, autograd = (make_problem(*args, **kwargs, fast_paths=fast) for fast in (True, False))
-    assert isinstance(by_hand.actor, MlpActor)
+    assert isinstance(by_hand.actor, FeedForwardActor)
     assert isinstance(autograd.actor, PolicyActor)
     return by_hand, autograd
 
@@ -221,6 +223,26 @@ def test_training_is_the_same_with_every_solver(fisher_solver, use_sde):
         one, other = (parameters(agent, critic=critic) for agent in agents)
         for name, tensor in one.items():
             th.testing.assert_close(tensor, other[name], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("critic_solver", ["gauss_newton", "adam"])
+@pytest.mark.parametrize("fisher_solver", ["cg", "kfac", "ekfac"])
+def test_training_on_images_is_the_same(fisher_solver, critic_solver, shared):
+    kwargs = {"features_extractor_kwargs": {"features_dim": 16}, "share_features_extractor": shared, "net_arch": [8]}
+    options = {"fisher_solver": fisher_solver, "critic_solver": critic_solver, "policy_kwargs": kwargs}
+    agents, figures = [], []
+    for fast_paths in (True, False):
+        env = DummyVecEnv([lambda: seeded(TargetEnv(spaces.Box(0, 255, (36, 36, 1), np.uint8)))])
+        agents.append(make_agent(env, "CnnPolicy", **options, fast_paths=fast_paths))
+        figures.append(train(agents[-1], 2))
+    assert read_networks(agents[0].policy) is not None
+    for one, other in zip(*figures, strict=True):
+        assert one["train/kl_divergence_loss"] == pytest.approx(other["train/kl_divergence_loss"], rel=1e-2)
+        assert one["train/value_loss"] == pytest.approx(other["train/value_loss"], rel=1e-3)
+    for name, tensor in agents[0].policy.state_dict().items():
+        other = agents[1].policy.state_dict()[name]
+        assert float((tensor - other).norm()) < 1e-2 * float(other.norm()), name
 
 
 class Policies(BaseCallback):

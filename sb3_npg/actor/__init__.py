@@ -1,19 +1,19 @@
-"""The acting half of a policy on the rows of a rollout: any policy through autograd, or an MLP by hand."""
+"""The acting half of a policy on the rows of a rollout: any by autograd, or networks by hand."""
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_npg.actor.base import ActingRows, Actor, Objective, take_rows
-from sb3_npg.actor.mlp import MlpActor
+from sb3_npg.actor.feed_forward import FeedForwardActor
 from sb3_npg.actor.policy import PolicyActor, acting_parameters
-from sb3_npg.networks import MlpNetworks
+from sb3_npg.networks import PolicyNetworks
 from sb3_npg.parameters import ParameterVector
 
 __all__ = [
     "ActingRows",
     "Actor",
-    "MlpActor",
+    "FeedForwardActor",
     "Objective",
     "PolicyActor",
     "acting_parameters",
@@ -27,7 +27,7 @@ def make_actor(
     observations: PyTorchObs,
     actions: th.Tensor,
     parameters: ParameterVector | None = None,
-    networks: MlpNetworks | None = None,
+    networks: PolicyNetworks | None = None,
 ) -> Actor:
     """
     Choose how a policy is computed on the rows of a rollout.
@@ -36,12 +36,12 @@ def make_actor(
     :param observations: what the rollout buffer returns, n rows
     :param actions: shape (n, action_dim), or (n,) for a Discrete space
     :param parameters: θ, the parameters that act; found if not given
-    :param networks: the policy's, if it is made of multilayer perceptrons and they are to be computed by hand
+    :param networks: the policy's, if they are known and are to be computed by hand
     :return: an actor
     :raises ValueError: if the policy's distribution is of a kind whose Fisher is not known
     """
     if networks is None:
         return PolicyActor(policy, observations, actions, parameters or acting_parameters(policy, observations))
     with th.no_grad():
-        features = networks.actor_features(observations)
-    return MlpActor(networks, features, actions, parameters or ParameterVector(networks.acting_parameters()))
+        inputs = networks.actor_inputs(observations)
+    return FeedForwardActor(networks, inputs, actions, parameters or ParameterVector(networks.acting_parameters()))

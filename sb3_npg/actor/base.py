@@ -7,8 +7,8 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_npg.fisher import (
+    FeedForwardLayers,
     LayeredFisher,
-    MlpLayers,
     RolloutFisher,
 )
 from sb3_npg.output_fisher import OutputFisher
@@ -60,7 +60,7 @@ class Actor(Protocol):
         """Return F of all rows."""
         ...
 
-    def layers(self, chunk_rows: int, memory_budget: int) -> "LayeredFisher | MlpLayers":
+    def layers(self, chunk_rows: int, memory_budget: int) -> "LayeredFisher | FeedForwardLayers":
         """Return F layer by layer."""
         ...
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from sb3_npg.actor import take_rows
 from sb3_npg.critic.solver import CriticSolver
-from sb3_npg.fisher import MlpJacobian
-from sb3_npg.networks import MlpNetworks
+from sb3_npg.fisher import FeedForwardJacobian
+from sb3_npg.networks import PolicyNetworks
 from sb3_npg.numerics import require_finite
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts, criticising_modules, training_mode
@@ -68,23 +68,22 @@ def _backward(policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples) -
         yield backward
 
 
-def _backward_by_hand(networks: MlpNetworks, parameters: ParameterVector, rollout: Samples) -> Backward:
-    """Differentiate an MLP critic without a graph, into gradients that are views of one vector."""
-    with th.no_grad():
-        features = networks.critic_features(rollout.observations)
+def _backward_by_hand(networks: PolicyNetworks, parameters: ParameterVector, rollout: Samples) -> Backward:
+    """Differentiate a feed-forward critic without a graph, into gradients that are views of one vector."""
+    inputs = networks.critic_inputs(rollout.observations)
     returns = rollout.returns.unsqueeze(1)
     gradient = th.zeros_like(parameters.get())
     for parameter, view in zip(parameters.tensors, parameters.split(gradient), strict=True):
         parameter.grad = view
-    jacobians: dict[int, MlpJacobian] = {}  # one set of buffers for each size of a minibatch
+    jacobians: dict[int, FeedForwardJacobian] = {}  # one set of buffers for each size of a minibatch
 
     @th.no_grad()
     def backward(rows: th.Tensor) -> th.Tensor:
         n = len(rows)
         if n in jacobians:
-            jacobians[n].linearize(features[rows])
+            jacobians[n].linearize(inputs[rows])
         else:
-            jacobians[n] = MlpJacobian(networks.critic, features[rows], parameters)
+            jacobians[n] = FeedForwardJacobian(networks.critic, inputs[rows], parameters)
         error = jacobians[n].outputs - returns[rows]
         jacobians[n].pull_into(error * (2.0 / n), gradient)
         return error.square().mean()

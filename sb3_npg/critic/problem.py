@@ -3,7 +3,7 @@
 import torch as th
 
 from sb3_npg.critic.values import Values
-from sb3_npg.fisher import LayeredFisher, MlpLayers, RolloutFisher, memory_budget_of, split_rows
+from sb3_npg.fisher import FeedForwardLayers, LayeredFisher, RolloutFisher, memory_budget_of, split_rows
 from sb3_npg.linalg import FisherChain
 from sb3_npg.parameters import ParameterVector
 
@@ -49,7 +49,7 @@ class ValueProblem:
         """Move θ₀ to the present parameters."""
         self._model = self.values.model()
         self._fisher = RolloutFisher(self._model, self._chunk_rows)
-        self._layers: LayeredFisher | MlpLayers | None = None
+        self._layers: LayeredFisher | FeedForwardLayers | None = None
 
     @th.no_grad()
     def residuals(self) -> th.Tensor:
@@ -81,7 +81,7 @@ class ValueProblem:
         return self._fisher.dense()
 
     @property
-    def layers(self) -> LayeredFisher | MlpLayers:
+    def layers(self) -> LayeredFisher | FeedForwardLayers:
         """F at θ₀, layer by layer."""
         if self._layers is None:
             self._layers = self.values.layers(self._chunk_rows, self._memory_budget)

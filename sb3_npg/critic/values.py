@@ -1,4 +1,4 @@
-"""The value function on the rows of a rollout: any policy through autograd, or an MLP by hand."""
+"""The value function on the rows of a rollout: any policy through autograd, or a feed-forward network by hand."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -11,17 +11,17 @@ from sb3_npg.actor import take_rows
 from sb3_npg.fisher import (
     Acting,
     ActingModel,
+    FeedForwardLayers,
+    FeedForwardModel,
+    FeedForwardRows,
     KeptJacobian,
     LayeredFisher,
     Linearization,
-    MlpLayers,
-    MlpModel,
-    MlpRows,
     OutputModel,
     rows_within,
     split_rows,
 )
-from sb3_npg.networks import MlpNetworks
+from sb3_npg.networks import PolicyNetworks
 from sb3_npg.parameters import ParameterVector
 
 
@@ -55,7 +55,7 @@ class Values(Protocol):
         """Return how many rows can be differentiated at once within so many bytes."""
         ...
 
-    def layers(self, chunk_rows: int, memory_budget: int) -> LayeredFisher | MlpLayers:
+    def layers(self, chunk_rows: int, memory_budget: int) -> LayeredFisher | FeedForwardLayers:
         """Return F layer by layer."""
         ...
 
@@ -102,20 +102,20 @@ class PolicyValues:
         return Acting((values,), values.squeeze(1))
 
 
-class MlpValues:
+class FeedForwardValues:
     """
-    The values of a policy whose critic is a multilayer perceptron, by hand.
+    The values of a policy whose critic is a feed-forward network, by hand.
 
     :param networks: the policy's
-    :param features: what its critic sees of the observations, shape (n, d)
+    :param inputs: what its critic is applied to, n rows
     :param parameters: θ
     """
 
-    def __init__(self, networks: MlpNetworks, features: th.Tensor, parameters: ParameterVector):
-        self.features = features
+    def __init__(self, networks: PolicyNetworks, inputs: th.Tensor, parameters: ParameterVector):
+        self.inputs = inputs
         self.parameters = parameters
-        self.n_rows = len(features)
-        self._jacobian = KeptJacobian(networks.critic, features, parameters)
+        self.n_rows = len(inputs)
+        self._jacobian = KeptJacobian(networks.critic, inputs, parameters)
 
     def model(self) -> OutputModel:
         """Return V, shape (n, 1), as what F is made of."""
@@ -125,25 +125,25 @@ class MlpValues:
         """Return how many rows' activations fit into so many bytes."""
         return self._jacobian.rows_within(memory_budget)
 
-    def layers(self, chunk_rows: int, memory_budget: int) -> MlpLayers:
+    def layers(self, chunk_rows: int, memory_budget: int) -> FeedForwardLayers:
         """Return F layer by layer."""
-        return MlpLayers(MlpModel(self._seen, split_rows(self.n_rows, chunk_rows), UnitMetric()))
+        return FeedForwardLayers(FeedForwardModel(self._seen, split_rows(self.n_rows, chunk_rows), UnitMetric()))
 
     def _values(self, rows: slice) -> th.Tensor:
         if not th.is_grad_enabled() and self._jacobian.holds(rows):
             return self._jacobian.of(rows).outputs
-        return self._jacobian.network(self.features[rows])
+        return self._jacobian.network(self.inputs[rows])
 
-    def _seen(self, rows: slice) -> MlpRows:
+    def _seen(self, rows: slice) -> FeedForwardRows:
         jacobian = self._jacobian.of(rows)
-        return MlpRows(jacobian, lambda: th.ones_like(jacobian.outputs))
+        return FeedForwardRows(jacobian, lambda: th.ones_like(jacobian.outputs))
 
 
 def make_values(
     policy: ActorCriticPolicy,
     observations: PyTorchObs,
     parameters: ParameterVector,
-    networks: MlpNetworks | None = None,
+    networks: PolicyNetworks | None = None,
 ) -> Values:
     """
     Choose how a policy's values are computed on the rows of a rollout.
@@ -156,6 +156,4 @@ def make_values(
     """
     if networks is None:
         return PolicyValues(policy, observations, parameters)
-    with th.no_grad():
-        features = networks.critic_features(observations)
-    return MlpValues(networks, features, parameters)
+    return FeedForwardValues(networks, networks.critic_inputs(observations), parameters)

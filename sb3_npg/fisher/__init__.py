@@ -4,10 +4,10 @@ from sb3_npg.fisher.autograd import Jacobian, Linearization, OutputModel, Rollou
 from sb3_npg.fisher.blocks import Block, DenseBlock, LayerBlock, dense_blocks, layer_blocks
 from sb3_npg.fisher.chunks import LARGEST_TEMPORARY, memory_budget_of, rows_within, split_rows
 from sb3_npg.fisher.columns import Columns
+from sb3_npg.fisher.feed_forward import FeedForward, FeedForwardJacobian, is_plain
+from sb3_npg.fisher.feed_forward_layers import FeedForwardLayers, FeedForwardModel, FeedForwardRows
 from sb3_npg.fisher.kept import KeptJacobian
 from sb3_npg.fisher.layers import Acting, ActingModel, LayeredFisher
-from sb3_npg.fisher.mlp import Mlp, MlpJacobian, is_plain
-from sb3_npg.fisher.mlp_layers import MlpLayers, MlpModel, MlpRows
 from sb3_npg.fisher.noise import GaussianJacobian, NoiseJacobian
 from sb3_npg.fisher.statistics import LayerRecord, jacobians, kronecker_factors, second_moments, squared_norms
 
@@ -18,6 +18,11 @@ __all__ = [
     "Block",
     "Columns",
     "DenseBlock",
+    "FeedForward",
+    "FeedForwardJacobian",
+    "FeedForwardLayers",
+    "FeedForwardModel",
+    "FeedForwardRows",
     "GaussianJacobian",
     "Jacobian",
     "KeptJacobian",
@@ -25,11 +30,6 @@ __all__ = [
     "LayerRecord",
     "LayeredFisher",
     "Linearization",
-    "Mlp",
-    "MlpJacobian",
-    "MlpLayers",
-    "MlpModel",
-    "MlpRows",
     "NoiseJacobian",
     "OutputModel",
     "RolloutFisher",

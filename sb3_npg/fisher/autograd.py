@@ -51,10 +51,10 @@ class Jacobian(Protocol):
 
 @runtime_checkable
 class ChainedJacobian(Protocol):
-    """A Jacobian of linear layers, one after the other."""
+    """A Jacobian of layers, one after the other."""
 
-    def chain(self, metric: OutputMetric) -> FisherChain:
-        """Return the Fisher of the rows as a chain."""
+    def chain(self, metric: OutputMetric) -> FisherChain | None:
+        """Return the Fisher of the rows as a chain; None if a layer is not a single matrix."""
         ...
 
 

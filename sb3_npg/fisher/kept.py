@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch as th
 
 from sb3_npg.fisher.columns import Columns
-from sb3_npg.fisher.mlp import Mlp, MlpJacobian
+from sb3_npg.fisher.feed_forward import FeedForward, FeedForwardJacobian
 from sb3_npg.fisher.statistics import LayerRecord
 from sb3_npg.parameters import ParameterVector
 
@@ -51,27 +51,27 @@ class KeptJacobian:
     The Jacobians of a network on the rows of a rollout, of which the last is kept while the parameters stay.
 
     :param network: the network
-    :param features: what it is applied to, shape (N, d)
+    :param inputs: what it is applied to, N rows
     :param parameters: θ
     """
 
-    def __init__(self, network: Mlp, features: th.Tensor, parameters: ParameterVector):
+    def __init__(self, network: FeedForward, inputs: th.Tensor, parameters: ParameterVector):
         self.network = network
-        self.features = features
+        self.inputs = inputs
         self.parameters = parameters
-        self._kept: tuple[slice, MlpJacobian] | None = None
+        self._kept: tuple[slice, FeedForwardJacobian] | None = None
 
     def holds(self, rows: slice) -> bool:
         """Tell whether the Jacobian of some rows is at hand."""
         return self._kept is not None and self._kept[0] == rows and self._kept[1].is_current()
 
-    def of(self, rows: slice) -> MlpJacobian:
+    def of(self, rows: slice) -> FeedForwardJacobian:
         """Return the Jacobian of some rows at the present parameters."""
         if self._kept is None or not self.holds(rows):
             self._kept = None  # free its memory first
-            self._kept = rows, MlpJacobian(self.network, self.features[rows], self.parameters)
+            self._kept = rows, FeedForwardJacobian(self.network, self.inputs[rows], self.parameters)
         return self._kept[1]
 
     def rows_within(self, memory_budget: int) -> int:
         """Return how many rows' activations fit into so many bytes."""
-        return max(1, min(len(self.features), memory_budget // self.network.bytes_per_row()))
+        return max(1, min(len(self.inputs), memory_budget // self.network.bytes_per_row(self.inputs.shape[1:])))

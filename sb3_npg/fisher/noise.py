@@ -7,7 +7,7 @@ from typing import Protocol
 import torch as th
 
 from sb3_npg.fisher.autograd import OutputMetric
-from sb3_npg.fisher.mlp import MlpJacobian
+from sb3_npg.fisher.feed_forward import FeedForwardJacobian
 from sb3_npg.linalg import FisherChain
 
 
@@ -41,7 +41,7 @@ class GaussianJacobian:
     :param span: where the noise's parameter lies in θ; None if it is not trained
     """
 
-    def __init__(self, mean: MlpJacobian, noise: NoiseJacobian, log_std: th.Tensor, span: slice | None):
+    def __init__(self, mean: FeedForwardJacobian, noise: NoiseJacobian, log_std: th.Tensor, span: slice | None):
         self.mean = mean
         self.noise = noise
         self._log_std = log_std
@@ -66,10 +66,14 @@ class GaussianJacobian:
             gradient[self._span] = self.noise.pull(log_std).flatten()
         return gradient
 
-    def chain(self, metric: OutputMetric) -> FisherChain:
-        """Return the Fisher of the rows as a chain: F_out of the mean is 1/σ², and the noise has blocks of its own."""
+    def chain(self, metric: OutputMetric) -> FisherChain | None:
+        """
+        Return the Fisher of the rows as a chain: F_out of the mean is 1/σ², and the noise has blocks of its own.
+
+        None if a layer is a convolution.
+        """
         chain = self.mean.weighted_chain((-2.0 * self._log_std).exp())
-        if self._span is None:
+        if chain is None or self._span is None:
             return chain
         return chain._replace(noise=self.noise.fisher(), noise_span=self._span)
 

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import torch as th
 from torch import nn
-from torch.nn import functional as F
+
+from sb3_npg.fisher.patches import by_position, patches
 
 #: Layers that are s = W a + b at one or several positions.
 Layer = nn.Linear | nn.Conv2d
@@ -29,10 +30,7 @@ class Call(NamedTuple):
         """Return a for each row and position, shape (n, T, fan_in); a convolution's positions are its patches."""
         if isinstance(self.layer, nn.Linear):
             return self.input.reshape(len(self.input), -1, self.layer.in_features)
-        layer = self.layer
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        padded = F.pad(self.input, layer._reversed_padding_repeated_twice, mode)
-        return F.unfold(padded, layer.kernel_size, dilation=layer.dilation, stride=layer.stride).transpose(1, 2)
+        return patches(self.layer, self.input)
 
     def derivatives(self, gradients: th.Tensor) -> th.Tensor:
         """
@@ -42,7 +40,7 @@ class Call(NamedTuple):
         :return: shape (c, n, T, g)
         """
         if isinstance(self.layer, nn.Conv2d):
-            gradients = gradients.movedim(2, -1)
+            return by_position(gradients)
         n_positions = gradients[0, 0, ..., 0].numel() if len(gradients) else 1
         return gradients.reshape(len(gradients), gradients.shape[1], n_positions, gradients.shape[-1])
 

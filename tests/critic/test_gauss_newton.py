@@ -23,7 +23,9 @@ from tests.cases import POLICIES, make_observations, make_policy
 
 N = 9
 both_ways = pytest.mark.parametrize("fast_paths", [True, False])
-BY_HAND = ("Mlp", "Mlp, net_arch=[]", "Mlp, ReLU, discrete observation", "MultiInput")
+BY_HAND = (
+    "Mlp", "Mlp, net_arch=[]", "Mlp, ReLU, discrete observation", "MultiInput", "NatureCNN", "NatureCNN, not shared",
+)  # fmt: skip
 
 
 def make_value_problem(policy: str, fast_paths: bool = True, **kwargs: Any) -> "RegressionOfPolicy":
@@ -138,7 +140,7 @@ def test_further_steps_on_a_linear_critic_have_nothing_to_add(fast_paths):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("policy", ["Mlp", "MultiInput", "Cnn"])
+@pytest.mark.parametrize("policy", ["Mlp", "MultiInput", "Cnn", "NatureCNN"])
 @pytest.mark.parametrize("damping", [0.01, 10.0])
 def test_steps_end_where_fit_and_nearness_to_the_start_balance(policy, damping, monkeypatch):
     monkeypatch.setattr("sb3_npg.critic.gauss_newton.WORTHWHILE", 1e-15)
@@ -152,7 +154,7 @@ def test_steps_end_where_fit_and_nearness_to_the_start_balance(policy, damping, 
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("policy", ["Mlp", "MultiInput", "Cnn"])
+@pytest.mark.parametrize("policy", ["Mlp", "MultiInput", "Cnn", "NatureCNN"])
 @pytest.mark.parametrize("damping", [1e-6, 1.0, 10.0])
 def test_intercept_takes_up_its_damped_part_of_the_mean(policy, damping):
     problem = make_value_problem(policy)

@@ -47,6 +47,7 @@ def test_chain_leaves_out_what_is_not_trained():
 
 def test_no_chain_through_autograd_or_in_chunks():
     assert make_problem("Gaussian", "Cnn", 6).fisher_chain() is None
+    assert make_problem("Gaussian", "NatureCNN", 6).fisher_chain() is None
     assert make_problem("Gaussian", "Mlp", 6, fast_paths=False).fisher_chain() is None
     assert make_problem("Gaussian", "Mlp", 6, memory_budget=1).fisher_chain() is None
     assert fisher_chain(object()) is None

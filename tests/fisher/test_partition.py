@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),
 ]
 
-#: These tests are of what hooks find, which a multilayer perceptron does without.
+#: These tests are of what hooks find, which a network that is known does without.
 make_problem = partial(make_any_problem, fast_paths=False)
 
 

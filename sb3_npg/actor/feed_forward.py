@@ -1,4 +1,4 @@
-"""A policy of multilayer perceptrons as an actor, by hand."""
+"""A policy of feed-forward networks as an actor, by hand."""
 
 from functools import cached_property
 
@@ -6,43 +6,43 @@ import torch as th
 
 from sb3_npg.actor.base import ActingRows, Objective
 from sb3_npg.fisher import (
+    FeedForwardJacobian,
+    FeedForwardLayers,
+    FeedForwardModel,
+    FeedForwardRows,
     GaussianJacobian,
     KeptJacobian,
-    MlpJacobian,
-    MlpLayers,
-    MlpModel,
-    MlpRows,
     OutputModel,
     RolloutFisher,
     split_rows,
 )
-from sb3_npg.networks import MlpNetworks
+from sb3_npg.networks import PolicyNetworks
 from sb3_npg.parameters import ParameterVector
 
 
-class MlpActor:
+class FeedForwardActor:
     """
-    A policy whose actor is a multilayer perceptron: features once, Jacobians by hand, densities in closed form.
+    A policy whose actor is a feed-forward network: constant features once, Jacobians by hand, densities in closed form.
 
     :param networks: the policy's
-    :param features: what its actor sees of the observations, shape (n, d)
+    :param inputs: what its actor is applied to, n rows
     :param actions: shape (n, action_dim), or (n,) for a Discrete space
     :param parameters: θ
     """
 
-    def __init__(self, networks: MlpNetworks, features: th.Tensor, actions: th.Tensor, parameters: ParameterVector):
+    def __init__(self, networks: PolicyNetworks, inputs: th.Tensor, actions: th.Tensor, parameters: ParameterVector):
         self.networks = networks
-        self.features = features
+        self.inputs = inputs
         self.actions = actions
         self.parameters = parameters
         self.n_rows = len(actions)
         self.metric = networks.metric
-        self._mean_jacobian = KeptJacobian(networks.actor, features, parameters)
+        self._mean_jacobian = KeptJacobian(networks.actor, inputs, parameters)
 
     def act(self, rows: slice) -> ActingRows:
         """Return the action distribution at the present θ, with its graph where gradients are enabled."""
         network, noise = self.networks.actor, self.networks.noise
-        hidden = network.hidden(self.features[rows])
+        hidden = network.hidden(self.inputs[rows])
         outputs = network.head(hidden)
         if noise is not None:
             outputs = th.cat([outputs, noise.log_std(hidden)], dim=1)
@@ -74,29 +74,27 @@ class MlpActor:
         )
         return RolloutFisher(model, chunk_rows)
 
-    def layers(self, chunk_rows: int, memory_budget: int) -> MlpLayers:
+    def layers(self, chunk_rows: int, memory_budget: int) -> FeedForwardLayers:
         """Return F layer by layer."""
-        n_columns = self.networks.actor.layers[-1].linear.out_features
-        numbers = sum(
-            layer.linear.in_features + n_columns * layer.linear.out_features for layer in self.networks.actor.layers
-        )
-        at_once = memory_budget // (numbers * self.features.element_size())
+        network = self.networks.actor
+        per_row = network.record_bytes_per_row(self.inputs.shape[1:], network.layers[-1].linear.weight.shape[0])
+        at_once = memory_budget // per_row
         chunks = split_rows(self.n_rows, max(1, min(chunk_rows, at_once)))
         names = {id(parameter): name for name, parameter in self.networks.policy.named_parameters()}
         name = "" if self.networks.noise is None else names[id(self.networks.noise.parameter)]
-        return MlpLayers(MlpModel(self._seen, chunks, self.metric, name, self._noise_span))
+        return FeedForwardLayers(FeedForwardModel(self._seen, chunks, self.metric, name, self._noise_span))
 
-    def every(self, step: int) -> "MlpActor":
+    def every(self, step: int) -> "FeedForwardActor":
         """Return the same on every so-many-th row."""
         if step == 1:
             return self
-        return MlpActor(self.networks, self.features[::step].contiguous(), self.actions[::step], self.parameters)
+        return FeedForwardActor(self.networks, self.inputs[::step].contiguous(), self.actions[::step], self.parameters)
 
     def _known(self, outputs: th.Tensor, rows: slice) -> ActingRows:
         log_prob = self.metric.log_prob(outputs, self.actions[rows])
         return ActingRows(outputs, log_prob, lambda: self.metric.entropy(outputs))
 
-    def _jacobian(self, rows: slice) -> MlpJacobian | GaussianJacobian:
+    def _jacobian(self, rows: slice) -> FeedForwardJacobian | GaussianJacobian:
         """Return J of z; the network's is kept, so that snapshot, gradient and products share a forward pass."""
         mean = self._mean_jacobian.of(rows)
         noise = self.networks.noise
@@ -105,9 +103,9 @@ class MlpActor:
         hidden = mean.steps[-1].inputs
         return GaussianJacobian(mean, noise.jacobian(hidden), noise.log_std(hidden).detach(), self._noise_span)
 
-    def _seen(self, rows: slice) -> MlpRows:
+    def _seen(self, rows: slice) -> FeedForwardRows:
         jacobian = self._jacobian(rows)
-        return MlpRows(jacobian, lambda: self._score(jacobian.outputs, rows))
+        return FeedForwardRows(jacobian, lambda: self._score(jacobian.outputs, rows))
 
     def _score(self, outputs: th.Tensor, rows: slice) -> th.Tensor:
         """Return ∂log π(a|s)/∂z, shape (n, k)."""

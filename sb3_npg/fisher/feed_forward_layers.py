@@ -1,4 +1,4 @@
-"""The Fisher of a multilayer perceptron layer by layer, from the pieces of its Jacobian."""
+"""The Fisher of a feed-forward network layer by layer, from the pieces of its Jacobian."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,14 +8,15 @@ import torch as th
 from sb3_npg.fisher.autograd import OutputMetric
 from sb3_npg.fisher.blocks import Block, DenseBlock, LayerBlock
 from sb3_npg.fisher.columns import Columns, propagated_root
+from sb3_npg.fisher.feed_forward import FeedForwardJacobian
 from sb3_npg.fisher.kept import ChunkedRecords
-from sb3_npg.fisher.mlp import LayerStep, MlpJacobian
 from sb3_npg.fisher.noise import GaussianJacobian, NoiseJacobian, noise_fisher, noise_scores
 from sb3_npg.fisher.statistics import LayerRecord
+from sb3_npg.fisher.steps import LayerStep
 from sb3_npg.linalg import FisherChain
 
 
-class MlpRows(NamedTuple):
+class FeedForwardRows(NamedTuple):
     """
     Some rows of a rollout, seen through a network.
 
@@ -23,21 +24,21 @@ class MlpRows(NamedTuple):
     :param score: makes ∂log π(a|s)/∂z for the actions taken, shape (n, k)
     """
 
-    whole: MlpJacobian | GaussianJacobian
+    whole: FeedForwardJacobian | GaussianJacobian
     score: Callable[[], th.Tensor]
 
     @property
-    def jacobian(self) -> MlpJacobian:
+    def jacobian(self) -> FeedForwardJacobian:
         """J of what the network itself makes, the first k' of the outputs."""
-        return self.whole if isinstance(self.whole, MlpJacobian) else self.whole.mean
+        return self.whole if isinstance(self.whole, FeedForwardJacobian) else self.whole.mean
 
     @property
     def noise(self) -> NoiseJacobian | None:
         """J of the other outputs, if a parameter scales them."""
-        return None if isinstance(self.whole, MlpJacobian) else self.whole.noise
+        return None if isinstance(self.whole, FeedForwardJacobian) else self.whole.noise
 
 
-class MlpModel(NamedTuple):
+class FeedForwardModel(NamedTuple):
     """
     A network on N rows.
 
@@ -48,23 +49,23 @@ class MlpModel(NamedTuple):
     :param noise_span: where it lies in θ; None if there is none, or it is not trained
     """
 
-    rows: Callable[[slice], MlpRows]
+    rows: Callable[[slice], FeedForwardRows]
     chunks: Sequence[slice]
     metric: OutputMetric
     noise_name: str = "log_std"
     noise_span: slice | None = None
 
 
-class MlpLayers(ChunkedRecords):
+class FeedForwardLayers(ChunkedRecords):
     """
-    The diagonal blocks of F, one for each Linear layer, and one that is formed for the noise.
+    The diagonal blocks of F, one for each layer, and one that is formed for the noise.
 
     The same blocks and records as :class:`~sb3_npg.fisher.LayeredFisher` finds by hooks and autograd.
 
     :param model: the network on the rows
     """
 
-    def __init__(self, model: MlpModel):
+    def __init__(self, model: FeedForwardModel):
         super().__init__(model.chunks)
         self.model = model
         self.n_rows: int = model.chunks[-1].stop
@@ -104,7 +105,7 @@ class MlpLayers(ChunkedRecords):
         parts = [rows.score()[:, rows.jacobian.outputs.shape[1] :] for rows in seen]
         return th.cat([noise_scores(self._noise_columns(rows), part) for rows, part in zip(seen, parts, strict=True)])
 
-    def _noise_columns(self, rows: MlpRows) -> th.Tensor:
+    def _noise_columns(self, rows: FeedForwardRows) -> th.Tensor:
         if rows.noise is None:
             raise ValueError("the policy has no parameter that scales its noise")
         return rows.noise.columns()
@@ -119,7 +120,7 @@ class MlpLayers(ChunkedRecords):
             root = propagated_root(self.model.metric.root(seen.whole.outputs), moved, columns, generator)
         deltas = seen.jacobian.deltas(root[:, :n_moved].permute(2, 0, 1).contiguous())
         return [
-            LayerRecord(place, _homogeneous(step, place), delta.unsqueeze(2))
+            LayerRecord(place, step.seen(), step.by_position(delta))
             for step, place, delta in zip(seen.jacobian.steps, self._places, deltas, strict=True)
             if place is not None
         ]
@@ -130,10 +131,3 @@ def _block_of(step: LayerStep) -> LayerBlock | None:
         return None
     alone = "" if step.weight_span and step.bias_span else ".weight" if step.weight_span else ".bias"
     return LayerBlock(step.name + alone, step.weight_span, step.bias_span, len(step.weight))
-
-
-def _homogeneous(step: LayerStep, place: LayerBlock) -> th.Tensor:
-    """Return a layer's inputs, shape (n, 1, a), with a coordinate of ones for the bias."""
-    inputs = step.inputs if place.weight is not None else step.inputs[:, :0]
-    ones = [inputs.new_ones(len(inputs), 1)] if place.bias is not None else []
-    return th.cat([inputs, *ones], dim=1).unsqueeze(1)

@@ -1,12 +1,12 @@
-"""Products with the Jacobian of a multilayer perceptron by hand against autograd's, and what counts as one."""
+"""Products with the Jacobian of a feed-forward network by hand against autograd's, and what counts as one."""
 
 import pytest
 import torch as th
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from sb3_npg.fisher import Mlp, MlpJacobian
-from sb3_npg.fisher.mlp import ELEMENTWISE
+from sb3_npg.fisher import FeedForward, FeedForwardJacobian
+from sb3_npg.fisher.feed_forward import ELEMENTWISE
 from sb3_npg.parameters import ParameterVector
 
 N, FAN_IN, OUTPUTS = 7, 3, 2
@@ -19,12 +19,19 @@ def make_network(activation: nn.Module, bias: bool = True, last: bool = False) -
     return nn.Sequential(*layers).double()
 
 
-def assert_jacobians_agree(network: nn.Sequential, parameters: list[nn.Parameter]) -> None:
+def make_convolutional(*convolutions: nn.Module, n_positions: int = 12) -> nn.Sequential:
+    th.manual_seed(0)
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(2 * n_positions, OUTPUTS)).double()
+
+
+def assert_jacobians_agree(
+    network: nn.Sequential, parameters: list[nn.Parameter], shape: tuple[int, ...] = (FAN_IN,)
+) -> None:
     vector = ParameterVector(parameters)
-    inputs = th.randn(N, FAN_IN, dtype=th.float64)
-    mlp = Mlp.read(network, [network])
+    inputs = th.randn(N, *shape, dtype=th.float64)
+    mlp = FeedForward.read(network, [network])
     assert mlp is not None
-    hand = MlpJacobian(mlp, inputs, vector)
+    hand = FeedForwardJacobian(mlp, inputs, vector)
     outputs = network(inputs)
     # Some activations have no second derivative: the Jacobian row by row needs none.
     rows = [th.autograd.grad(z, vector.tensors, retain_graph=True) for z in outputs.flatten()]
@@ -65,10 +72,57 @@ def test_frozen_parameters_have_no_part(frozen):
     assert_jacobians_agree(network, [p for name, p in network.named_parameters() if name not in frozen])
 
 
+IMAGE = (3, 9, 8)
+CONVOLUTIONAL = {
+    "one": lambda: make_convolutional(nn.Conv2d(3, 2, 3, stride=2)),
+    "two": lambda: make_convolutional(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 2, 2), nn.ReLU(), n_positions=9),
+    "no bias": lambda: make_convolutional(nn.Conv2d(3, 2, 3, stride=2, bias=False), nn.ELU()),
+    "no side equal": lambda: make_convolutional(nn.Conv2d(3, 2, (2, 3), (3, 2), (1, 0), (2, 1)), n_positions=9),
+    "padding valid": lambda: make_convolutional(nn.Conv2d(3, 2, 3, stride=2, padding="valid"), nn.ReLU(inplace=True)),
+}
+every_convolutional = pytest.mark.parametrize("make", CONVOLUTIONAL.values(), ids=CONVOLUTIONAL)
+
+
+@every_convolutional
+def test_products_are_autograds_for_convolutions(make):
+    network = make()
+    assert_jacobians_agree(network, list(network.parameters()), IMAGE)
+
+
+@pytest.mark.parametrize("frozen", [["0.weight"], ["0.bias"], ["0.weight", "0.bias"], ["2.weight"], ["2.bias"]])
+def test_frozen_parameters_of_convolutions_have_no_part(frozen):
+    network = CONVOLUTIONAL["two"]()
+    assert_jacobians_agree(network, [p for name, p in network.named_parameters() if name not in frozen], IMAGE)
+
+
+@every_convolutional
+def test_shapes_are_those_of_the_layers(make):
+    network = make()
+    expected = []
+    for layer in network:
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.register_forward_hook(lambda _, args, output: expected.append((args[0].shape[1:], output.shape[1:])))
+    network(th.randn(1, *IMAGE, dtype=th.float64))
+    network.apply(lambda module: module._forward_hooks.clear())
+    shapes = FeedForward.read(network, [network]).shapes(th.Size(IMAGE))
+    assert [tuple(s.numel() for s in pair) for pair in shapes] == [tuple(s.numel() for s in pair) for pair in expected]
+    assert [made for _, made in shapes] == [made for _, made in expected]
+
+
+def test_inputs_are_prepared_first():
+    network = CONVOLUTIONAL["one"]()
+    read = FeedForward.read(network, [network], lambda images: images.double() / 255.0)
+    images = th.randint(0, 256, (N, *IMAGE), dtype=th.uint8)
+    expected = network(images.double() / 255.0)
+    th.testing.assert_close(read(images), expected)
+    jacobian = FeedForwardJacobian(read, images, ParameterVector(list(network.parameters())))
+    th.testing.assert_close(jacobian.outputs, expected.detach())
+
+
 def test_parameters_of_others_get_no_gradient():
     network, other = make_network(nn.Tanh()), nn.Parameter(th.ones(3, dtype=th.float64))
     vector = ParameterVector([other, *network.parameters()])
-    jacobian = MlpJacobian(Mlp.read(network, [network]), th.randn(N, FAN_IN, dtype=th.float64), vector)
+    jacobian = FeedForwardJacobian(FeedForward.read(network, [network]), th.randn(N, FAN_IN, dtype=th.float64), vector)
     assert not jacobian.pull(th.ones(N, OUTPUTS, dtype=th.float64))[:3].any()
     direction = th.zeros(len(vector), dtype=th.float64)
     direction[:3] = 1.0
@@ -78,7 +132,7 @@ def test_parameters_of_others_get_no_gradient():
 def test_product_leaves_what_it_returned_before():
     network = make_network(nn.Tanh())
     vector = ParameterVector(list(network.parameters()))
-    jacobian = MlpJacobian(Mlp.read(network, [network]), th.randn(N, FAN_IN, dtype=th.float64), vector)
+    jacobian = FeedForwardJacobian(FeedForward.read(network, [network]), th.randn(N, FAN_IN, dtype=th.float64), vector)
     first = jacobian.push(th.randn(len(vector), dtype=th.float64))
     kept = first.clone()
     jacobian.push(th.randn(len(vector), dtype=th.float64))
@@ -88,13 +142,13 @@ def test_product_leaves_what_it_returned_before():
 
 def test_jacobian_moves_to_other_rows_and_parameters():
     network = make_network(nn.Tanh())
-    mlp, vector = Mlp.read(network, [network]), ParameterVector(list(network.parameters()))
-    moved = MlpJacobian(mlp, th.randn(N, FAN_IN, dtype=th.float64), vector)
+    mlp, vector = FeedForward.read(network, [network]), ParameterVector(list(network.parameters()))
+    moved = FeedForwardJacobian(mlp, th.randn(N, FAN_IN, dtype=th.float64), vector)
     vector.set(vector.get() + 0.1)
     assert not moved.is_current()
     inputs, u = th.randn(N, FAN_IN, dtype=th.float64), th.randn(N, OUTPUTS, dtype=th.float64)
     moved.linearize(inputs)
-    th.testing.assert_close(moved.pull(u), MlpJacobian(mlp, inputs, vector).pull(u), rtol=0.0, atol=0.0)
+    th.testing.assert_close(moved.pull(u), FeedForwardJacobian(mlp, inputs, vector).pull(u), rtol=0.0, atol=0.0)
 
 
 class Loud(nn.Linear):
@@ -141,28 +195,38 @@ STRANGE = {
     "parametrisation": lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3))),
     "shared weight": tied,
     "compiled": lambda: nn.Sequential(compiled(nn.Linear(3, 3))),
+    "convolution at the end": lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()),
+    "images for a result": lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()),
+    "Linear along a side of an image": lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.Linear(6, 2), nn.Flatten()),
+    "convolution after a vector": lambda: nn.Sequential(nn.Linear(3, 3), nn.Conv2d(3, 2, 1), nn.Flatten()),
+    "flattened vector": lambda: nn.Sequential(nn.Linear(3, 3), nn.Flatten()),
+    "flattened in part": lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(2), nn.Linear(42, 2)),
+    "groups": lambda: nn.Sequential(nn.Conv2d(2, 2, 3, groups=2), nn.Flatten(), nn.Linear(8, 2)),
+    "circular padding": lambda: nn.Sequential(nn.Conv2d(3, 2, 3, padding=1, padding_mode="circular"), nn.Flatten()),
+    "padding same": lambda: nn.Sequential(nn.Conv2d(3, 2, 2, padding="same"), nn.Flatten()),
+    "pooling": lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.MaxPool2d(2), nn.Flatten()),
 }
 
 
 @pytest.mark.parametrize("make", STRANGE.values(), ids=STRANGE)
-def test_what_is_not_known_to_be_an_mlp_is_not_read(make):
+def test_what_is_not_known_is_not_read(make):
     network = make()
-    assert Mlp.read(network, [network]) is None
+    assert FeedForward.read(network, [network]) is None
 
 
 def test_hook_on_all_modules_is_not_passed_over():
     network = make_network(nn.Tanh())
     handle = nn.modules.module.register_module_forward_hook(lambda _module, _args, output: output)
     try:
-        assert Mlp.read(network, [network]) is None
+        assert FeedForward.read(network, [network]) is None
     finally:
         handle.remove()
-    assert Mlp.read(network, [network]) is not None
+    assert FeedForward.read(network, [network]) is not None
 
 
 def test_identities_and_nested_sequentials_are_passed_through():
     network = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.Tanh()), nn.Identity(), nn.Linear(4, 2))
-    mlp = Mlp.read(network, [network])
+    mlp = FeedForward.read(network, [network])
     assert [layer.name for layer in mlp.layers] == ["0.0", "2"]
     assert_equal = th.testing.assert_close
     inputs = th.randn(5, 3)

@@ -1,0 +1,39 @@
+"""A convolution as one linear map at many positions."""
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+
+def patches(layer: nn.Conv2d, images: th.Tensor, n_ones: int = 0) -> th.Tensor:
+    """
+    Cut images into what a convolution is applied to.
+
+    :param layer: the convolution
+    :param images: shape (n, c, h, w)
+    :param n_ones: coordinates that are always one, at the end of each patch
+    :return: shape (n, T, c · kernel + n_ones), T being the positions, in the order of the weight's entries
+    """
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    cut = F.pad(images, layer._reversed_padding_repeated_twice, mode)
+    for dim in (0, 1):
+        extent = (layer.kernel_size[dim] - 1) * layer.dilation[dim] + 1
+        cut = cut.unfold(2 + dim, extent, layer.stride[dim])[..., :: layer.dilation[dim]]
+    # A view of shape (n, h', w', c, k, l): F.unfold would start a kernel for each image.
+    cut = cut.permute(0, 2, 3, 1, 4, 5)
+    n_positions, fan_in = cut.shape[1:3].numel(), cut.shape[3:].numel()
+    if n_ones == 0:
+        return cut.reshape(len(images), n_positions, fan_in)
+    found = images.new_ones(len(images), n_positions, fan_in + n_ones)
+    found[:, :, :fan_in].view(cut.shape).copy_(cut)
+    return found
+
+
+def by_position(images: th.Tensor) -> th.Tensor:
+    """
+    Bring what has the shape of a convolution's output, or c of them, into the order of :func:`patches`.
+
+    :param images: shape (…, g, h', w')
+    :return: shape (…, T, g)
+    """
+    return images.flatten(-2).mT

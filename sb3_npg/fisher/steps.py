@@ -1,0 +1,299 @@
+"""The part of each layer of a feed-forward network in its Jacobian, forwards and backwards."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from sb3_npg.fisher.patches import by_position, patches
+from sb3_npg.linalg import ChainLayer
+
+#: Products with fewer columns than this are several times faster with their result stored column by column.
+_NARROW = 16
+
+
+class NetworkLayer(NamedTuple):
+    """
+    A linear map and what follows it.
+
+    :param name: of the linear map
+    :param linear: s = W a + b
+    :param activation: φ of a = φ(s); None for the identity
+    """
+
+    name: str
+    linear: nn.Linear | nn.Conv2d
+    activation: nn.Module | None
+
+    def function(self) -> Callable[[th.Tensor], th.Tensor]:
+        """Return a ↦ W a + b. Looking up what it needs in the module takes longer than a small matrix product."""
+        weight, bias = self.linear.weight, self.linear.bias
+        if isinstance(self.linear, nn.Conv2d):
+            stride, padding, dilation = _arguments(self.linear)
+            return partial(F.conv2d, weight=weight, bias=bias, stride=stride, padding=padding, dilation=dilation)
+        return partial(F.linear, weight=weight, bias=bias)
+
+    def follow_up(self, flattening: bool) -> Callable[[th.Tensor], th.Tensor] | None:
+        """
+        Return what is done to W a + b; None for nothing.
+
+        :param flattening: whether it is an image that the next layer takes for a vector
+        """
+        activation = None if self.activation is None else self.activation.forward
+        if not flattening:
+            return activation
+        return lambda sums: (sums if activation is None else activation(sums)).flatten(1)
+
+    def output_shape(self, inputs: th.Size) -> th.Size:
+        """Return the shape of a row's outputs for that of its inputs."""
+        if isinstance(self.linear, nn.Linear):
+            return th.Size((self.linear.out_features,))
+        return th.Size((self.linear.out_channels, *(_positions(self.linear, inputs[1 + dim], dim) for dim in (0, 1))))
+
+
+class LayerStep(ABC):
+    """
+    One layer's part in J of n rows: its inputs a and its slopes φ'(s).
+
+    :param layer: the layer
+    :param spans: where parameters lie in θ, by their id
+    :param reached: whether a layer before this one has a part in θ
+    """
+
+    inputs: th.Tensor
+    slope: th.Tensor | None
+
+    def __init__(self, layer: NetworkLayer, spans: dict[int, slice], reached: bool):
+        self.name = layer.name
+        self.weight = layer.linear.weight.detach()
+        self.activation = layer.activation
+        self._bias = None if layer.linear.bias is None else layer.linear.bias.detach()
+        self.weight_span, self.bias_span = spans.get(id(layer.linear.weight)), spans.get(id(layer.linear.bias))
+        self.acts = self.weight_span is not None or self.bias_span is not None
+        self.reached = reached
+        #: Shape of a row's outputs, once there were some.
+        self.output_shape = th.Size()
+
+    @abstractmethod
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        """Keep inputs and slopes, and return a_out = φ(W a + b)."""
+
+    @abstractmethod
+    def push(self, vector: th.Tensor, tangent: th.Tensor | None) -> th.Tensor | None:
+        """Return ∂a_out for the directions v and ∂a_in: φ'(s) ∘ (V a + v_b + W ∂a_in)."""
+
+    @abstractmethod
+    def pull(self, delta: th.Tensor, before: "LayerStep") -> th.Tensor:
+        """Return the cotangent of the sums s of the layer before, for that of this layer's: φ'(s) ∘ Wᵀδ."""
+
+    @abstractmethod
+    def pull_all(self, deltas: th.Tensor, before: "LayerStep") -> th.Tensor:
+        """Do the same for c cotangents of shape (c, n, …)."""
+
+    @abstractmethod
+    def write_gradient(self, delta: th.Tensor, gradient: th.Tensor) -> None:
+        """Write the layer's part of the gradient, δᵀa and δ summed over rows, for the cotangent δ of its sums."""
+
+    @abstractmethod
+    def in_chain(self) -> ChainLayer | None:
+        """Return the layer as plain tensors; None if it is not one matrix."""
+
+    @abstractmethod
+    def seen(self) -> th.Tensor:
+        """Return ã by position, shape (n, T, a): the inputs where W acts, and a one where b does."""
+
+    @abstractmethod
+    def by_position(self, deltas: th.Tensor) -> th.Tensor:
+        """Return c cotangents of the sums by position, shape (c, n, T, g)."""
+
+
+class LinearStep(LayerStep):
+    """
+    The part of a Linear layer, with one buffer for what passes through.
+
+    :param layer: the layer
+    :param n_rows: n
+    :param spans: where parameters lie in θ, by their id
+    :param reached: whether a layer before this one has a part in θ
+    """
+
+    def __init__(self, layer: NetworkLayer, n_rows: int, spans: dict[int, slice], reached: bool):
+        super().__init__(layer, spans, reached)
+        n_outputs = len(self.weight)
+        narrow = n_outputs < _NARROW
+        self._passing = self.weight.new_empty((n_outputs, n_rows) if narrow else (n_rows, n_outputs))
+        if narrow:
+            self._passing = self._passing.T
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        """Keep inputs and slopes, and return a_out."""
+        self.inputs = inputs.flatten(1)
+        outputs, self.slope = with_slope(self.activation, F.linear(self.inputs, self.weight, self._bias))
+        self.output_shape = outputs.shape[1:]
+        return outputs
+
+    def push(self, vector: th.Tensor, tangent: th.Tensor | None) -> th.Tensor | None:
+        """Return ∂a_out."""
+        if tangent is None and not self.acts:
+            return None
+        out = self._passing
+        if self.bias_span is None:
+            out.zero_()
+        else:
+            out.copy_(vector[self.bias_span])
+        if self.weight_span is not None:
+            out.addmm_(self.inputs, vector[self.weight_span].view_as(self.weight).T)
+        if tangent is not None:
+            out.addmm_(tangent.flatten(1), self.weight.T)
+        return out if self.slope is None else out.mul_(self.slope)
+
+    def pull(self, delta: th.Tensor, before: LayerStep) -> th.Tensor:
+        """Return the cotangent of the sums before."""
+        if isinstance(before, LinearStep):
+            out = th.mm(delta, self.weight, out=before._passing)
+            return out if before.slope is None else out.mul_(before.slope)
+        return _sloped((delta @ self.weight).view(-1, *before.output_shape), before)
+
+    def pull_all(self, deltas: th.Tensor, before: LayerStep) -> th.Tensor:
+        """Return c cotangents of the sums before."""
+        return _sloped((deltas @ self.weight).view(*deltas.shape[:2], *before.output_shape), before)
+
+    def write_gradient(self, delta: th.Tensor, gradient: th.Tensor) -> None:
+        """Write the layer's part of the gradient."""
+        if self.weight_span is not None:
+            th.mm(delta.T, self.inputs, out=gradient[self.weight_span].view_as(self.weight))
+        if self.bias_span is not None:
+            th.sum(delta, dim=0, out=gradient[self.bias_span])
+
+    def in_chain(self) -> ChainLayer:
+        """Return the layer as plain tensors."""
+        is_tanh = type(self.activation) is nn.Tanh
+        return ChainLayer(self.inputs, self.weight, self.slope, is_tanh, self.weight_span, self.bias_span)
+
+    def seen(self) -> th.Tensor:
+        """Return ã, shape (n, 1, a)."""
+        inputs = self.inputs if self.weight_span is not None else self.inputs[:, :0]
+        ones = [inputs.new_ones(len(inputs), 1)] if self.bias_span is not None else []
+        return th.cat([inputs, *ones], dim=1).unsqueeze(1)
+
+    def by_position(self, deltas: th.Tensor) -> th.Tensor:
+        """Return cotangents, shape (c, n, 1, g)."""
+        return deltas.unsqueeze(2)
+
+
+class ConvolutionStep(LayerStep):
+    """
+    The part of a Conv2d layer.
+
+    :param layer: the layer
+    :param convolution: its linear map
+    :param spans: where parameters lie in θ, by their id
+    :param reached: whether a layer before this one has a part in θ
+    """
+
+    def __init__(self, layer: NetworkLayer, convolution: nn.Conv2d, spans: dict[int, slice], reached: bool):
+        super().__init__(layer, spans, reached)
+        self._convolution = convolution
+        self._arguments = _arguments(convolution)
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        """Keep inputs and slopes, and return a_out."""
+        self.inputs = inputs
+        outputs, self.slope = with_slope(self.activation, F.conv2d(inputs, self.weight, self._bias, *self._arguments))
+        self.output_shape = outputs.shape[1:]
+        return outputs
+
+    def push(self, vector: th.Tensor, tangent: th.Tensor | None) -> th.Tensor | None:
+        """Return ∂a_out."""
+        if tangent is None and not self.acts:
+            return None
+        if self.weight_span is None:
+            out = self.weight.new_zeros(len(self.inputs), *self.output_shape)
+        else:
+            out = F.conv2d(self.inputs, vector[self.weight_span].view_as(self.weight), None, *self._arguments)
+        if tangent is not None:
+            out += F.conv2d(tangent, self.weight, None, *self._arguments)
+        if self.bias_span is not None:
+            out += vector[self.bias_span].view(-1, 1, 1)
+        return out if self.slope is None else out.mul_(self.slope)
+
+    def pull(self, delta: th.Tensor, before: LayerStep) -> th.Tensor:
+        """Return the cotangent of the sums before."""
+        return _sloped(self._pulled(delta), before)
+
+    def pull_all(self, deltas: th.Tensor, before: LayerStep) -> th.Tensor:
+        """Return c cotangents of the sums before."""
+        pulled = self._pulled(deltas.flatten(0, 1))
+        return _sloped(pulled.view(*deltas.shape[:2], *pulled.shape[1:]), before)
+
+    def write_gradient(self, delta: th.Tensor, gradient: th.Tensor) -> None:
+        """Write the layer's part of the gradient."""
+        if self.weight_span is not None:
+            weight = conv2d_weight(self.inputs, self.weight.shape, delta, *self._arguments)  # type: ignore[no-untyped-call]
+            gradient[self.weight_span] = weight.flatten()
+        if self.bias_span is not None:
+            th.sum(delta, dim=(0, 2, 3), out=gradient[self.bias_span])
+
+    def in_chain(self) -> None:
+        """Return nothing: it is applied at many positions."""
+        return
+
+    def seen(self) -> th.Tensor:
+        """Return its patches, shape (n, T, a)."""
+        if self.weight_span is None:
+            return self.inputs.new_ones(len(self.inputs), self.output_shape[1:].numel(), 1)
+        return patches(self._convolution, self.inputs, n_ones=int(self.bias_span is not None))
+
+    def by_position(self, deltas: th.Tensor) -> th.Tensor:
+        """Return cotangents, shape (c, n, T, g)."""
+        return by_position(deltas)
+
+    def _pulled(self, delta: th.Tensor) -> th.Tensor:
+        shape = (len(delta), *self.inputs.shape[1:])
+        pulled: th.Tensor = conv2d_input(shape, self.weight, delta, *self._arguments)  # type: ignore[no-untyped-call]
+        return pulled
+
+
+def make_step(layer: NetworkLayer, n_rows: int, spans: dict[int, slice], reached: bool) -> LayerStep:
+    """Return a layer's step for n rows."""
+    if isinstance(layer.linear, nn.Conv2d):
+        return ConvolutionStep(layer, layer.linear, spans, reached)
+    return LinearStep(layer, n_rows, spans, reached)
+
+
+def with_slope(activation: nn.Module | None, sums: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+    """Return φ(s) and φ'(s); φ acts on each element by itself, so that autograd's gradient of its sum is φ'."""
+    if activation is None:
+        return sums, None
+    if type(activation) is nn.Tanh:
+        outputs = sums.tanh()
+        return outputs, th.addcmul(outputs.new_ones(()), outputs, outputs, value=-1.0)
+    if type(activation) is nn.ReLU:
+        outputs = sums.relu_()
+        return outputs, outputs.sign()
+    with th.enable_grad():
+        leaf = sums.requires_grad_()
+        outputs = activation(leaf.clone())  # which may work in place
+        (slope,) = th.autograd.grad(outputs.sum(), leaf)
+    return outputs.detach(), slope
+
+
+def _arguments(layer: nn.Conv2d) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Return stride, padding and dilation of a convolution, which is padded by numbers or not at all."""
+    return layer.stride, (0, 0) if isinstance(layer.padding, str) else layer.padding, layer.dilation
+
+
+def _positions(layer: nn.Conv2d, length: int, dim: int) -> int:
+    """Return at how many positions a convolution is applied along one side of an image."""
+    left, right = layer._reversed_padding_repeated_twice[2 - 2 * dim : 4 - 2 * dim]
+    return (length + left + right - layer.dilation[dim] * (layer.kernel_size[dim] - 1) - 1) // layer.stride[dim] + 1
+
+
+def _sloped(pulled: th.Tensor, before: LayerStep) -> th.Tensor:
+    """Bring cotangents of a layer's outputs to its sums, in place."""
+    return pulled if before.slope is None else pulled.mul_(before.slope)
