@@ -2,7 +2,6 @@
 
 import warnings
 
-import mujoco  # type: ignore[import-untyped]
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -17,6 +16,8 @@ EVALUATION_SEED = 10_000
 
 def prepare_process() -> None:
     """Give a run one thread, and keep MuJoCo from printing a deprecation of gymnasium's models for each of them."""
+    import mujoco  # type: ignore[import-untyped]  # which not every task needs
+
     th.set_num_threads(1)
     mujoco.set_mju_user_warning(_warn_of_mujoco)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks import gpu_accuracy, gpu_cases, gpu_train
+from benchmarks import gpu_accuracy, gpu_cases, gpu_precision, gpu_train
 from benchmarks.gpu_timing import Contestant, Race, Row, Setting
 from benchmarks.speed_peers import ACTION_DIM, CG_STEPS
 from benchmarks.speed_products import operations
@@ -90,6 +90,15 @@ CASES: dict[str, Case] = {
         "8 times as fast as TRPO and PPO",
         tf32=True,
     ),
+    "act-mlp": Case(
+        f"{gpu_train.ACTING_STEPS} steps of a rollout without the environments, MLP 64×64",
+        race(partial(gpu_train.steps, "MlpPolicy")),
+    ),
+    "act-cnn": Case(
+        f"{gpu_train.ACTING_STEPS} steps of a rollout without the environments, NatureCNN",
+        race(partial(gpu_train.steps, "CnnPolicy")),
+        tf32=True,
+    ),
     "cnn-kfac": Case("K-FAC, update and solve, NatureCNN, N = 2,048", race(partial(gpu_cases.images, "kfac", {}))),
     "cnn-cg": Case(
         f"CG {CG_STEPS}, NatureCNN, N = 2,048",
@@ -97,12 +106,16 @@ CASES: dict[str, Case] = {
         floor=(gpu_cases.ONE_PRODUCT, CG_STEPS),
     ),
 }
-#: Only on demand: needs ale-py.
-ATARI = "atari"
+#: Only on demand: half a minute each, and the first needs ale-py.
+ATARI, PRECISION = "atari", "precision"
 ON_DEMAND: dict[str, Case] = {
     ATARI: Case(
         f"Pong, {gpu_train.N_ATARI_ENVS} environments, {gpu_train.ATARI_SECONDS:.0f} s each",
         gpu_train.frames,
         tf32=True,
-    )
+    ),
+    PRECISION: Case(
+        f"{gpu_precision.TASK}, {gpu_precision.STEPS:,} steps, final policies over 20 deterministic episodes",
+        gpu_precision.returns,
+    ),
 }

@@ -1,6 +1,7 @@
 """Tables of the GPU benchmark, from what is stored."""
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from benchmarks.gpu_cases import GRADIENT, ONE_PRODUCT
@@ -58,7 +59,7 @@ def table(name: str, stored: Mapping[str, Stored]) -> str:
     :param stored: what there is of it, and of the device's rate, by name
     """
     rows: list[Row] = stored[name]["rows"]
-    for key, make in (("errors", _errors), ("steps per second", _frames)):
+    for key, make in (("errors", _errors), ("steps per second", _frames), ("returns", _returns)):
         if any(key in row for row in rows):
             return make(rows)
     counted = CASES[RATE].flop if name == RATE and not stored[name]["quick"] else 0.0
@@ -127,6 +128,16 @@ def _frames(rows: list[Row]) -> str:
         for row in rows
     ]
     return markdown_table(["algorithm", "steps/s", "frames/s"], cells)
+
+
+def _returns(rows: list[Row]) -> str:
+    cells = [
+        [row["name"], _failure(row), "–"]
+        if "failed" in row
+        else [row["name"], f"{fmean(row['returns']):,.0f}", ", ".join(f"{one:,.0f}" for one in row["returns"])]
+        for row in rows
+    ]
+    return markdown_table(["products", "mean return", "by seed"], cells)
 
 
 def _failure(row: Row) -> str:

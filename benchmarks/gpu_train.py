@@ -4,24 +4,30 @@ import copy
 import importlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack
 
 from benchmarks.gpu_timing import Contestant, Row, Setting, reason_of, require_alive
 from benchmarks.speed_peers import ACTION_DIM, CG_STEPS, DAMPING, TARGET_KL
 from benchmarks.speed_products import OBSERVATIONS
 from sb3_npg import NPG
+from sb3_npg.acting import acting
 
 N_ENVS, N_ATARI_ENVS = 8, 16
+#: Steps of a rollout that are timed at once.
+ACTING_STEPS = 10
 ATARI_TASK, ATARI_SECONDS = "PongNoFrameskip-v4", 20.0
 IMAGES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 N_BUTTONS = 6
@@ -103,6 +109,46 @@ def _images() -> gym.Env[Any, Any]:
     return Noise(IMAGES, spaces.Discrete(N_BUTTONS))
 
 
+class Acting:
+    """
+    A policy that acts on observations of the host, as in a rollout: to the device, through the policy, and back.
+
+    :param policy: SB3's name for it
+    :param n_envs: observations at a time
+    :param device: of the policy
+    """
+
+    def __init__(self, policy: str, n_envs: int, device: str | th.device):
+        make = _images if policy == "CnnPolicy" else _vectors
+        self._build: Callable[[], NPG] = lambda: NPG(
+            policy, make_vec_env(make, n_envs=n_envs, seed=0), n_steps=16, batch_size=16, seed=0, device=device
+        )
+        self._model: NPG | None = None
+
+    def prepare(self) -> Callable[[], None]:
+        """Return some steps of a rollout."""
+        if self._model is None:
+            self._model = self._build()
+        space = self._model.observation_space
+        return partial(_act, self._model, np.stack([space.sample() for _ in range(self._model.n_envs)]))
+
+
+def _act(model: NPG, observations: np.ndarray[Any, Any]) -> None:
+    with th.no_grad(), acting(model.policy):
+        for _ in range(ACTING_STEPS):
+            actions, _, _ = model.policy(obs_as_tensor(observations, model.device))
+            actions.cpu().numpy()
+
+
+def steps(policy: str, setting: Setting) -> list[Contestant]:
+    """Let policies act on the device and on the host's processor, for few and many environments."""
+    return [
+        Contestant(f"{n_envs} environments, {device}", Acting(policy, n_envs, device).prepare)
+        for n_envs in (1, 16, 256)[: setting.size(3, 1)]
+        for device in dict.fromkeys((setting.device.type, "cpu"))
+    ]
+
+
 class Trainee:
     """
     An algorithm with one rollout, on which it trains again and again from the same parameters.
@@ -164,6 +210,8 @@ def updates(policy: str, rows: int, setting: Setting) -> list[Contestant]:
             f"NPG as in zoo_configs, {backend}": (NPG, {**own, **device, "backend": backend})
             for backend in setting.backends
         }
+    if setting.device.type != "cpu":
+        trainees["NPG, on the processor"] = (NPG, {**npg, "device": "cpu"})
     trainees |= {"sb3-contrib TRPO": (TRPO, trpo), "SB3 PPO": (PPO, device)}
     made = {name: Trainee(make, policy, env, rows, arguments) for name, (make, arguments) in trainees.items()}
     return [Contestant(name, trainee.prepare, remark=trainee.remark) for name, trainee in made.items()]

@@ -7,9 +7,11 @@ from sb3_npg.linalg.kronecker import (
     damped_cholesky,
     damped_solve,
     factored_damping,
+    kronecker_cholesky_solve,
     rotate,
     rotate_back,
     symmetric_eigen,
+    try_cholesky,
 )
 from sb3_npg.linalg.krylov import ConjugateGradientResult, conjugate_gradient
 
@@ -26,8 +28,10 @@ __all__ = [
     "damped_cholesky",
     "damped_solve",
     "factored_damping",
+    "kronecker_cholesky_solve",
     "make_linalg",
     "rotate",
     "rotate_back",
     "symmetric_eigen",
+    "try_cholesky",
 ]

@@ -64,7 +64,7 @@ def rotate_back(left: Eigen, matrix: th.Tensor, right: Eigen) -> th.Tensor:
     return left.vectors @ matrix @ right.vectors.mT
 
 
-def factored_damping(a: th.Tensor, g: th.Tensor, damping: float) -> tuple[float, float]:
+def factored_damping(a: th.Tensor, g: th.Tensor, damping: float) -> tuple[th.Tensor, th.Tensor]:
     """
     Split λ between two factors so that (A + λ_A I) ⊗ (G + λ_G I) is near A ⊗ G + λI.
 
@@ -75,11 +75,25 @@ def factored_damping(a: th.Tensor, g: th.Tensor, damping: float) -> tuple[float,
     :param a: A, shape (a, a)
     :param g: G, shape (g, g)
     :param damping: λ ≥ 0
-    :return: λ_A and λ_G
+    :return: λ_A and λ_G, shape (), float64, on the factors' device
     """
-    mean_a, mean_g = (float(factor.diagonal().double().mean()) for factor in (a, g))
-    pi = (mean_a / mean_g) ** 0.5 if mean_a > 0.0 and mean_g > 0.0 else 1.0
+    mean_a, mean_g = (factor.diagonal().double().mean() for factor in (a, g))
+    usable = (mean_a > 0.0) & (mean_g > 0.0)
+    pi = th.where(usable, mean_a / mean_g, 1.0).sqrt()
     return pi * damping**0.5, damping**0.5 / pi
+
+
+def kronecker_cholesky_solve(a: th.Tensor, g: th.Tensor, matrix: th.Tensor) -> th.Tensor:
+    """
+    Solve (A ⊗ G) x = v by the factors' Cholesky factors.
+
+    :param a: L of A, shape (a, a), float64
+    :param g: L of G, shape (g, g), float64
+    :param matrix: v, shape (g, a)
+    :return: x, shape (g, a), in the precision of v
+    """
+    half = th.cholesky_solve(matrix.double(), g)
+    return th.cholesky_solve(half.T, a).T.to(matrix.dtype)
 
 
 def damped_cholesky(matrix: th.Tensor, damping: float) -> th.Tensor:
@@ -91,11 +105,22 @@ def damped_cholesky(matrix: th.Tensor, damping: float) -> th.Tensor:
     :return: L, shape (n, n), float64
     :raises ArithmeticError: if M + λI is not positive definite in float64
     """
-    damped = matrix.to(th.float64, copy=True)
-    damped.diagonal().add_(damping)
-    factor: th.Tensor
-    factor, info = th.linalg.cholesky_ex(damped)
-    # A NaN does not always show in info.
-    if int(info) != 0 or not bool(th.isfinite(factor.diagonal()).all()):
+    factor, succeeded = try_cholesky(matrix, damping)
+    if not bool(succeeded):
         raise ArithmeticError(f"a matrix of {len(matrix)} rows is not positive definite at damping {damping:g}")
     return factor
+
+
+def try_cholesky(matrix: th.Tensor, damping: float | th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Factorise M + λI = L Lᵀ in float64, without waiting for the device.
+
+    :param matrix: M, symmetric positive semi-definite, shape (n, n); left as it is
+    :param damping: λ ≥ 0
+    :return: L, shape (n, n), float64, and whether it is what it should be, shape (), boolean
+    """
+    damped = matrix.to(th.float64, copy=True)
+    damped.diagonal().add_(damping)
+    factor, info = th.linalg.cholesky_ex(damped)
+    # A NaN does not always show in info.
+    return factor, (info == 0) & th.isfinite(factor.diagonal()).all()

@@ -1,6 +1,6 @@
 """K-FAC and EKFAC: each layer's block of the Fisher as a Kronecker product, or in its eigenbasis."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch as th
 
@@ -19,10 +19,11 @@ from sb3_npg.fisher import (
 from sb3_npg.linalg import (
     Eigen,
     KroneckerSystem,
-    damped_cholesky,
     damped_solve,
     factored_damping,
+    kronecker_cholesky_solve,
     symmetric_eigen,
+    try_cholesky,
 )
 from sb3_npg.solvers.base import Layers, layer_chain
 from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
@@ -70,7 +71,7 @@ class KFACSolver(BlockDiagonalSolver):
         self.inverse_interval = inverse_interval
         self.weight_sharing = weight_sharing
         self.largest_eigen = largest_eigen
-        self._cholesky: dict[str, tuple[float, th.Tensor, th.Tensor]] = {}
+        self._cholesky: tuple[float, dict[str, tuple[th.Tensor, th.Tensor]]] | None = None
 
     def _update_blocks(self, layers: Layers) -> None:
         known = all(self._is_known(block) for block in self._blocks)
@@ -101,7 +102,7 @@ class KFACSolver(BlockDiagonalSolver):
     def _decompose(self) -> None:
         """Decompose the factors as they are now; large ones are kept for Cholesky, which waits for the damping."""
         tensors = self.memory.tensors
-        self._cholesky.clear()
+        self._cholesky = None
         small = [f"{dense.name}.F" for dense in dense_blocks(self._blocks)]
         for block in layer_blocks(self._blocks):
             factors = [f"{block.name}.A", f"{block.name}.G"]
@@ -119,34 +120,46 @@ class KFACSolver(BlockDiagonalSolver):
         small = {name: self._system(*layer) for name, layer in layers.items() if not self._is_large(layer[0])}
         solutions = dict(zip(small, self.linalg.kronecker_solves(list(small.values()), damping), strict=True))
         large = {name: right for name, (_, right) in layers.items() if name not in small}
-        factors = [(self._factor(name, "A"), self._factor(name, "G")) for name in large]
-        at_once = self.linalg.factored_solves(factors, list(large.values()), damping) if large else None
-        solutions.update({} if at_once is None else zip(large, at_once, strict=True))
+        solutions.update(zip(large, self._large_solutions(large, damping), strict=True))
         return [
             solutions[name] if name in solutions else self._solve_block(block, right, damping)
             for name, (block, right) in by_name.items()
         ]
 
     def _solve_block(self, block: Block, right: th.Tensor, damping: float) -> th.Tensor:
-        if isinstance(block, DenseBlock):
-            return damped_solve(self.memory.eigen(f"{block.name}.F"), right, damping)
-        a, g = self._damped_factors(block, damping)
-        half = th.cholesky_solve(right.double(), g)
-        return th.cholesky_solve(half.T, a).T.to(right.dtype)
+        return damped_solve(self.memory.eigen(f"{block.name}.F"), right, damping)
+
+    def _large_solutions(self, rights: dict[str, th.Tensor], damping: float) -> list[th.Tensor]:
+        """Solve the layers whose factors are factorised by Cholesky."""
+        if not rights:
+            return []
+        pairs = [(self._factor(name, "A"), self._factor(name, "G")) for name in rights]
+        at_once = self.linalg.factored_solves(pairs, list(rights.values()), damping)
+        if at_once is not None:
+            return at_once
+        known = self._damped_factors(rights, damping)
+        return [kronecker_cholesky_solve(*known[name], right) for name, right in rights.items()]
 
     def _system(self, block: LayerBlock, right: th.Tensor) -> KroneckerSystem:
         a, g = self._eigenbasis(block)
         return KroneckerSystem(g, a, self.memory.tensors.get(f"{block.name}.S"), right)
 
-    def _damped_factors(self, block: LayerBlock, damping: float) -> tuple[th.Tensor, th.Tensor]:
-        """Return the Cholesky factors of A + λ_A I and G + λ_G I, made once for a damping."""
-        kept = self._cholesky.get(block.name)
-        if kept is None or kept[0] != damping:
-            a, g = self._factor(block.name, "A"), self._factor(block.name, "G")
-            damping_a, damping_g = factored_damping(a, g, damping)
-            kept = damping, damped_cholesky(a, damping_a), damped_cholesky(g, damping_g)
-            self._cholesky[block.name] = kept
-        return kept[1], kept[2]
+    def _damped_factors(self, names: Iterable[str], damping: float) -> dict[str, tuple[th.Tensor, th.Tensor]]:
+        """Return the Cholesky factors of A + λ_A I and G + λ_G I of large layers, made once for a damping."""
+        if self._cholesky is None or self._cholesky[0] != damping:
+            found: dict[str, tuple[th.Tensor, th.Tensor]] = {}
+            succeeded: list[th.Tensor] = []
+            for name in names:
+                factors = self._factor(name, "A"), self._factor(name, "G")
+                dampings = factored_damping(*factors, damping)
+                (a, a_is_good), (g, g_is_good) = map(try_cholesky, factors, dampings)
+                found[name] = a, g
+                succeeded += [a_is_good, g_is_good]
+            # One look at the device for all of them.
+            if not bool(th.stack(succeeded).all()):
+                raise ArithmeticError(f"a factor of a layer is not positive definite at damping {damping:g}")
+            self._cholesky = damping, found
+        return self._cholesky[1]
 
     def _factor(self, name: str, factor: str) -> th.Tensor:
         """Return a large layer's A or G, as it was when the others were decomposed."""

@@ -66,9 +66,6 @@ class RecordingDevice:
     def launch(self, source, name, launch, arguments):
         self.sources[name] = source
 
-    def at_once(self, tasks):
-        return [task() for task in tasks]
-
 
 def sources_of(chain: FisherChain) -> dict[str, str]:
     """Return the source of every kernel that serves a chain."""

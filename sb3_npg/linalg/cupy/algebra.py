@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 
 import torch as th
 
@@ -41,7 +41,6 @@ class CupyLinearAlgebra(LinearAlgebra):
     name = "cupy"
 
     def __init__(self, device: Device, capture: Capture | None = None):
-        self.device = device
         self.chains = ChainSolver(device)
         self.steps = StepSolver(device)
         self.eigens = EigenSolver(device)
@@ -117,7 +116,7 @@ class CupyLinearAlgebra(LinearAlgebra):
 
     def symmetric_eigens(self, matrices: Sequence[th.Tensor]) -> list[Eigen]:
         """
-        Decompose several matrices, the small ones in one kernel and the others side by side.
+        Decompose several matrices, the small ones in one kernel; see :func:`~sb3_npg.linalg.symmetric_eigen`.
 
         Small matrices that are not finite have NaN for a result, which is found where the solution is looked at.
         """
@@ -128,11 +127,7 @@ class CupyLinearAlgebra(LinearAlgebra):
         }
         found = iter(self.eigens.solve([one for batch in small.values() for one in batch]))
         results = {i: _stacked([next(found) for _ in batch], matrices[i].shape) for i, batch in small.items()}
-        # The largest first: they take longest.
-        others = sorted((i for i in range(len(matrices)) if i not in results), key=lambda i: -matrices[i].shape[-1])
-        tasks = [partial(_eigen, matrices[i]) for i in others]
-        results.update(zip(others, self.device.at_once(tasks), strict=True))
-        return [results[i] for i in range(len(matrices))]
+        return [results[i] if i in results else _eigen(matrix) for i, matrix in enumerate(matrices)]
 
     def kronecker_solves(self, systems: Sequence[KroneckerSystem], damping: float) -> list[th.Tensor]:
         """Solve several damped Kronecker systems, in one kernel if they are small."""

@@ -1,12 +1,11 @@
 """What a solver needs of a GPU: its limits, and kernels started on torch's tensors."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch as th
 
-T = TypeVar("T")
 #: A tensor, of which the kernel gets the address; None is a null pointer; scalars come in the kernel's own types.
 Argument = th.Tensor | np.generic | None
 
@@ -53,15 +52,6 @@ class Device(Protocol):
         :param name: of the kernel in it
         :param launch: grid and memory
         :param arguments: in the kernel's order
-        """
-        ...
-
-    def at_once(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
-        """
-        Run functions that wait for the device side by side.
-
-        :param tasks: return tensors, alone or in tuples
-        :return: their results; what one of them raises is raised
         """
         ...
 

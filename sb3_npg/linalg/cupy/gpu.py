@@ -2,16 +2,13 @@
 
 import importlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch as th
 
-from sb3_npg.linalg.cupy.device import Argument, FusedSolution, Launch, T
+from sb3_npg.linalg.cupy.device import Argument, FusedSolution, Launch
 
 _OPTIONS = ("-std=c++17",)
-#: Functions that run side by side.
-_N_THREADS = 4
 
 
 class CupyDevice:
@@ -38,9 +35,6 @@ class CupyDevice:
         self.shared_bytes: int = attributes["MaxSharedMemoryPerBlockOptin"]
         self._functions: dict[tuple[str, str, Launch], Any] = {}
         self._streams: dict[int, Any] = {}
-        # torch loads its linear algebra at the first call, which must not be made by two threads at a time.
-        th.linalg.eigvalsh(th.eye(2, device=self.device))
-        self._side_streams = [th.cuda.Stream(self.device) for _ in range(_N_THREADS)]  # type: ignore[no-untyped-call]
 
     def launch(self, source: str, name: str, launch: Launch, arguments: Sequence[Argument]) -> None:
         """Start a kernel on torch's current stream."""
@@ -56,28 +50,6 @@ class CupyDevice:
         stream = self._stream(th.cuda.current_stream(self.device).cuda_stream)
         grid, block = (launch.n_blocks, 1, 1), (launch.n_threads, 1, 1)
         function(grid, block, values, launch.shared_bytes, stream, launch.cooperative)
-
-    def at_once(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
-        """Run functions by threads with streams of their own: a decomposition keeps a thread waiting for its parts."""
-        if len(tasks) < 2:
-            return [task() for task in tasks]
-        main = th.cuda.current_stream(self.device)
-
-        def run(stream: th.cuda.Stream, mine: Sequence[Callable[[], T]]) -> list[T]:
-            with th.cuda.device(self.device), th.cuda.stream(stream):
-                return [task() for task in mine]
-
-        for stream in self._side_streams:
-            stream.wait_stream(main)
-        with ThreadPoolExecutor(_N_THREADS) as threads:
-            shares = [tasks[i::_N_THREADS] for i in range(_N_THREADS)]
-            done = list(threads.map(run, self._side_streams, shares))
-        for stream in self._side_streams:
-            main.wait_stream(stream)
-        results = [done[i % _N_THREADS][i // _N_THREADS] for i in range(len(tasks))]
-        for tensor in _tensors(results):
-            tensor.record_stream(main)  # whose memory belongs to another stream
-        return results
 
     def capture(self, run: Callable[[], FusedSolution]) -> tuple[th.cuda.CUDAGraph, FusedSolution]:
         """Record what a function does as a graph, after it has run a few times and all its kernels are compiled."""
@@ -110,13 +82,6 @@ class CupyDevice:
                 kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
                 self._functions[key] = kernel.kernel
         return self._functions[key]
-
-
-def _tensors(results: object) -> list[th.Tensor]:
-    """Return the tensors in nested tuples and lists."""
-    if isinstance(results, th.Tensor):
-        return [results]
-    return [tensor for part in results for tensor in _tensors(part)] if isinstance(results, (tuple, list)) else []
 
 
 class _Stream:

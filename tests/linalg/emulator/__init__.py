@@ -5,14 +5,14 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch as th
 
-from sb3_npg.linalg.cupy.device import Argument, Launch, T
+from sb3_npg.linalg.cupy.device import Argument, Launch
 
 _HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -40,10 +40,6 @@ class EmulatedDevice:
             ctypes.c_size_t(launch.shared_bytes),
             *values,
         )
-
-    def at_once(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
-        """Run functions one after the other."""
-        return [task() for task in tasks]
 
 
 def _c_argument(argument: Argument) -> object:
