@@ -1,0 +1,49 @@
+"""What TF32 in the solves does to the returns of whole trainings on a GPU."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from statistics import fmean
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+
+from benchmarks.environments import N_ENVS, returns_of, unseen_env
+from benchmarks.gpu_timing import Row, Setting, reason_of
+from sb3_npg import NPG
+
+TASK, STEPS = "Pendulum-v1", 100_000
+SEEDS = (0, 1, 2)
+#: As in zoo_configs/npg.yml.
+ARGUMENTS: dict[str, Any] = {"n_steps": 128, "target_kl": 0.02, "gamma": 0.9, "use_sde": True, "sde_sample_freq": 4}
+#: torch's names for the precision of products.
+PRECISIONS = {"float32": "highest", "TF32": "high"}
+#: Seconds after which the others are told that trainings go on.
+_NEWS = 10.0
+
+
+def returns(setting: Setting, starting: Callable[[str], None], without: dict[str, str]) -> list[Row]:
+    """Train with each precision and seed, all at once, and return a row for each precision."""
+    standing = [name for name in PRECISIONS if name not in without]
+    with ProcessPoolExecutor(len(PRECISIONS) * len(SEEDS), get_context("spawn")) as processes:
+        runs = {name: [processes.submit(_final, name, seed, setting) for seed in SEEDS] for name in standing}
+        while wait([run for some in runs.values() for run in some], _NEWS).not_done:
+            starting(", ".join(standing))
+    return [_row(name, runs[name]) if name in runs else {"name": name, "failed": without[name]} for name in PRECISIONS]
+
+
+def _row(name: str, runs: list[Future[float]]) -> Row:
+    error = next((error for run in runs if (error := run.exception()) is not None), None)
+    if error is not None:
+        return {"name": name, "failed": reason_of(error)}
+    return {"name": name, "returns": [run.result() for run in runs]}
+
+
+def _final(precision: str, seed: int, setting: Setting) -> float:
+    """Train, and return the mean return of the final policy's deterministic episodes."""
+    th.set_num_threads(1)
+    th.set_float32_matmul_precision(PRECISIONS[precision])
+    agent = NPG("MlpPolicy", make_vec_env(TASK, N_ENVS, seed=seed), seed=seed, device=setting.device, **ARGUMENTS)
+    agent.learn(setting.size(STEPS, N_ENVS * ARGUMENTS["n_steps"]))
+    return fmean(returns_of(agent, unseen_env(TASK, seed)))
