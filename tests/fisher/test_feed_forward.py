@@ -5,7 +5,7 @@ import torch as th
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from sb3_npg.fisher import FeedForward, FeedForwardJacobian
+from sb3_npg.fisher import FeedForward, FeedForwardJacobian, steps
 from sb3_npg.fisher.feed_forward import ELEMENTWISE
 from sb3_npg.parameters import ParameterVector
 
@@ -87,6 +87,23 @@ every_convolutional = pytest.mark.parametrize("make", CONVOLUTIONAL.values(), id
 def test_products_are_autograds_for_convolutions(make):
     network = make()
     assert_jacobians_agree(network, list(network.parameters()), IMAGE)
+
+
+@every_convolutional
+def test_order_in_memory_changes_nothing(make, monkeypatch):
+    monkeypatch.setattr(steps, "layout_for", lambda images: th.channels_last)
+    network = make()
+    assert_jacobians_agree(network, list(network.parameters()), IMAGE)
+    images = th.randn(N, *IMAGE, dtype=th.float64)
+    read, vector = FeedForward.read(network, [network]), ParameterVector(list(network.parameters()))
+    found = FeedForwardJacobian(read, images, vector)
+    monkeypatch.undo()
+    expected = FeedForwardJacobian(read, images, vector)
+    cotangents = th.randn(2, N, OUTPUTS, dtype=th.float64)
+    for one, other in zip(found.deltas(cotangents), expected.deltas(cotangents), strict=True):
+        th.testing.assert_close(one, other)
+    for one, other in zip(found.steps, expected.steps, strict=True):
+        th.testing.assert_close(one.seen(), other.seen())
 
 
 @pytest.mark.parametrize("frozen", [["0.weight"], ["0.bias"], ["0.weight", "0.bias"], ["2.weight"], ["2.bias"]])
