@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.modules import module as torch_modules
 
 from sb3_npg.fisher.autograd import OutputMetric
-from sb3_npg.fisher.steps import LayerStep, NetworkLayer, make_step
+from sb3_npg.fisher.convolutions import ConvolutionStep
+from sb3_npg.fisher.steps import LayerStep, LinearStep, NetworkLayer
 from sb3_npg.linalg import FisherChain
 from sb3_npg.parameters import ParameterVector
 
@@ -79,11 +80,6 @@ class FeedForward:
         shared = len({id(tensor) for tensor in tensors}) < len(tensors)
         whole = bool(layers) and isinstance(layers[-1].linear, nn.Linear)
         return cls(layers, prepare) if whole and not shared else None
-
-    @property
-    def is_perceptron(self) -> bool:
-        """Whether all layers are Linear."""
-        return self._n_convolutions == 0
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the weights and biases that are trained."""
@@ -158,7 +154,7 @@ class FeedForwardJacobian:
         spans = {id(tensor): span for tensor, span in zip(parameters.tensors, parameters.spans(), strict=True)}
         self.steps: list[LayerStep] = []
         for layer in network.layers:
-            self.steps.append(make_step(layer, len(inputs), spans, any(before.acts for before in self.steps)))
+            self.steps.append(_make_step(layer, len(inputs), spans, any(before.acts for before in self.steps)))
         self._prepare = network.prepare
         self._tensors = [tensor for layer in network.layers for tensor in layer.linear.parameters()]
         self.linearize(inputs)
@@ -243,6 +239,13 @@ class FeedForwardJacobian:
     def _require_current(self) -> None:
         if not self.is_current():
             raise RuntimeError("the parameters have moved since this Jacobian was made")
+
+
+def _make_step(layer: NetworkLayer, n_rows: int, spans: dict[int, slice], reached: bool) -> LayerStep:
+    """Return a layer's step for n rows."""
+    if isinstance(layer.linear, nn.Conv2d):
+        return ConvolutionStep(layer, layer.linear, spans, reached)
+    return LinearStep(layer, n_rows, spans, reached)
 
 
 def is_plain(module: nn.Module) -> bool:

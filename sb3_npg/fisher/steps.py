@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch as th
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input, conv2d_weight
 
-from sb3_npg.fisher.patches import by_position, patches
+from sb3_npg.fisher.patches import conv_arguments, n_positions
 from sb3_npg.linalg import ChainLayer
 
 #: Products with fewer columns than this are several times faster with their result stored column by column.
@@ -34,7 +33,7 @@ class NetworkLayer(NamedTuple):
         """Return a ↦ W a + b. Looking up what it needs in the module takes longer than a small matrix product."""
         weight, bias = self.linear.weight, self.linear.bias
         if isinstance(self.linear, nn.Conv2d):
-            stride, padding, dilation = _arguments(self.linear)
+            stride, padding, dilation = conv_arguments(self.linear)
             return partial(F.conv2d, weight=weight, bias=bias, stride=stride, padding=padding, dilation=dilation)
         return partial(F.linear, weight=weight, bias=bias)
 
@@ -53,7 +52,7 @@ class NetworkLayer(NamedTuple):
         """Return the shape of a row's outputs for that of its inputs."""
         if isinstance(self.linear, nn.Linear):
             return th.Size((self.linear.out_features,))
-        return th.Size((self.linear.out_channels, *(_positions(self.linear, inputs[1 + dim], dim) for dim in (0, 1))))
+        return th.Size((self.linear.out_channels, *(n_positions(self.linear, inputs[1 + dim], dim) for dim in (0, 1))))
 
 
 class LayerStep(ABC):
@@ -157,11 +156,11 @@ class LinearStep(LayerStep):
         if isinstance(before, LinearStep):
             out = th.mm(delta, self.weight, out=before._passing)
             return out if before.slope is None else out.mul_(before.slope)
-        return _sloped((delta @ self.weight).view(-1, *before.output_shape), before)
+        return sloped((delta @ self.weight).view(-1, *before.output_shape), before)
 
     def pull_all(self, deltas: th.Tensor, before: LayerStep) -> th.Tensor:
         """Return c cotangents of the sums before."""
-        return _sloped((deltas @ self.weight).view(*deltas.shape[:2], *before.output_shape), before)
+        return sloped((deltas @ self.weight).view(*deltas.shape[:2], *before.output_shape), before)
 
     def write_gradient(self, delta: th.Tensor, gradient: th.Tensor) -> None:
         """Write the layer's part of the gradient."""
@@ -186,99 +185,6 @@ class LinearStep(LayerStep):
         return deltas.unsqueeze(2)
 
 
-class ConvolutionStep(LayerStep):
-    """
-    The part of a Conv2d layer.
-
-    :param layer: the layer
-    :param convolution: its linear map
-    :param spans: where parameters lie in θ, by their id
-    :param reached: whether a layer before this one has a part in θ
-    """
-
-    def __init__(self, layer: NetworkLayer, convolution: nn.Conv2d, spans: dict[int, slice], reached: bool):
-        super().__init__(layer, spans, reached)
-        self._convolution = convolution
-        self._layout = th.contiguous_format
-        self._arguments = _arguments(convolution)
-
-    def forward(self, inputs: th.Tensor) -> th.Tensor:
-        """Keep inputs and slopes, and return a_out."""
-        self._layout = layout_for(inputs)
-        self.inputs = self._laid_out(inputs)
-        sums = F.conv2d(self.inputs, self._laid_out(self.weight), self._bias, *self._arguments)
-        outputs, self.slope = with_slope(self.activation, sums)
-        self.output_shape = outputs.shape[1:]
-        return outputs
-
-    def push(self, vector: th.Tensor, tangent: th.Tensor | None) -> th.Tensor | None:
-        """Return ∂a_out."""
-        if tangent is None and not self.acts:
-            return None
-        if self.weight_span is None:
-            out = self.weight.new_zeros(len(self.inputs), *self.output_shape)
-        else:
-            direction = self._laid_out(vector[self.weight_span].view_as(self.weight))
-            out = F.conv2d(self.inputs, direction, None, *self._arguments)
-        if tangent is not None:
-            out += F.conv2d(self._laid_out(tangent), self._laid_out(self.weight), None, *self._arguments)
-        if self.bias_span is not None:
-            out += vector[self.bias_span].view(-1, 1, 1)
-        return out if self.slope is None else out.mul_(self.slope)
-
-    def pull(self, delta: th.Tensor, before: LayerStep) -> th.Tensor:
-        """Return the cotangent of the sums before."""
-        return _sloped(self._pulled(delta), before)
-
-    def pull_all(self, deltas: th.Tensor, before: LayerStep) -> th.Tensor:
-        """Return c cotangents of the sums before."""
-        pulled = self._pulled(deltas.flatten(0, 1))
-        return _sloped(pulled.view(*deltas.shape[:2], *pulled.shape[1:]), before)
-
-    def write_gradient(self, delta: th.Tensor, gradient: th.Tensor) -> None:
-        """Write the layer's part of the gradient."""
-        if self.weight_span is not None:
-            weight = conv2d_weight(self.inputs, self.weight.shape, self._laid_out(delta), *self._arguments)  # type: ignore[no-untyped-call]
-            gradient[self.weight_span] = weight.flatten()
-        if self.bias_span is not None:
-            th.sum(delta, dim=(0, 2, 3), out=gradient[self.bias_span])
-
-    def in_chain(self) -> None:
-        """Return nothing: it is applied at many positions."""
-        return
-
-    def seen(self) -> th.Tensor:
-        """Return its patches, shape (n, T, a)."""
-        if self.weight_span is None:
-            return self.inputs.new_ones(len(self.inputs), self.output_shape[1:].numel(), 1)
-        return patches(self._convolution, self.inputs, n_ones=int(self.bias_span is not None))
-
-    def by_position(self, deltas: th.Tensor) -> th.Tensor:
-        """Return cotangents, shape (c, n, T, g)."""
-        return by_position(deltas)
-
-    def _pulled(self, delta: th.Tensor) -> th.Tensor:
-        shape, delta, weight = (len(delta), *self.inputs.shape[1:]), self._laid_out(delta), self._laid_out(self.weight)
-        pulled: th.Tensor = conv2d_input(shape, weight, delta, *self._arguments)  # type: ignore[no-untyped-call]
-        return pulled
-
-    def _laid_out(self, tensor: th.Tensor) -> th.Tensor:
-        return tensor.contiguous(memory_format=self._layout)
-
-
-def make_step(layer: NetworkLayer, n_rows: int, spans: dict[int, slice], reached: bool) -> LayerStep:
-    """Return a layer's step for n rows."""
-    if isinstance(layer.linear, nn.Conv2d):
-        return ConvolutionStep(layer, layer.linear, spans, reached)
-    return LinearStep(layer, n_rows, spans, reached)
-
-
-def layout_for(images: th.Tensor) -> th.memory_format:
-    """Return the order in memory that convolutions are fastest in: on tensor cores, channel by channel last."""
-    on_tensor_cores = images.is_cuda and images.dtype == th.float32 and th.backends.cudnn.allow_tf32
-    return th.channels_last if on_tensor_cores else th.contiguous_format
-
-
 def with_slope(activation: nn.Module | None, sums: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
     """Return φ(s) and φ'(s); φ acts on each element by itself, so that autograd's gradient of its sum is φ'."""
     if activation is None:
@@ -296,17 +202,6 @@ def with_slope(activation: nn.Module | None, sums: th.Tensor) -> tuple[th.Tensor
     return outputs.detach(), slope
 
 
-def _arguments(layer: nn.Conv2d) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Return stride, padding and dilation of a convolution, which is padded by numbers or not at all."""
-    return layer.stride, (0, 0) if isinstance(layer.padding, str) else layer.padding, layer.dilation
-
-
-def _positions(layer: nn.Conv2d, length: int, dim: int) -> int:
-    """Return at how many positions a convolution is applied along one side of an image."""
-    left, right = layer._reversed_padding_repeated_twice[2 - 2 * dim : 4 - 2 * dim]
-    return (length + left + right - layer.dilation[dim] * (layer.kernel_size[dim] - 1) - 1) // layer.stride[dim] + 1
-
-
-def _sloped(pulled: th.Tensor, before: LayerStep) -> th.Tensor:
+def sloped(pulled: th.Tensor, before: LayerStep) -> th.Tensor:
     """Bring cotangents of a layer's outputs to its sums, in place."""
     return pulled if before.slope is None else pulled.mul_(before.slope)

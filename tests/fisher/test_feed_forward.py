@@ -5,7 +5,7 @@ import torch as th
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from sb3_npg.fisher import FeedForward, FeedForwardJacobian, steps
+from sb3_npg.fisher import FeedForward, FeedForwardJacobian, convolutions
 from sb3_npg.fisher.feed_forward import ELEMENTWISE
 from sb3_npg.parameters import ParameterVector
 
@@ -91,7 +91,7 @@ def test_products_are_autograds_for_convolutions(make):
 
 @every_convolutional
 def test_order_in_memory_changes_nothing(make, monkeypatch):
-    monkeypatch.setattr(steps, "layout_for", lambda images: th.channels_last)
+    monkeypatch.setattr(convolutions, "layout_for", lambda images: th.channels_last)
     network = make()
     assert_jacobians_agree(network, list(network.parameters()), IMAGE)
     images = th.randn(N, *IMAGE, dtype=th.float64)

@@ -1,0 +1,95 @@
+"""The part of a convolution in the Jacobian of a network."""
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from sb3_npg.fisher.patches import by_position, conv_arguments, patches
+from sb3_npg.fisher.steps import LayerStep, NetworkLayer, sloped, with_slope
+
+
+class ConvolutionStep(LayerStep):
+    """
+    The part of a Conv2d layer.
+
+    :param layer: the layer
+    :param convolution: its linear map
+    :param spans: where parameters lie in θ, by their id
+    :param reached: whether a layer before this one has a part in θ
+    """
+
+    def __init__(self, layer: NetworkLayer, convolution: nn.Conv2d, spans: dict[int, slice], reached: bool):
+        super().__init__(layer, spans, reached)
+        self._convolution = convolution
+        self._layout = th.contiguous_format
+        self._arguments = conv_arguments(convolution)
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        """Keep inputs and slopes, and return a_out."""
+        self._layout = layout_for(inputs)
+        self.inputs = self._laid_out(inputs)
+        sums = F.conv2d(self.inputs, self._laid_out(self.weight), self._bias, *self._arguments)
+        outputs, self.slope = with_slope(self.activation, sums)
+        self.output_shape = outputs.shape[1:]
+        return outputs
+
+    def push(self, vector: th.Tensor, tangent: th.Tensor | None) -> th.Tensor | None:
+        """Return ∂a_out."""
+        if tangent is None and not self.acts:
+            return None
+        if self.weight_span is None:
+            out = self.weight.new_zeros(len(self.inputs), *self.output_shape)
+        else:
+            direction = self._laid_out(vector[self.weight_span].view_as(self.weight))
+            out = F.conv2d(self.inputs, direction, None, *self._arguments)
+        if tangent is not None:
+            out += F.conv2d(self._laid_out(tangent), self._laid_out(self.weight), None, *self._arguments)
+        if self.bias_span is not None:
+            out += vector[self.bias_span].view(-1, 1, 1)
+        return out if self.slope is None else out.mul_(self.slope)
+
+    def pull(self, delta: th.Tensor, before: LayerStep) -> th.Tensor:
+        """Return the cotangent of the sums before."""
+        return sloped(self._pulled(delta), before)
+
+    def pull_all(self, deltas: th.Tensor, before: LayerStep) -> th.Tensor:
+        """Return c cotangents of the sums before."""
+        pulled = self._pulled(deltas.flatten(0, 1))
+        return sloped(pulled.view(*deltas.shape[:2], *pulled.shape[1:]), before)
+
+    def write_gradient(self, delta: th.Tensor, gradient: th.Tensor) -> None:
+        """Write the layer's part of the gradient."""
+        if self.weight_span is not None:
+            weight = conv2d_weight(self.inputs, self.weight.shape, self._laid_out(delta), *self._arguments)  # type: ignore[no-untyped-call]
+            gradient[self.weight_span] = weight.flatten()
+        if self.bias_span is not None:
+            th.sum(delta, dim=(0, 2, 3), out=gradient[self.bias_span])
+
+    def in_chain(self) -> None:
+        """Return nothing: it is applied at many positions."""
+        return
+
+    def seen(self) -> th.Tensor:
+        """Return its patches, shape (n, T, a)."""
+        if self.weight_span is None:
+            return self.inputs.new_ones(len(self.inputs), self.output_shape[1:].numel(), 1)
+        return patches(self._convolution, self.inputs, n_ones=int(self.bias_span is not None))
+
+    def by_position(self, deltas: th.Tensor) -> th.Tensor:
+        """Return cotangents, shape (c, n, T, g)."""
+        return by_position(deltas)
+
+    def _pulled(self, delta: th.Tensor) -> th.Tensor:
+        shape, delta, weight = (len(delta), *self.inputs.shape[1:]), self._laid_out(delta), self._laid_out(self.weight)
+        pulled: th.Tensor = conv2d_input(shape, weight, delta, *self._arguments)  # type: ignore[no-untyped-call]
+        return pulled
+
+    def _laid_out(self, tensor: th.Tensor) -> th.Tensor:
+        return tensor.contiguous(memory_format=self._layout)
+
+
+def layout_for(images: th.Tensor) -> th.memory_format:
+    """Return the order in memory that convolutions are fastest in: on tensor cores, channel by channel last."""
+    on_tensor_cores = images.is_cuda and images.dtype == th.float32 and th.backends.cudnn.allow_tf32
+    return th.channels_last if on_tensor_cores else th.contiguous_format
