@@ -45,7 +45,7 @@ class FastForward:
         obs = finite_observations(obs)
         if deterministic:
             return ActorCriticPolicy.forward(self.networks.policy, obs, deterministic)  # type: ignore[arg-type]
-        actor, critic = self.networks.actor, self.networks.critic
+        actor, critic = self.networks.actor, self.networks.critic.layers
         if self._observes_vectors and isinstance(obs, th.Tensor):
             features = critic_features = obs.float()
         else:

@@ -23,23 +23,50 @@ _ROWS_AT_ONCE = 512
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
+class CriticNetwork(NamedTuple):
+    """
+    A policy's value as a network on what stays the same while the network learns.
+
+    A features extractor that learns and that the actor has no part in is the first part of the network. One that both
+    share is the actor's, and what it extracts does not change while the critic learns.
+
+    :param policy: the policy, whose extractor is in evaluation mode
+    :param layers: from what it is applied to to the value
+    :param shares: whether it begins at features that the actor learns
+    """
+
+    policy: ActorCriticPolicy
+    layers: FeedForward
+    shares: bool
+
+    @th.no_grad()
+    def inputs(self, observations: PyTorchObs) -> th.Tensor:
+        """Return what the network is applied to, n rows."""
+        if self.layers.prepare is not None and isinstance(observations, th.Tensor):
+            return observations
+        extract = partial(
+            BasePolicy.extract_features, self.policy, features_extractor=self.policy.vf_features_extractor
+        )
+        if not self.shares:
+            return extract(observations)
+        n_rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        return th.cat([extract(take_rows(observations, rows)) for rows in split_rows(n_rows, _ROWS_AT_ONCE)])
+
+
 class PolicyNetworks(NamedTuple):
     """
-    What an SB3 policy computes: two networks, on features that stay the same while the network learns.
-
-    A features extractor that learns is the first part of the actor, or of both. One that both share is the actor's, and
-    what it extracts does not change while the critic learns.
+    What an SB3 policy computes: two networks.
 
     :param policy: the policy
-    :param actor: from what it is applied to to the mean or the logits of the actions
-    :param critic: from what it is applied to to the value
+    :param actor: from features that do not learn, or from observations, to the mean or the logits of the actions
+    :param critic: the value
     :param metric: the closed forms of the action distribution
     :param noise: what sets the standard deviation of continuous actions
     """
 
     policy: ActorCriticPolicy
     actor: FeedForward
-    critic: FeedForward
+    critic: CriticNetwork
     metric: OutputFisher
     noise: ExplorationNoise | None
 
@@ -54,22 +81,11 @@ class PolicyNetworks(NamedTuple):
             return observations
         return BasePolicy.extract_features(self.policy, observations, self.policy.pi_features_extractor)
 
-    @th.no_grad()
-    def critic_inputs(self, observations: PyTorchObs) -> th.Tensor:
-        """Return what the critic is applied to, n rows."""
-        if self.critic.prepare is not None and isinstance(observations, th.Tensor):
-            return observations
-        extractor = self.policy.vf_features_extractor
-        if not self.extracts or not isinstance(observations, th.Tensor):
-            return BasePolicy.extract_features(self.policy, observations, extractor)
-        parts = [observations[rows] for rows in split_rows(len(observations), _ROWS_AT_ONCE)]
-        return th.cat([BasePolicy.extract_features(self.policy, part, extractor) for part in parts])
-
     def inputs(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """Return what actor and critic are applied to, n rows."""
         inputs = self.actor_inputs(observations)
         same = self.policy.share_features_extractor and not self.extracts
-        return inputs, inputs if same else self.critic_inputs(observations)
+        return inputs, inputs if same else self.critic.inputs(observations)
 
     def observes_vectors(self) -> bool:
         """Tell whether the features of actor and critic are the observations themselves, as floats."""
@@ -92,7 +108,7 @@ class PolicyNetworks(NamedTuple):
 
     def criticising_parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters that the value depends on, in the policy's order."""
-        mine = {id(parameter) for parameter in self.critic.parameters()}
+        mine = {id(parameter) for parameter in self.critic.layers.parameters()}
         return [p for p in self.policy.parameters() if id(p) in mine]
 
 
@@ -104,17 +120,38 @@ def read_networks(policy: ActorCriticPolicy) -> PolicyNetworks | None:
     :return: its networks; None if it is made of anything else, or computes in a way of its own
     """
     metric = plain_output_fisher(policy.action_dist)
-    fronts = [_front(extractor) for extractor in (policy.pi_features_extractor, policy.vf_features_extractor)]
-    if metric is None or None in fronts or not _computes_as_sb3(policy):
+    front = _front(policy.pi_features_extractor)
+    critic = read_critic(policy)
+    if metric is None or front is None or critic is None:
         return None
-    before_actor, before_critic = fronts[0] or [], [] if policy.share_features_extractor else fronts[1] or []
-    trunk = policy.mlp_extractor
-    actor = _read(policy, [*before_actor, trunk.policy_net, policy.action_net], bool(before_actor))
-    critic = _read(policy, [*before_critic, trunk.value_net, policy.value_net], bool(before_critic))
-    if actor is None or critic is None or {id(p) for p in actor.parameters()} & {id(p) for p in critic.parameters()}:
+    actor = _read(policy, [*front, policy.mlp_extractor.policy_net, policy.action_net], observes=bool(front))
+    if actor is None or {id(p) for p in actor.parameters()} & {id(p) for p in critic.layers.parameters()}:
         return None
-    noise = make_noise(policy.action_dist, getattr(policy, "log_std", None))
-    return PolicyNetworks(policy, actor, critic, metric, noise)
+    return PolicyNetworks(
+        policy, actor, critic, metric, make_noise(policy.action_dist, getattr(policy, "log_std", None))
+    )
+
+
+def read_critic(policy: ActorCriticPolicy) -> CriticNetwork | None:
+    """
+    Read a policy's critic, which may share features of any kind with the actor.
+
+    :param policy: SB3 actor-critic policy
+    :return: its network; None if it is made of anything else, or computes in a way of its own
+    """
+    extractor, shared = policy.vf_features_extractor, policy.share_features_extractor
+    front = [] if shared else _front(extractor)
+    if front is None or not _computes_as_sb3(policy):
+        return None
+    layers = _read(policy, [*front, policy.mlp_extractor.value_net, policy.value_net], observes=bool(front))
+    return None if layers is None else CriticNetwork(policy, layers, shares=shared and not _is_constant(extractor))
+
+
+def take_rows(observations: PyTorchObs, rows: slice | th.Tensor) -> PyTorchObs:
+    """Return some rows of a batch of observations, a tensor or a dict of tensors."""
+    if isinstance(observations, dict):
+        return {key: tensor[rows] for key, tensor in observations.items()}
+    return observations[rows]
 
 
 def _front(extractor: BaseFeaturesExtractor) -> list[nn.Module] | None:

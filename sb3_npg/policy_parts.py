@@ -18,7 +18,7 @@ from torch import nn
 
 from sb3_npg.actor import acting_parameters, take_rows
 from sb3_npg.fisher import split_rows
-from sb3_npg.networks import PolicyNetworks, read_networks
+from sb3_npg.networks import CriticNetwork, PolicyNetworks, read_critic, read_networks
 from sb3_npg.parameters import ParameterVector, reached_parameters
 
 
@@ -31,12 +31,14 @@ class PolicyParts(NamedTuple):
     :param acting_modules: modules called on the way to the action distribution; none where ``networks`` are known, as
         these do the same in training and in evaluation
     :param networks: the policy's, if both are feed-forward networks that are computed by hand
+    :param critic: its critic, if that is one
     """
 
     acting: ParameterVector
     criticising: list[nn.Parameter]
     acting_modules: list[nn.Module]
     networks: PolicyNetworks | None = None
+    critic: CriticNetwork | None = None
 
 
 def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths: bool = True) -> PolicyParts:
@@ -52,14 +54,18 @@ def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths
     networks = read_networks(policy) if fast_paths else None
     if networks is not None and networks.acting_parameters():
         acting = ParameterVector(networks.acting_parameters())
-        return PolicyParts(acting, networks.criticising_parameters(), [], networks)
+        return PolicyParts(acting, networks.criticising_parameters(), [], networks, networks.critic)
     first = take_rows(observations, slice(0, 1))
     acting = acting_parameters(policy, first)
     acts = {id(parameter) for parameter in acting.tensors}
     with th.enable_grad():
         reached = reached_parameters(policy.predict_values(first), policy.parameters())
     criticising = [parameter for parameter in reached if id(parameter) not in acts]
-    return PolicyParts(acting, criticising, _called_modules(policy, lambda: policy.get_distribution(first)))
+    critic = read_critic(policy) if fast_paths else None
+    if critic is not None and {id(p) for p in critic.layers.parameters()} != {id(p) for p in criticising}:
+        critic = None
+    acting_modules = _called_modules(policy, lambda: policy.get_distribution(first))
+    return PolicyParts(acting, criticising, acting_modules, critic=critic)
 
 
 def refresh_running_statistics(

@@ -17,8 +17,9 @@ from sb3_npg.acting import FastForward, acting
 from sb3_npg.actor import FeedForwardActor, PolicyActor
 from sb3_npg.fisher import dense_blocks
 from sb3_npg.local_problem import LocalProblem
-from sb3_npg.networks import read_networks
-from tests.agents import ENVIRONMENTS, TargetEnv, make_agent, make_env, parameters, seeded, train
+from sb3_npg.networks import read_critic, read_networks
+from sb3_npg.policy_parts import split_policy
+from tests.agents import ENVIRONMENTS, NormalizingExtractor, TargetEnv, make_agent, make_env, parameters, seeded, train
 from tests.agents import POLICIES as NAMES
 from tests.cases import DISTRIBUTIONS, POLICIES, make_policy, make_problem
 
@@ -243,6 +244,36 @@ def test_training_on_images_is_the_same(fisher_solver, critic_solver, shared):
     for name, tensor in agents[0].policy.state_dict().items():
         other = agents[1].policy.state_dict()[name]
         assert float((tensor - other).norm()) < 1e-2 * float(other.norm()), name
+
+
+@pytest.mark.parametrize("critic_solver", ["gauss_newton", "adam"])
+def test_critic_on_features_of_any_kind_is_the_same(critic_solver):
+    kwargs = {"features_extractor_class": NormalizingExtractor, "net_arch": [8]}
+    options = {"critic_solver": critic_solver, "policy_kwargs": kwargs}
+    (by_hand, figures), (autograd, expected) = (trained(fast_paths, **options) for fast_paths in (True, False))
+    assert read_networks(by_hand.policy) is None
+    assert read_critic(by_hand.policy) is not None
+    for one, other in zip(figures, expected, strict=True):
+        assert one["train/value_loss"] == pytest.approx(other["train/value_loss"], rel=1e-3)
+    for name, tensor in by_hand.policy.state_dict().items():
+        th.testing.assert_close(tensor, autograd.policy.state_dict()[name], rtol=1e-3, atol=1e-5)
+
+
+class Detached(nn.Module):
+    """Lets nothing before it learn."""
+
+    def forward(self, inputs):
+        return inputs.detach()
+
+
+def test_features_that_only_the_critic_learns_from_are_not_taken_for_constants():
+    kwargs = {"features_extractor_class": NormalizingExtractor, "net_arch": []}
+    policy = make_agent("vector", policy_kwargs=kwargs).policy
+    assert split_policy(policy, th.zeros(1, 3)).critic is not None
+    policy.action_net = nn.Sequential(Detached(), policy.action_net)
+    parts = split_policy(policy, th.zeros(1, 3))
+    assert any(parameter is policy.features_extractor.linear.weight for parameter in parts.criticising)
+    assert parts.critic is None
 
 
 class Policies(BaseCallback):

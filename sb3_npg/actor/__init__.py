@@ -4,10 +4,10 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_npg.actor.base import ActingRows, Actor, Objective, take_rows
+from sb3_npg.actor.base import ActingRows, Actor, Objective
 from sb3_npg.actor.feed_forward import FeedForwardActor
 from sb3_npg.actor.policy import PolicyActor, acting_parameters
-from sb3_npg.networks import PolicyNetworks
+from sb3_npg.networks import PolicyNetworks, take_rows
 from sb3_npg.parameters import ParameterVector
 
 __all__ = [

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch as th
-from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_npg.fisher import (
     FeedForwardLayers,
@@ -67,10 +66,3 @@ class Actor(Protocol):
     def every(self, step: int) -> "Actor":
         """Return the same on every so-many-th row."""
         ...
-
-
-def take_rows(observations: PyTorchObs, rows: slice | th.Tensor) -> PyTorchObs:
-    """Return some rows of a batch of observations, a tensor or a dict of tensors."""
-    if isinstance(observations, dict):
-        return {key: tensor[rows] for key, tensor in observations.items()}
-    return observations[rows]

@@ -4,7 +4,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_npg.actor.base import ActingRows, Objective, take_rows
+from sb3_npg.actor.base import ActingRows, Objective
 from sb3_npg.fisher import (
     Acting,
     ActingModel,
@@ -14,6 +14,7 @@ from sb3_npg.fisher import (
     RolloutFisher,
     rows_within,
 )
+from sb3_npg.networks import take_rows
 from sb3_npg.output_fisher import make_output_fisher
 from sb3_npg.parameters import ParameterVector, reached_parameters
 

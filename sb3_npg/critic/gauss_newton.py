@@ -106,10 +106,10 @@ class GaussNewtonSolver(CriticSolver):
     ) -> float:
         """Take up to ``n_updates`` steps; returns the loss before the first."""
         self.solver.to(policy.device)
-        if parts.networks is None:
+        if parts.critic is None:
             own = criticising_modules(policy, parts)
             refresh_running_statistics(policy.predict_values, own, rollout.observations, batch_size)
-        values = make_values(policy, rollout.observations, ParameterVector(parts.criticising), parts.networks)
+        values = make_values(policy, rollout.observations, ParameterVector(parts.criticising), parts.critic)
         problem = ValueProblem(values, rollout.returns)
         loss = problem.loss()
         require_finite("the critic's loss", th.tensor(loss))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from sb3_npg.actor import take_rows
 from sb3_npg.critic.solver import CriticSolver
 from sb3_npg.fisher import FeedForwardJacobian
-from sb3_npg.networks import PolicyNetworks
+from sb3_npg.networks import CriticNetwork
 from sb3_npg.numerics import require_finite
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts, criticising_modules, training_mode
@@ -50,8 +50,8 @@ class MinibatchSolver(CriticSolver):
 def _backward(policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples) -> Iterator[Backward]:
     """Choose how a minibatch is differentiated: by hand, or by autograd with what is not the actor's training."""
     policy.optimizer.zero_grad()
-    if parts.networks is not None:
-        yield _backward_by_hand(parts.networks, ParameterVector(parts.criticising), rollout)
+    if parts.critic is not None:
+        yield _backward_by_hand(parts.critic, ParameterVector(parts.criticising), rollout)
         return
     modules = criticising_modules(policy, parts)
 
@@ -68,9 +68,9 @@ def _backward(policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples) -
         yield backward
 
 
-def _backward_by_hand(networks: PolicyNetworks, parameters: ParameterVector, rollout: Samples) -> Backward:
+def _backward_by_hand(critic: CriticNetwork, parameters: ParameterVector, rollout: Samples) -> Backward:
     """Differentiate a feed-forward critic without a graph, into gradients that are views of one vector."""
-    inputs = networks.critic_inputs(rollout.observations)
+    inputs = critic.inputs(rollout.observations)
     returns = rollout.returns.unsqueeze(1)
     gradient = th.zeros_like(parameters.get())
     for parameter, view in zip(parameters.tensors, parameters.split(gradient), strict=True):
@@ -83,7 +83,7 @@ def _backward_by_hand(networks: PolicyNetworks, parameters: ParameterVector, rol
         if n in jacobians:
             jacobians[n].linearize(inputs[rows])
         else:
-            jacobians[n] = FeedForwardJacobian(networks.critic, inputs[rows], parameters)
+            jacobians[n] = FeedForwardJacobian(critic.layers, inputs[rows], parameters)
         error = jacobians[n].outputs - returns[rows]
         jacobians[n].pull_into(error * (2.0 / n), gradient)
         return error.square().mean()

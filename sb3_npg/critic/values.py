@@ -11,6 +11,7 @@ from sb3_npg.actor import take_rows
 from sb3_npg.fisher import (
     Acting,
     ActingModel,
+    FeedForward,
     FeedForwardLayers,
     FeedForwardModel,
     FeedForwardRows,
@@ -21,7 +22,7 @@ from sb3_npg.fisher import (
     rows_within,
     split_rows,
 )
-from sb3_npg.networks import PolicyNetworks
+from sb3_npg.networks import CriticNetwork
 from sb3_npg.parameters import ParameterVector
 
 
@@ -106,16 +107,16 @@ class FeedForwardValues:
     """
     The values of a policy whose critic is a feed-forward network, by hand.
 
-    :param networks: the policy's
+    :param network: the policy's critic
     :param inputs: what its critic is applied to, n rows
     :param parameters: θ
     """
 
-    def __init__(self, networks: PolicyNetworks, inputs: th.Tensor, parameters: ParameterVector):
+    def __init__(self, network: FeedForward, inputs: th.Tensor, parameters: ParameterVector):
         self.inputs = inputs
         self.parameters = parameters
         self.n_rows = len(inputs)
-        self._jacobian = KeptJacobian(networks.critic, inputs, parameters)
+        self._jacobian = KeptJacobian(network, inputs, parameters)
 
     def model(self) -> OutputModel:
         """Return V, shape (n, 1), as what F is made of."""
@@ -143,7 +144,7 @@ def make_values(
     policy: ActorCriticPolicy,
     observations: PyTorchObs,
     parameters: ParameterVector,
-    networks: PolicyNetworks | None = None,
+    critic: CriticNetwork | None = None,
 ) -> Values:
     """
     Choose how a policy's values are computed on the rows of a rollout.
@@ -151,9 +152,9 @@ def make_values(
     :param policy: SB3 actor-critic policy
     :param observations: n rows
     :param parameters: θ, the parameters that the regression moves
-    :param networks: the policy's, if they are to be computed by hand
+    :param critic: the policy's, if it is to be computed by hand
     :return: the values
     """
-    if networks is None:
+    if critic is None:
         return PolicyValues(policy, observations, parameters)
-    return FeedForwardValues(networks, networks.critic_inputs(observations), parameters)
+    return FeedForwardValues(critic.layers, critic.inputs(observations), parameters)

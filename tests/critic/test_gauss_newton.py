@@ -12,7 +12,7 @@ from torch import nn
 from sb3_npg import NPG
 from sb3_npg.critic import GaussNewtonSolver, MinibatchSolver, ValueProblem, make_critic_solver, make_values
 from sb3_npg.critic.minibatches import fused
-from sb3_npg.networks import read_networks
+from sb3_npg.networks import read_critic
 from sb3_npg.numerics import NumericalFailure
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts, split_policy
@@ -23,16 +23,14 @@ from tests.cases import POLICIES, make_observations, make_policy
 
 N = 9
 both_ways = pytest.mark.parametrize("fast_paths", [True, False])
-BY_HAND = (
-    "Mlp", "Mlp, net_arch=[]", "Mlp, ReLU, discrete observation", "MultiInput", "NatureCNN", "NatureCNN, not shared",
-)  # fmt: skip
+BY_HAND = [name for name in POLICIES if name != "custom extractor, not shared"]
 
 
 def make_value_problem(policy: str, fast_paths: bool = True, **kwargs: Any) -> "RegressionOfPolicy":
     made = make_policy("Gaussian", policy)
     observations = make_observations(POLICIES[policy].observation_space, N)
     parts = split_policy(made, observations, fast_paths)
-    values = make_values(made, observations, ParameterVector(parts.criticising), parts.networks)
+    values = make_values(made, observations, ParameterVector(parts.criticising), parts.critic)
     problem = RegressionOfPolicy(values, th.randn(N, dtype=th.float64), **kwargs)
     problem.policy, problem.observations = made, observations
     return problem
@@ -82,8 +80,8 @@ def test_layers_by_hand_are_those_that_hooks_find(policy, columns):
 
 def fit(solver: GaussNewtonSolver, problem: RegressionOfPolicy, n_updates: int = 1, fast_paths: bool = True) -> float:
     """Run a solver on a problem's policy and rows."""
-    networks = read_networks(problem.policy) if fast_paths else None
-    parts = PolicyParts(problem.vector, list(problem.vector.tensors), [], networks)
+    critic = read_critic(problem.policy) if fast_paths else None
+    parts = PolicyParts(problem.vector, list(problem.vector.tensors), [], critic=critic)
     samples: Samples = RolloutOf(problem.observations, problem.returns.flatten())  # type: ignore[assignment]
     return solver.fit(problem.policy, parts, samples, n_updates, 4)
 
@@ -177,7 +175,7 @@ def test_bias_that_is_no_intercept_never_makes_the_fit_worse():
     policy = Squared(env.observation_space, env.action_space, lambda _: 1e-3).double()
     observations = th.randn(N, *env.observation_space.shape, dtype=th.float64)
     parts = split_policy(policy, observations)
-    values = make_values(policy, observations, ParameterVector(parts.criticising), parts.networks)
+    values = make_values(policy, observations, ParameterVector(parts.criticising), parts.critic)
     problem = RegressionOfPolicy(values, -10.0 * th.ones(N, dtype=th.float64))
     problem.policy, problem.observations = policy, observations
     loss, before = problem.loss(), problem.vector.get()
