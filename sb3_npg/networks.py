@@ -49,7 +49,7 @@ class CriticNetwork(NamedTuple):
         )
         if not self.shares:
             return extract(observations)
-        n_rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        n_rows = count_rows(observations)
         return th.cat([extract(take_rows(observations, rows)) for rows in split_rows(n_rows, _ROWS_AT_ONCE)])
 
 
@@ -145,6 +145,11 @@ def read_critic(policy: ActorCriticPolicy) -> CriticNetwork | None:
         return None
     layers = _read(policy, [*front, policy.mlp_extractor.value_net, policy.value_net], observes=bool(front))
     return None if layers is None else CriticNetwork(policy, layers, shares=shared and not _is_constant(extractor))
+
+
+def count_rows(observations: PyTorchObs) -> int:
+    """Return how many rows a batch of observations has."""
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
 
 
 def take_rows(observations: PyTorchObs, rows: slice | th.Tensor) -> PyTorchObs:

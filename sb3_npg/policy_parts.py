@@ -18,7 +18,7 @@ from torch import nn
 
 from sb3_npg.actor import acting_parameters, take_rows
 from sb3_npg.fisher import split_rows
-from sb3_npg.networks import CriticNetwork, PolicyNetworks, read_critic, read_networks
+from sb3_npg.networks import CriticNetwork, PolicyNetworks, count_rows, read_critic, read_networks
 from sb3_npg.parameters import ParameterVector, reached_parameters
 
 
@@ -80,7 +80,7 @@ def refresh_running_statistics(
     :param batch_size: largest number of rows in one batch
     """
     averaging = [module for module in modules if getattr(module, "running_mean", None) is not None]
-    n_rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    n_rows = count_rows(observations)
     if not averaging or n_rows < 2:  # the variance of one row is not defined
         return
     with training_mode(averaging, True), th.no_grad():

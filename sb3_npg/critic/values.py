@@ -22,7 +22,7 @@ from sb3_npg.fisher import (
     rows_within,
     split_rows,
 )
-from sb3_npg.networks import CriticNetwork
+from sb3_npg.networks import CriticNetwork, count_rows
 from sb3_npg.parameters import ParameterVector
 
 
@@ -74,7 +74,7 @@ class PolicyValues:
         self.policy = policy
         self.observations = observations
         self.parameters = parameters
-        self.n_rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        self.n_rows = count_rows(observations)
 
     def model(self) -> OutputModel:
         """Return V, shape (n, 1), as what F is made of."""
