@@ -116,6 +116,7 @@ FINALISTS: dict[str, dict[str, Any]] = {
     "the same, δ 0.02, rollouts of 2,048": {**_SAME, **_ROWS_2048, "target_kl": 0.02},
     "the same, λ of GAE 0.9": {**_SAME, "gae_lambda": 0.9},
     "the same, λ of F 0.1 d": _ZOO,
+    "the same, λ of F 0.1 d, γ 0.995": {**_ZOO, "gamma": 0.995},
     "the same, λ of F 1": {**_SAME, "damping": 1.0},
     "the same, λ of F 1, λ of GAE 0.9": {**_SAME, "damping": 1.0, "gae_lambda": 0.9},
     "the same, δ falling from 0.015": {**_SAME, "target_kl": "lin_0.015"},
@@ -179,7 +180,7 @@ class FinalRun(ZooRun):
         settings = dict(FINALISTS[self.candidate])
         start = settings.pop("log σ", None)
         noise = log_std(start(DIMENSIONS[self.env_id])) if start else {}
-        return {**common, **_gamma(self.env_id), **settings, **noise}
+        return {**common, **settings, **_gamma(self.env_id), **noise}
 
 
 def measure(store: Store, run: Run) -> None:
