@@ -7,6 +7,7 @@ the table in ``README.md``. Stopped, it goes on where it was. ``--algorithms``, 
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,7 +116,8 @@ def write(store: Store, runs: Sequence[Run], out: Path, readme: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_document(out, document(found, store, runs, complete, out.with_suffix("")))
     if complete:
-        report.write_readme(readme, report.final_table(found, complete, ALGORITHMS))
+        picture = os.path.relpath(out.with_name(f"{out.stem}_seconds.png"), readme.parent)
+        report.write_readme(readme, report.headline(found, complete, ALGORITHMS, picture))
 
 
 def main(argv: Sequence[str]) -> None:
