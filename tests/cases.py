@@ -63,7 +63,8 @@ class SmallNaturePolicy(ActorCriticCnnPolicy):
             nn.Tanh(),
             nn.Flatten(),
         )
-        extractor.linear = nn.Sequential(nn.Linear(3 * 4 * 3, 4), nn.ReLU())
+        # Bounded features: squashed actions far out are not told apart in double precision.
+        extractor.linear = nn.Sequential(nn.Linear(3 * 4 * 3, 4), nn.Tanh())
         return extractor
 
 
