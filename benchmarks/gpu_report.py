@@ -46,8 +46,8 @@ positions and Cholesky 1.8; with the settings in zoo_configs, which decompose up
 eighth of TRPO's time, just short of it. CuPy's kernels gain nothing on NatureCNN, where torch does the work.
 
 **What to run where.** For one or sixteen environments a small network acts twice to three times as fast on the
-processor, and the update's gain does not make up for it: 16 environments and 128 steps each cost 430 ms of acting on
-this GPU and 180 ms on its processor, the update 15 and 37. NatureCNN trains 46 times as fast on the GPU.
+processor. 128 steps of 16 environments take 43 ms of acting on this GPU and 18 ms on its processor, the update 15 and
+37 ms: together as long. NatureCNN trains 46 times as fast on the GPU, and acts faster there for 16 environments.
 
 **TF32.** In trainings on Pendulum the final policies are about as good with it (one task, three seeds, each a little
 lower). Its solutions differ by 2e-4 to 6e-4 from those in float32.
