@@ -38,12 +38,13 @@ float32 all solvers are within about 1e-6 of float64, whichever backend solves. 
 A2C, in steps per second.
 
 **Missed.** The solve for 64 × 64 units takes 0.86 ms and not 0.35: its one kernel runs for 0.12 ms, and what is left
-is the host, which starts kernels slowly on this machine; the same solve over and over takes 0.4 ms. With 65,536 rows
-the kernel reaches a quarter of the arithmetic's rate and not half; TF32, a third of the products, gains a seventh
-there, so it does not wait for the tensor cores. K-FAC takes 2.3 ms and not 0.3, 3.8 times as fast as by torch and not
-10, by Cholesky 1.5 ms. On NatureCNN a K-FAC update costs 5.5 gradients and not 1.25, with one sampled column, mean
-positions and Cholesky 1.8; with the settings in zoo_configs, which decompose up to 1,024 rows, `train()` takes an
-eighth of TRPO's time, just short of it. CuPy's kernels gain nothing on NatureCNN, where torch does the work.
+is the host, which starts kernels slowly on this machine; the same solve over and over takes 0.4 ms (both by profiles
+that are not kept). With 65,536 rows the kernel reaches a quarter of the arithmetic's rate and not half; TF32, a third
+of the products, gains a seventh there, so it does not wait for the tensor cores. K-FAC takes 2.3 ms and not 0.3, 3.8
+times as fast as by torch and not 10, by Cholesky 1.5 ms. On NatureCNN a K-FAC update costs 5.5 gradients and not
+1.25, with one sampled column, mean positions and Cholesky 1.8; with the settings in zoo_configs, which decompose up
+to 1,024 rows, `train()` takes an eighth of TRPO's time, just short of it. CuPy's kernels gain nothing on NatureCNN,
+where torch does the work.
 
 **What to run where.** For one or sixteen environments a small network acts twice to three times as fast on the
 processor. 128 steps of 16 environments take 43 ms of acting on this GPU and 18 ms on its processor, the update 15 and
