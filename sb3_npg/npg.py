@@ -410,8 +410,8 @@ class NPG(OnPolicyAlgorithm):
         warnings.warn(
             f"NPG runs on {self.device} with {self.policy_class.__name__}. Acting, one small forward pass for each "
             "environment step, is slower there than on a CPU for a small network; what the update gains makes up for "
-            "it only with a wide network or a large rollout. Pass device='cpu' unless you have measured that the GPU is "
-            "faster; image policies ('CnnPolicy') belong on the GPU.",
+            "it only with a wide network or a large rollout. Pass device='cpu' unless you have measured that the GPU "
+            "is faster; image policies ('CnnPolicy') belong on the GPU.",
             UserWarning,
             stacklevel=2,
         )
