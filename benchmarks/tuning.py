@@ -116,6 +116,7 @@ FINALISTS: dict[str, dict[str, Any]] = {
     "the same, δ 0.02, rollouts of 2,048": {**_SAME, **_ROWS_2048, "target_kl": 0.02},
     "the same, λ of GAE 0.9": {**_SAME, "gae_lambda": 0.9},
     "the same, λ of F 0.1 d": _ZOO,
+    "the same, λ of F 0.1 d, γ 0.9925": {**_ZOO, "gamma": 0.9925},
     "the same, λ of F 0.1 d, γ 0.995": {**_ZOO, "gamma": 0.995},
     "the same, λ of F 1": {**_SAME, "damping": 1.0},
     "the same, λ of F 1, λ of GAE 0.9": {**_SAME, "damping": 1.0, "gae_lambda": 0.9},
