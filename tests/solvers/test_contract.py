@@ -142,7 +142,7 @@ def assert_solves_its_own_system(name: str, case: Case) -> None:
     x = solver.solve(case.problem, gradient, DAMPING).natural_gradient
     matrix = MATRICES[SETTINGS[name][0]](case, solver)
     expected = th.linalg.solve(matrix + DAMPING * th.eye(len(matrix), dtype=th.float64), gradient)
-    assert relative_error(x, expected) < 1e-7
+    assert relative_error(x, expected) < 1e-8
 
 
 @pytest.mark.parametrize("policy", POLICIES)
