@@ -23,13 +23,14 @@ class ConvolutionStep(LayerStep):
         super().__init__(layer, spans, reached)
         self._convolution = convolution
         self._layout = th.contiguous_format
+        self._kernel = self.weight
         self._arguments = conv_arguments(convolution)
 
     def forward(self, inputs: th.Tensor) -> th.Tensor:
         """Keep inputs and slopes, and return a_out."""
         self._layout = layout_for(inputs)
-        self.inputs = self._laid_out(inputs)
-        sums = F.conv2d(self.inputs, self._laid_out(self.weight), self._bias, *self._arguments)
+        self.inputs, self._kernel = self._laid_out(inputs), self._laid_out(self.weight)
+        sums = F.conv2d(self.inputs, self._kernel, self._bias, *self._arguments)
         outputs, self.slope = with_slope(self.activation, sums)
         self.output_shape = outputs.shape[1:]
         return outputs
@@ -44,7 +45,7 @@ class ConvolutionStep(LayerStep):
             direction = self._laid_out(vector[self.weight_span].view_as(self.weight))
             out = F.conv2d(self.inputs, direction, None, *self._arguments)
         if tangent is not None:
-            out += F.conv2d(self._laid_out(tangent), self._laid_out(self.weight), None, *self._arguments)
+            out += F.conv2d(self._laid_out(tangent), self._kernel, None, *self._arguments)
         if self.bias_span is not None:
             out += vector[self.bias_span].view(-1, 1, 1)
         return out if self.slope is None else out.mul_(self.slope)
@@ -81,8 +82,10 @@ class ConvolutionStep(LayerStep):
         return by_position(deltas)
 
     def _pulled(self, delta: th.Tensor) -> th.Tensor:
-        shape, delta, weight = (len(delta), *self.inputs.shape[1:]), self._laid_out(delta), self._laid_out(self.weight)
-        pulled: th.Tensor = conv2d_input(shape, weight, delta, *self._arguments)  # type: ignore[no-untyped-call]
+        shape = (len(delta), *self.inputs.shape[1:])
+        pulled: th.Tensor = conv2d_input(  # type: ignore[no-untyped-call]
+            shape, self._kernel, self._laid_out(delta), *self._arguments
+        )
         return pulled
 
     def _laid_out(self, tensor: th.Tensor) -> th.Tensor:

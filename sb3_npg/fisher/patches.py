@@ -39,7 +39,7 @@ def by_position(images: th.Tensor) -> th.Tensor:
     return images.flatten(-2).mT
 
 
-def n_positions(layer: nn.Conv2d, length: int, dim: int) -> int:
+def positions_along(layer: nn.Conv2d, length: int, dim: int) -> int:
     """Return at how many positions a convolution is applied along one side of an image."""
     left, right = layer._reversed_padding_repeated_twice[2 - 2 * dim : 4 - 2 * dim]
     return (length + left + right - layer.dilation[dim] * (layer.kernel_size[dim] - 1) - 1) // layer.stride[dim] + 1

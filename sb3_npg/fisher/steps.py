@@ -9,7 +9,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_npg.fisher.patches import conv_arguments, n_positions
+from sb3_npg.fisher.patches import conv_arguments, positions_along
 from sb3_npg.linalg import ChainLayer
 
 #: Products with fewer columns than this are several times faster with their result stored column by column.
@@ -52,7 +52,9 @@ class NetworkLayer(NamedTuple):
         """Return the shape of a row's outputs for that of its inputs."""
         if isinstance(self.linear, nn.Linear):
             return th.Size((self.linear.out_features,))
-        return th.Size((self.linear.out_channels, *(n_positions(self.linear, inputs[1 + dim], dim) for dim in (0, 1))))
+        return th.Size(
+            (self.linear.out_channels, *(positions_along(self.linear, inputs[1 + dim], dim) for dim in (0, 1)))
+        )
 
 
 class LayerStep(ABC):
@@ -154,8 +156,7 @@ class LinearStep(LayerStep):
     def pull(self, delta: th.Tensor, before: LayerStep) -> th.Tensor:
         """Return the cotangent of the sums before."""
         if isinstance(before, LinearStep):
-            out = th.mm(delta, self.weight, out=before._passing)
-            return out if before.slope is None else out.mul_(before.slope)
+            return sloped(th.mm(delta, self.weight, out=before._passing), before)
         return sloped((delta @ self.weight).view(-1, *before.output_shape), before)
 
     def pull_all(self, deltas: th.Tensor, before: LayerStep) -> th.Tensor:
