@@ -92,32 +92,55 @@ def _clipped(at: float) -> dict[str, Any]:
 
 #: Action dimensions d of the tasks.
 DIMENSIONS = {"HalfCheetah-v5": 6, "Ant-v5": 8, "Walker2d-v5": 6, "Hopper-v5": 3, "Swimmer-v5": 2}
-_SET: dict[str, Any] = {"n_steps": 128, "target_kl": 0.01, "damping": 0.1}
+#: λ of GAE 0.95, said where NPG's own is another. Like the value of any argument, a function of d; None leaves it out.
+_USUAL_LAMBDA: dict[str, Any] = {"gae_lambda": lambda d: 0.95 if d > 6 else None}
+_SET: dict[str, Any] = {"n_steps": 128, "target_kl": 0.01, "damping": 0.1, **_USUAL_LAMBDA}
 _CLIPPED: dict[str, Any] = {**_SET, **_clipped(3.0)}
-#: The zoo's: with NPG's own damping, and NPG's own noise to begin with.
-_ZOO: dict[str, Any] = {
-    "n_steps": 128,
-    "target_kl": 0.01,
-    **_clipped(3.0),
-    "callback": "sb3_npg.callbacks.StaggerEpisodes",
-}
 #: With NPG's own noise. What differs from it says its noise, so that NPG's may change.
-_STAGGERED: dict[str, Any] = {**_ZOO, "damping": 0.1}
-#: "log σ" is a function of d.
+_STAGGERED: dict[str, Any] = {**_CLIPPED, "callback": "sb3_npg.callbacks.StaggerEpisodes"}
 _TWO_OVER_D: dict[str, Any] = {"log σ": lambda d: min(0.0, math.log(2.0 / d))}
 _SAME: dict[str, Any] = {**_STAGGERED, **_TWO_OVER_D}
 _NORM_ONE: dict[str, Any] = {**_SET, "log σ": lambda d: -0.5 * math.log(d)}
+#: With NPG's own damping too.
+_DAMPED: dict[str, Any] = {name: value for name, value in _STAGGERED.items() if name != "damping"}
+_16_ENVIRONMENTS: dict[str, Any] = {"n_envs": 16, "n_steps": 64}
+#: The zoo's: with NPG's own λ of GAE.
+_ZOO: dict[str, Any] = {name: value for name, value in _DAMPED.items() if name != "gae_lambda"}
 #: The few that are left, in the zoo's grammar. Whole, so that a change of ``zoo_configs/npg.yml`` leaves them alone.
 FINALISTS: dict[str, dict[str, Any]] = {
     "log σ −1, δ 0.01": {**_SET, **log_std(-1.0)},
-    "log σ −0.75, δ 0.02, rollouts of 2,048, Adam": {**_ROWS_2048, **_ADAM, "damping": 0.1, **log_std(-0.75)},
+    "log σ −0.75, δ 0.02, rollouts of 2,048, Adam": {
+        **_ROWS_2048,
+        **_ADAM,
+        "damping": 0.1,
+        **_USUAL_LAMBDA,
+        **log_std(-0.75),
+    },
     "log σ log (2/d), δ 0.01, observations to ±3, staggered": _STAGGERED,
     "the same, in step": {**_CLIPPED, **_TWO_OVER_D},
     "the same, δ 0.02, rollouts of 2,048": {**_SAME, **_ROWS_2048, "target_kl": 0.02},
     "the same, λ of GAE 0.9": {**_SAME, "gae_lambda": 0.9},
-    "the same, λ of F 0.1 d": _ZOO,
-    "the same, λ of F 0.1 d, γ 0.9925": {**_ZOO, "gamma": 0.9925},
-    "the same, λ of F 0.1 d, γ 0.995": {**_ZOO, "gamma": 0.995},
+    "the same, λ of F 0.1 d": _DAMPED,
+    "the same, λ of F 0.1 d, λ of GAE 0.95 or 0.9": _ZOO,
+    "the same, λ of F 0.1 d, γ 0.9925": {**_DAMPED, "gamma": 0.9925},
+    "the same, λ of F 0.1 d, γ 0.9925, λ of GAE 1 − d/120": {
+        **_DAMPED,
+        "gamma": 0.9925,
+        "gae_lambda": lambda d: round(1.0 - d / 120, 4),
+    },
+    "the same, λ of F 0.1 d, γ 0.9925, λ of GAE 1 − d/80": {
+        **_DAMPED,
+        "gamma": 0.9925,
+        "gae_lambda": lambda d: round(1.0 - d / 80, 4),
+    },
+    "the same, λ of F 0.1 d, γ 0.9925, λ of GAE 0.9": {**_DAMPED, "gamma": 0.9925, "gae_lambda": 0.9},
+    "the same, λ of F 0.1 d, γ 0.9925, entropy 0.003": {**_DAMPED, "gamma": 0.9925, "ent_coef": 0.003},
+    "the same, λ of F 0.1 d, γ 0.9925, entropy 0.005": {**_DAMPED, "gamma": 0.9925, "ent_coef": 0.005},
+    "the same, λ of F 0.1 d, γ 0.9925, entropy 0.01": {**_DAMPED, "gamma": 0.9925, "ent_coef": 0.01},
+    "the same, λ of F 0.1 d, γ 0.9925, 16 environments": {**_DAMPED, **_16_ENVIRONMENTS, "gamma": 0.9925},
+    "the same, λ of F 0.1 d, γ 0.995": {**_DAMPED, "gamma": 0.995},
+    "the same, λ of F 0.1 d, γ 0.995, λ of GAE 0.9": {**_DAMPED, "gamma": 0.995, "gae_lambda": 0.9},
+    "the same, λ of F 0.1 d, 16 environments": {**_DAMPED, **_16_ENVIRONMENTS},
     "the same, λ of F 1": {**_SAME, "damping": 1.0},
     "the same, λ of F 1, λ of GAE 0.9": {**_SAME, "damping": 1.0, "gae_lambda": 0.9},
     "the same, δ falling from 0.015": {**_SAME, "target_kl": "lin_0.015"},
@@ -178,9 +201,10 @@ class FinalRun(ZooRun):
     def block(self) -> dict[str, Any]:
         """Return the hyperparameters, in the zoo's grammar."""
         common = {"normalize": True, "n_envs": N_ENVS, "n_timesteps": FINAL_STEPS, "policy": "MlpPolicy"}
-        settings = dict(FINALISTS[self.candidate])
-        start = settings.pop("log σ", None)
-        noise = log_std(start(DIMENSIONS[self.env_id])) if start else {}
+        d = DIMENSIONS[self.env_id]
+        settings = {name: value(d) if callable(value) else value for name, value in FINALISTS[self.candidate].items()}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        noise = log_std(settings.pop("log σ")) if "log σ" in settings else {}
         return {**common, **settings, **_gamma(self.env_id), **noise}
 
 

@@ -22,6 +22,10 @@ from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 DEFAULT_TARGET_KL = 0.01
 #: λ for each action dimension when ``damping`` is not given.
 DEFAULT_DAMPING = 0.1
+#: λ of GAE when ``gae_lambda`` is not given, and in a wide action space.
+DEFAULT_GAE_LAMBDA, WIDE_GAE_LAMBDA = 0.95, 0.9
+#: Action dimensions above which an action space is wide.
+WIDE = 6
 
 _SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -84,6 +88,19 @@ def default_damping(action_space: spaces.Space[Any], relative: bool) -> float:
     :param relative: whether the damping is relative to F's blocks
     """
     return DEFAULT_DAMPING if relative else DEFAULT_DAMPING * get_action_dim(action_space)
+
+
+def default_gae_lambda(action_space: spaces.Space[Any]) -> float:
+    """
+    Return λ of GAE where the user leaves it open: SB3's 0.95, but 0.9 for more than six continuous dimensions.
+
+    An advantage is what one action changes, among what all that follow it do within 1/(1 − γλ) steps. The more
+    dimensions, the less noise each of them begins with, and the less of the signal it has to itself.
+
+    :param action_space: the policy's
+    """
+    wide = isinstance(action_space, spaces.Box) and get_action_dim(action_space) > WIDE
+    return WIDE_GAE_LAMBDA if wide else DEFAULT_GAE_LAMBDA
 
 
 def make_damping(damping: Any, adaptive: bool, default: float) -> Schedule:

@@ -28,6 +28,7 @@ from sb3_npg.arguments import (
     check_policy_name,
     check_spaces,
     default_damping,
+    default_gae_lambda,
     example_observation,
     make_damping,
     make_step_rule,
@@ -103,7 +104,8 @@ class NPG(OnPolicyAlgorithm):
         on the whole rollout, which ``learning_rate`` and ``batch_size`` do not concern
     :param critic_solver_kwargs: arguments of the critic's solver, such as ``{"damping": 1.0}`` for "gauss_newton",
         whose default is 10 and falls as γ rises above 0.99
-    :param gae_lambda: trade-off of bias against variance in the advantage estimator
+    :param gae_lambda: trade-off of bias against variance in the advantage estimator; None means 0.95, or 0.9 where
+        actions have more than six continuous dimensions
     :param ent_coef: weight of the entropy bonus in the surrogate
     :param use_sde: use generalised state-dependent exploration (gSDE) for Box actions
     :param sde_sample_freq: draw a new noise matrix every so many steps; -1 only at the start of a rollout
@@ -159,7 +161,7 @@ class NPG(OnPolicyAlgorithm):
         n_critic_updates: int | None = None,
         critic_solver: str = "gauss_newton",
         critic_solver_kwargs: dict[str, Any] | None = None,
-        gae_lambda: float = 0.95,
+        gae_lambda: float | None = None,
         ent_coef: float = 0.0,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
@@ -186,7 +188,7 @@ class NPG(OnPolicyAlgorithm):
                 learning_rate=learning_rate,
                 n_steps=n_steps,
                 gamma=gamma,
-                gae_lambda=gae_lambda,
+                gae_lambda=gae_lambda,  # type: ignore[arg-type]  # None until _setup_model knows the action space
                 ent_coef=ent_coef,
                 vf_coef=0.0,  # the critic has a loss of its own
                 max_grad_norm=0.0,
@@ -230,6 +232,8 @@ class NPG(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         """Check the arguments, then build what is derived from them. Called by ``__init__`` and by ``load``."""
         check_policy_class(self.policy_class)
+        if self.gae_lambda is None:
+            self.gae_lambda = default_gae_lambda(self.action_space)
         check_hyperparameters(vars(self), self.n_envs)
         check_spaces(self.observation_space, self.action_space, self.use_sde)
         check_features_extractor(self.policy_class, self.policy_kwargs, self.observation_space)

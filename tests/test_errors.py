@@ -44,7 +44,7 @@ def assert_names(message: str, name: str, value: Any) -> None:
 
 # Numbers
 
-MAY_BE_NONE = ("target_kl", "step_size", "damping", "n_critic_updates")
+MAY_BE_NONE = ("target_kl", "step_size", "damping", "n_critic_updates", "gae_lambda")
 
 
 @pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY, np.float64("nan")], ids=repr)

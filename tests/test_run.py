@@ -405,6 +405,31 @@ def test_arguments_reach_what_uses_them():
     assert len(agent.ep_info_buffer) == 7
 
 
+def box(n_dimensions):
+    return spaces.Box(-1.0, 1.0, (n_dimensions,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("action_space", "kwargs", "expected"),
+    [
+        (box(1), {}, 0.95),
+        (box(6), {}, 0.95),
+        (box(7), {}, 0.9),
+        (spaces.Box(-1.0, 1.0, (2, 4), np.float32), {}, 0.9),
+        (box(7), {"gae_lambda": 0.95}, 0.95),
+        (box(7), {"gae_lambda": 0.0}, 0.0),
+        (spaces.MultiBinary(9), {}, 0.95),
+        (spaces.MultiDiscrete([2] * 9), {}, 0.95),
+    ],
+)
+def test_wide_action_spaces_have_a_shorter_lambda_of_gae(action_space, kwargs, expected, tmp_path):
+    agent = make_agent(TargetEnv(action_space=action_space), **kwargs)
+    assert agent.gae_lambda == agent.rollout_buffer.gae_lambda == expected
+    agent.save(tmp_path / "agent")
+    loaded = NPG.load(tmp_path / "agent", device="cpu")
+    assert loaded.gae_lambda == loaded.rollout_buffer.gae_lambda == expected
+
+
 # SB3's callbacks
 
 
