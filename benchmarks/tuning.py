@@ -93,7 +93,7 @@ def _clipped(at: float) -> dict[str, Any]:
 #: Action dimensions d of the tasks.
 DIMENSIONS = {"HalfCheetah-v5": 6, "Ant-v5": 8, "Walker2d-v5": 6, "Hopper-v5": 3, "Swimmer-v5": 2}
 #: λ of GAE 0.95, said where NPG's own is another. Like the value of any argument, a function of d; None leaves it out.
-_USUAL_LAMBDA: dict[str, Any] = {"gae_lambda": lambda d: 0.95 if d > 6 else None}
+_USUAL_LAMBDA: dict[str, Any] = {"gae_lambda": lambda d: None if 3 < d <= 6 else 0.95}
 _SET: dict[str, Any] = {"n_steps": 128, "target_kl": 0.01, "damping": 0.1, **_USUAL_LAMBDA}
 _CLIPPED: dict[str, Any] = {**_SET, **_clipped(3.0)}
 #: With NPG's own noise. What differs from it says its noise, so that NPG's may change.
@@ -121,7 +121,7 @@ FINALISTS: dict[str, dict[str, Any]] = {
     "the same, δ 0.02, rollouts of 2,048": {**_SAME, **_ROWS_2048, "target_kl": 0.02},
     "the same, λ of GAE 0.9": {**_SAME, "gae_lambda": 0.9},
     "the same, λ of F 0.1 d": _DAMPED,
-    "the same, λ of F 0.1 d, λ of GAE 0.95 or 0.9": _ZOO,
+    "the same, λ of F 0.1 d, λ of GAE by d": _ZOO,
     "the same, λ of F 0.1 d, γ 0.9925": {**_DAMPED, "gamma": 0.9925},
     "the same, λ of F 0.1 d, γ 0.9925, λ of GAE 1 − d/120": {
         **_DAMPED,

@@ -22,10 +22,10 @@ from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 DEFAULT_TARGET_KL = 0.01
 #: λ for each action dimension when ``damping`` is not given.
 DEFAULT_DAMPING = 0.1
-#: λ of GAE when ``gae_lambda`` is not given, and in a wide action space.
-DEFAULT_GAE_LAMBDA, WIDE_GAE_LAMBDA = 0.95, 0.9
-#: Action dimensions above which an action space is wide.
-WIDE = 6
+#: λ of GAE when ``gae_lambda`` is not given.
+DEFAULT_GAE_LAMBDA = 0.95
+#: The same for continuous actions of up to so many dimensions, and of more.
+GAE_LAMBDAS, WIDE_GAE_LAMBDA = {3: 0.98, 6: 0.95}, 0.9
 
 _SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -92,15 +92,17 @@ def default_damping(action_space: spaces.Space[Any], relative: bool) -> float:
 
 def default_gae_lambda(action_space: spaces.Space[Any]) -> float:
     """
-    Return λ of GAE where the user leaves it open: SB3's 0.95, but 0.9 for more than six continuous dimensions.
+    Return λ of GAE where the user leaves it open: for continuous actions the less the more dimensions they have.
 
     An advantage is what one action changes, among what all that follow it do within 1/(1 − γλ) steps. The more
     dimensions, the less noise each of them begins with, and the less of the signal it has to itself.
 
     :param action_space: the policy's
     """
-    wide = isinstance(action_space, spaces.Box) and get_action_dim(action_space) > WIDE
-    return WIDE_GAE_LAMBDA if wide else DEFAULT_GAE_LAMBDA
+    if not isinstance(action_space, spaces.Box):
+        return DEFAULT_GAE_LAMBDA
+    n_dimensions = get_action_dim(action_space)
+    return next((value for limit, value in GAE_LAMBDAS.items() if n_dimensions <= limit), WIDE_GAE_LAMBDA)
 
 
 def make_damping(damping: Any, adaptive: bool, default: float) -> Schedule:

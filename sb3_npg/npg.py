@@ -104,8 +104,8 @@ class NPG(OnPolicyAlgorithm):
         on the whole rollout, which ``learning_rate`` and ``batch_size`` do not concern
     :param critic_solver_kwargs: arguments of the critic's solver, such as ``{"damping": 1.0}`` for "gauss_newton",
         whose default is 10 and falls as γ rises above 0.99
-    :param gae_lambda: trade-off of bias against variance in the advantage estimator; None means 0.95, or 0.9 where
-        actions have more than six continuous dimensions
+    :param gae_lambda: trade-off of bias against variance in the advantage estimator; None means 0.95, for
+        continuous actions 0.98 up to three dimensions, 0.95 up to six, 0.9 for more
     :param ent_coef: weight of the entropy bonus in the surrogate
     :param use_sde: use generalised state-dependent exploration (gSDE) for Box actions
     :param sde_sample_freq: draw a new noise matrix every so many steps; -1 only at the start of a rollout

@@ -412,17 +412,20 @@ def box(n_dimensions):
 @pytest.mark.parametrize(
     ("action_space", "kwargs", "expected"),
     [
-        (box(1), {}, 0.95),
+        (box(1), {}, 0.98),
+        (box(3), {}, 0.98),
+        (box(4), {}, 0.95),
         (box(6), {}, 0.95),
         (box(7), {}, 0.9),
         (spaces.Box(-1.0, 1.0, (2, 4), np.float32), {}, 0.9),
         (box(7), {"gae_lambda": 0.95}, 0.95),
         (box(7), {"gae_lambda": 0.0}, 0.0),
+        (spaces.Discrete(2), {}, 0.95),
         (spaces.MultiBinary(9), {}, 0.95),
         (spaces.MultiDiscrete([2] * 9), {}, 0.95),
     ],
 )
-def test_wide_action_spaces_have_a_shorter_lambda_of_gae(action_space, kwargs, expected, tmp_path):
+def test_lambda_of_gae_is_shorter_the_more_dimensions_actions_have(action_space, kwargs, expected, tmp_path):
     agent = make_agent(TargetEnv(action_space=action_space), **kwargs)
     assert agent.gae_lambda == agent.rollout_buffer.gae_lambda == expected
     agent.save(tmp_path / "agent")
