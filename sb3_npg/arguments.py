@@ -1,6 +1,7 @@
 """What ``NPG`` accepts: hyperparameters, policy classes and spaces, checked before any training starts."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,10 +23,9 @@ from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 DEFAULT_TARGET_KL = 0.01
 #: λ for each action dimension when ``damping`` is not given.
 DEFAULT_DAMPING = 0.1
-#: λ of GAE when ``gae_lambda`` is not given.
+#: λ of GAE when ``gae_lambda`` is not given, and the same for continuous actions of up to so many dimensions.
 DEFAULT_GAE_LAMBDA = 0.95
-#: The same for continuous actions of up to so many dimensions, and of more.
-GAE_LAMBDAS, WIDE_GAE_LAMBDA = {3: 0.98, 6: 0.95}, 0.9
+CONTINUOUS_GAE_LAMBDAS = {3: 0.98, 6: 0.95, math.inf: 0.9}
 
 _SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -102,7 +102,7 @@ def default_gae_lambda(action_space: spaces.Space[Any]) -> float:
     if not isinstance(action_space, spaces.Box):
         return DEFAULT_GAE_LAMBDA
     n_dimensions = get_action_dim(action_space)
-    return next((value for limit, value in GAE_LAMBDAS.items() if n_dimensions <= limit), WIDE_GAE_LAMBDA)
+    return next(gae_lambda for limit, gae_lambda in CONTINUOUS_GAE_LAMBDAS.items() if n_dimensions <= limit)
 
 
 def make_damping(damping: Any, adaptive: bool, default: float) -> Schedule:
