@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import rl_zoo3
 import yaml
@@ -47,13 +47,13 @@ class Evaluator(BaseCallback):
     takes apart.
 
     :param env: unseen episodes
-    :param total_timesteps: steps of the run
+    :param every: steps from one evaluation to the next
     """
 
-    def __init__(self, env: VecEnv, total_timesteps: int):
+    def __init__(self, env: VecEnv, every: float):
         super().__init__()
         self.env = env
-        self.every = total_timesteps / EVALUATIONS
+        self.every = every
         self.curve: list[dict[str, Any]] = []
         self._start = self._aside = 0.0
 
@@ -82,7 +82,9 @@ class Evaluator(BaseCallback):
         return [round(float(value), 2) for value in cast("list[float]", returns)]
 
 
-def train_and_evaluate(algo: str, env_id: str, seed: int, block: dict[str, Any]) -> dict[str, Any]:
+def train_and_evaluate(
+    algo: str, env_id: str, seed: int, block: dict[str, Any], evaluations: int = EVALUATIONS
+) -> dict[str, Any]:
     """
     Train as ``python -m rl_zoo3.train`` does, on one thread.
 
@@ -90,6 +92,7 @@ def train_and_evaluate(algo: str, env_id: str, seed: int, block: dict[str, Any])
     :param env_id: the task
     :param seed: of environments, networks and actions
     :param block: hyperparameters in the zoo's grammar
+    :param evaluations: during the run, evenly spaced
     :return: "returns" of the final policy, deterministic, on unseen episodes; "curve" of evaluations, each with the
         "pace" of the machine; "seconds" of the processor, without evaluations
     """
@@ -114,7 +117,7 @@ def train_and_evaluate(algo: str, env_id: str, seed: int, block: dict[str, Any])
         model, _ = setup
         manager.seed = EVALUATION_SEED + seed
         evaluation = manager.create_envs(N_EVALUATION_ENVS, eval_env=True)
-        evaluator = Evaluator(evaluation, manager.n_timesteps)
+        evaluator = Evaluator(evaluation, manager.n_timesteps / evaluations)
         model.learn(manager.n_timesteps, callback=CallbackList([*manager.callbacks, evaluator]))
         seconds = evaluator.seconds()
         returns = evaluator.evaluate(EVALUATION_EPISODES)
@@ -135,6 +138,8 @@ class ZooRun(ABC):
     algo: str
     env_id: str
     seed: int
+    #: Evaluations during the run, evenly spaced.
+    evaluations: ClassVar[int] = EVALUATIONS
 
     @abstractmethod
     def block(self) -> dict[str, Any]:
@@ -142,10 +147,10 @@ class ZooRun(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Return all that the run depends on."""
-        evaluation = {"evaluations": EVALUATIONS, "episodes": EPISODES, "final_episodes": EVALUATION_EPISODES}
+        evaluation = {"evaluations": self.evaluations, "episodes": EPISODES, "final_episodes": EVALUATION_EPISODES}
         return {"algo": self.algo, "env_id": self.env_id, "seed": self.seed, "block": self.block(), **evaluation}
 
 
 def measure(store: Store, run: ZooRun) -> None:
     """Train, evaluate, and keep the figures."""
-    store.save(run.settings(), train_and_evaluate(run.algo, run.env_id, run.seed, run.block()))
+    store.save(run.settings(), train_and_evaluate(run.algo, run.env_id, run.seed, run.block(), run.evaluations))

@@ -9,6 +9,7 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks import (
+    bipedal_walker,
     critic_fit,
     critics,
     defaults,
@@ -401,6 +402,25 @@ def test_tuning_shows_the_mean_over_seeds_and_how_many_there_are(tmp_path):
 def test_the_set_of_hyperparameters_of_the_zoo_is_a_finalist(env_id):
     chosen = returns.Run("npg", env_id, 0, returns.TASKS[env_id]).settings()
     assert chosen in [run.settings() for run in tuning.final_runs(seeds=(0,), tasks=(env_id,))]
+
+
+def test_the_zoos_bipedal_walker_is_a_finalist_of_its_study():
+    chosen = returns.Run("npg", bipedal_walker.TASK, 0, returns.TASKS[bipedal_walker.TASK]).settings()
+    assert chosen in [run.settings() for run in bipedal_walker.final_runs()]
+
+
+def test_bipedal_walkers_table_counts_the_seeds_that_reach_the_score_and_means_over_the_steps_shown(tmp_path):
+    store = report.Store(tmp_path, any_machine=True)
+    runs = bipedal_walker.first_looks()[:3]
+    steps = (100_000, 200_000, 300_000, 400_000, 500_000)
+    for run, returns_of_seed in zip(runs[:2], ((0, 10, 20, 30, 0), (0, 40, 60, 80, 0)), strict=True):
+        points = zip(steps, returns_of_seed, strict=True)
+        curve = [{"steps": at, "seconds": at / 1e4, "pace": STANDARD, "returns": [value]} for at, value in points]
+        store.save(run.settings(), {"returns": [returns_of_seed[3]], "seconds": 1.0, "curve": curve})
+
+    row = bipedal_walker.table(store, runs, score=50.0).splitlines()[2]
+
+    assert row == f"| {runs[0].candidate} | 3, 4 | 300k (1 of 2) | 40 ± 28 | 30, 80 |"
 
 
 def test_gpu_benchmark_measures_keeps_and_tells_what_failed(tmp_path):
