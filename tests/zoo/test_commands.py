@@ -1,9 +1,11 @@
 """Every command of the zoo runs with NPG in an empty folder, as a user would call it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
 import yaml
 from matplotlib import pyplot as plt
@@ -81,6 +83,19 @@ def test_resume(here):
 def test_record_video(here):
     call("record_video", "--env", ENV, "-n", "20", "--no-render", "--exp-id", "1")
     assert [path.suffix for path in (runs(here)[0] / "videos").iterdir()] == [".mp4"]
+
+
+def test_record_training_joins_a_video_of_every_agent_on_the_way(here, tmp_path, monkeypatch):
+    (tmp_path / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+
+    call("record_training", "--env", ENV, "-n", "20", "--exp-id", "2")
+
+    videos = {path.name: path.stat().st_size for path in (runs(here)[1] / "videos").iterdir()}
+    agents = {name.split("-npg-")[0]: size for name, size in videos.items() if "-npg-" in name}
+    assert set(agents) == {"checkpoint-128", "checkpoint-256", "best-model", "final-model"}
+    assert videos["training.mp4"] > max(agents.values())
 
 
 @pytest.mark.parametrize(
