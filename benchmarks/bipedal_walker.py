@@ -12,18 +12,17 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from benchmarks import returns
 from benchmarks.report import Store, command_line, markdown_table, mean_and_spread, measure_missing, write_document
 from benchmarks.returns_report import final, first_reaching
+from benchmarks.tuning import log_std
 from benchmarks.zoo_runs import ZooRun, measure
 
 RESULTS = Path("benchmarks/results/bipedal_walker")
 DOCUMENT = Path("docs/bipedal_walker.md")
 TASK = "BipedalWalker-v3"
-#: Steps of the first look, and of what the zoo would get.
-STEPS, FINAL_STEPS = 400_000, 1_000_000
 #: The steps over which the mean of the evaluations is shown.
 SHOWN = (200_000, 400_000)
 
@@ -37,13 +36,14 @@ BASE: dict[str, Any] = {
     "callback": "sb3_npg.callbacks.StaggerEpisodes",
 }
 _LESS_DAMPED: dict[str, Any] = {"damping": 0.1}
-_WIDE: dict[str, Any] = {"policy_kwargs": {"log_std_init": 0.0}}
+_WIDE = log_std(0.0)
 _ROWS_2048: dict[str, Any] = {"n_steps": 256}
 _LIKE_TRPO: dict[str, Any] = {**_WIDE, **_ROWS_2048, "normalize": True}
-_ADAM: dict[str, Any] = {"critic_solver": "adam", "n_critic_updates": 10, "batch_size": 128}
-_ADAM_20: dict[str, Any] = {**_ADAM, "n_critic_updates": 20}
-#: What differs from ``BASE``, and the seeds of the first look.
-CANDIDATES: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
+_ADAM: dict[str, Any] = {"critic_solver": "adam", "n_critic_updates": 20, "batch_size": 128}
+#: What differs from ``BASE``, and the seeds, by the name in the tables.
+Candidates: TypeAlias = dict[str, tuple[dict[str, Any], Sequence[int]]]
+#: Those of the first look.
+CANDIDATES: Candidates = {
     "λ of F 0.1": (_LESS_DAMPED, (3, 4, 5)),
     "λ of F 0.1, σ 1": ({**_WIDE, **_LESS_DAMPED}, (3, 4, 5)),
     "λ of F 0.1, σ 1, δ 0.02": ({**_WIDE, **_LESS_DAMPED, "target_kl": 0.02}, (3, 4, 5)),
@@ -60,10 +60,10 @@ CANDIDATES: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
     ),
     "σ 1, δ 0.015, λ of GAE 0.9": ({**_WIDE, "target_kl": 0.015, "gae_lambda": 0.9}, (6, 7)),
     "σ 1, δ 0.04, rollouts of 2,048, observations to ±10": ({**_LIKE_TRPO, "target_kl": 0.04}, (6, 7, 8, 9)),
-    "the same, Adam 20 × 128": ({**_LIKE_TRPO, **_ADAM_20, "target_kl": 0.04}, (6, 7, 8, 9)),
+    "the same, Adam 20 × 128": ({**_LIKE_TRPO, **_ADAM, "target_kl": 0.04}, (6, 7, 8, 9)),
 }
-#: The few that are left, and the seeds that they were trained with.
-FINALISTS: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
+#: The few that are left.
+FINALISTS: Candidates = {
     "λ of F 0.1": (_LESS_DAMPED, returns.SEEDS),
     "σ 1": (_WIDE, returns.SEEDS),
     "σ 1, δ falling from 0.02": ({**_WIDE, "target_kl": "lin_0.02"}, (*returns.SEEDS, 3, 4, 5)),
@@ -72,7 +72,7 @@ FINALISTS: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
         {**_LIKE_TRPO, "target_kl": "lin_0.05"},
         returns.SEEDS,
     ),
-    "the same, Adam 20 × 128": ({**_LIKE_TRPO, **_ADAM_20, "target_kl": "lin_0.05"}, returns.SEEDS),
+    "the same, Adam 20 × 128": ({**_LIKE_TRPO, **_ADAM, "target_kl": "lin_0.05"}, returns.SEEDS),
 }
 #: What the tables say, in the words of those who read them.
 CONCLUSIONS = """\
@@ -96,47 +96,43 @@ stood still for 200,000 steps or more with five of six.
 
 
 @dataclass(frozen=True)
-class FirstLook(ZooRun):
+class Run(ZooRun):
     """
-    One short run.
+    One run of a candidate.
 
-    :param candidate: key of ``CANDIDATES``
-    """
-
-    candidate: str
-    evaluations: ClassVar[int] = 16
-
-    def block(self) -> dict[str, Any]:
-        """Return the hyperparameters, in the zoo's grammar."""
-        return {**BASE, "n_timesteps": STEPS, **CANDIDATES[self.candidate][0]}
-
-
-@dataclass(frozen=True)
-class FinalRun(ZooRun):
-    """
-    One run as long as the zoo's.
-
-    :param candidate: key of ``FINALISTS``
+    :param candidate: key of ``candidates``
     """
 
     candidate: str
+    steps: ClassVar[int]
+    candidates: ClassVar[Candidates]
+
+    @classmethod
+    def all(cls) -> list["Run"]:
+        """Return the runs of all candidates, those of one together."""
+        return [cls("npg", TASK, seed, name) for name, (_, seeds) in cls.candidates.items() for seed in seeds]
 
     def block(self) -> dict[str, Any]:
         """Return the hyperparameters, in the zoo's grammar."""
-        return {**BASE, "n_timesteps": FINAL_STEPS, **FINALISTS[self.candidate][0]}
+        return {**BASE, "n_timesteps": self.steps, **self.candidates[self.candidate][0]}
 
 
-def first_looks() -> list[FirstLook]:
-    """Return the short runs."""
-    return [FirstLook("npg", TASK, seed, name) for name, (_, seeds) in CANDIDATES.items() for seed in seeds]
+class FirstLook(Run):
+    """A short one."""
+
+    steps = 400_000
+    evaluations = 16
+    candidates = CANDIDATES
 
 
-def final_runs() -> list[FinalRun]:
-    """Return the long runs."""
-    return [FinalRun("npg", TASK, seed, name) for name, (_, seeds) in FINALISTS.items() for seed in seeds]
+class FinalRun(Run):
+    """One as long as the zoo's."""
+
+    steps = 1_000_000
+    candidates = FINALISTS
 
 
-def table(store: Store, runs: Sequence[FirstLook] | Sequence[FinalRun], score: float) -> str:
+def table(store: Store, runs: Sequence[Run], score: float) -> str:
     """
     Return what each candidate's runs came to.
 
@@ -164,7 +160,11 @@ def table(store: Store, runs: Sequence[FirstLook] | Sequence[FinalRun], score: f
 
 def _mean_evaluation(figures: dict[str, Any]) -> float:
     low, high = SHOWN
-    return fmean(fmean(point["returns"]) for point in figures["curve"] if low <= point["steps"] <= 1.01 * high)
+    return fmean(fmean(point["returns"]) for point in figures["curve"] if low <= point["steps"] <= high)
+
+
+def _title(kind: type[Run]) -> str:
+    return f"## {kind.steps:,} steps, an evaluation every {kind.steps // kind.evaluations:,}"
 
 
 def write(store: Store, final_store: Store, out: Path) -> None:
@@ -183,10 +183,10 @@ def write(store: Store, final_store: Store, out: Path) -> None:
         "\n".join(sorted(store.environments() | final_store.environments())),
         CONCLUSIONS,
         about,
-        f"## {STEPS:,} steps, an evaluation every {STEPS // FirstLook.evaluations:,}",
-        table(store, first_looks(), score),
-        f"## {FINAL_STEPS:,} steps, an evaluation every {FINAL_STEPS // FinalRun.evaluations:,}",
-        table(final_store, final_runs(), score),
+        _title(FirstLook),
+        table(store, FirstLook.all(), score),
+        _title(FinalRun),
+        table(final_store, FinalRun.all(), score),
     ]
     write_document(out, sections)
 
@@ -200,8 +200,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     store, final_store = Store(RESULTS, any_machine=True), Store(returns.RESULTS, any_machine=True)
     if not arguments.report:
-        measure_missing(store, first_looks(), measure, arguments.processes)
-        measure_missing(final_store, final_runs(), measure, arguments.processes)
+        measure_missing(store, FirstLook.all(), measure, arguments.processes)
+        measure_missing(final_store, FinalRun.all(), measure, arguments.processes)
     write(store, final_store, arguments.out)
 
 

@@ -406,12 +406,12 @@ def test_the_set_of_hyperparameters_of_the_zoo_is_a_finalist(env_id):
 
 def test_the_zoos_bipedal_walker_is_a_finalist_of_its_study():
     chosen = returns.Run("npg", bipedal_walker.TASK, 0, returns.TASKS[bipedal_walker.TASK]).settings()
-    assert chosen in [run.settings() for run in bipedal_walker.final_runs()]
+    assert chosen in [run.settings() for run in bipedal_walker.FinalRun.all()]
 
 
 def test_bipedal_walkers_table_counts_the_seeds_that_reach_the_score_and_means_over_the_steps_shown(tmp_path):
     store = report.Store(tmp_path, any_machine=True)
-    runs = bipedal_walker.first_looks()[:3]
+    runs = bipedal_walker.FirstLook.all()[:3]
     steps = (100_000, 200_000, 300_000, 400_000, 500_000)
     for run, returns_of_seed in zip(runs[:2], ((0, 10, 20, 30, 0), (0, 40, 60, 80, 0)), strict=True):
         points = zip(steps, returns_of_seed, strict=True)
