@@ -22,7 +22,7 @@ def policy_step_figures(direction: Direction, step: Step, search: LineSearch) ->
         "kl_predicted": search.coefficient**2 * step.predicted_kl,
         "step_size": step_size,
         "line_search_steps": search.steps,
-        "natural_gradient_norm": float(direction.natural_gradient.norm()),
+        "natural_gradient_norm": direction.norm,
         "damping": direction.damping,
         **{f"solver_{name}": figure for name, figure in direction.stats.items()},
         # Under the names of sb3-contrib's TRPO, which dashboards read.

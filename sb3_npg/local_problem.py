@@ -85,13 +85,18 @@ class LocalProblem:
         self._old_log_prob = th.cat([rows.log_prob for rows in start])
         self._seen = self.actor.every(sub_sampling_factor)
         self._fisher = self._seen.fisher(self._chunk_rows)
-        #: L and mean KL at θ_old.
-        self.at_start = self._evaluate_at_start(start)
+        pairs = zip(start, self._chunks, strict=True)
+        self._start_sums = [self._surrogate_of(now, rows).sum() for now, rows in pairs]
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The parameters that act, in flat order."""
         return self.vector.tensors
+
+    @cached_property
+    def at_start(self) -> Evaluation:
+        """L and mean KL at θ_old."""
+        return Evaluation(sum(th.stack(self._start_sums).tolist()) / self.n_rows, 0.0)
 
     def surrogate(self) -> th.Tensor:
         """Return L at the policy's present parameters, shape (), with its graph."""
@@ -103,16 +108,20 @@ class LocalProblem:
 
     def evaluate(self) -> Evaluation:
         """Return L and mean KL at the policy's present parameters; NaN where the policy has none."""
-        surrogate = mean_kl = 0.0
+        surrogates, kls = [], []
         with th.no_grad():
             for rows in self._chunks:
                 try:
                     now = self.actor.act(rows)
                 except ValueError:  # torch's distributions refuse NaN
                     return Evaluation(math.nan, math.nan)
-                sums = th.stack([self._surrogate_of(now, rows).sum(), self._kl_of(now, rows).sum()]).tolist()
-                surrogate, mean_kl = surrogate + sums[0], mean_kl + sums[1]
-        return Evaluation(surrogate / self.n_rows, mean_kl / self.n_rows)
+                surrogates.append(self._surrogate_of(now, rows).sum())
+                kls.append(self._kl_of(now, rows).sum())
+        # One look at the device, for L at θ_old too.
+        sums = th.stack([*self._start_sums, *surrogates, *kls]).view(3, -1).tolist()
+        before, surrogate, mean_kl = (sum(each) / self.n_rows for each in sums)
+        self.at_start = Evaluation(before, 0.0)
+        return Evaluation(surrogate, mean_kl)
 
     def surrogate_gradient(self) -> th.Tensor:
         """Return g = ∇L at the policy's present parameters, shape (p,)."""
@@ -142,11 +151,6 @@ class LocalProblem:
     def layers(self) -> LayeredFisher | FeedForwardLayers:
         """The Fisher of θ_old layer by layer. Use it before the parameters move."""
         return self._seen.layers(self._chunk_rows, self._memory_budget)
-
-    def _evaluate_at_start(self, start: list[ActingRows]) -> Evaluation:
-        """Return L at θ_old, from the distributions at hand."""
-        pairs = zip(start, self._chunks, strict=True)
-        return Evaluation(sum(float(self._surrogate_of(now, rows).sum()) for now, rows in pairs) / self.n_rows, 0.0)
 
     def _surrogate_of(self, now: ActingRows, rows: slice) -> th.Tensor:
         ratio = (now.log_prob - self._old_log_prob[rows]).exp()

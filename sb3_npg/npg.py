@@ -280,7 +280,7 @@ class NPG(OnPolicyAlgorithm):
         parts = split_policy(self.policy, first, self.fast_paths)
 
         with self._skipped_on_numerical_failure():
-            require_finite_rollout(rollout, self.rollout_buffer)
+            require_finite_rollout(self.rollout_buffer)
             problem = self._local_problem(rollout, parts)  # L, F and the mean KL at θ_old
             gradient = problem.surrogate_gradient()  # g
             direction = self._find_direction(problem, gradient)  # x

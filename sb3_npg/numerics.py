@@ -40,15 +40,15 @@ def restored_on_failure(module: nn.Module, optimizer: th.optim.Optimizer) -> Ite
     :param optimizer: its state
     :raises NumericalFailure: the block's own, after the restoration
     """
-    tensors = [*module.parameters(), *module.buffers()]
-    before = [tensor.detach().clone() for tensor in tensors]
+    tensors = [tensor.detach() for tensor in (*module.parameters(), *module.buffers())]
+    before = [th.empty_like(tensor) for tensor in tensors]
+    th._foreach_copy_(before, tensors)
     optimizer_before = _copied(optimizer.state_dict())
     try:
         yield
     except NumericalFailure:
-        with th.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.copy_(value)
         optimizer.load_state_dict(optimizer_before)
         raise
 

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, PyTorchObs, RolloutBufferSamples
 
-from sb3_npg.numerics import NumericalFailure, all_finite
+from sb3_npg.numerics import NumericalFailure
 
 Samples = RolloutBufferSamples | DictRolloutBufferSamples
 
@@ -28,23 +28,27 @@ def read_rollout(buffer: RolloutBuffer, action_space: spaces.Space[Any]) -> Samp
     return samples
 
 
-def require_finite_rollout(samples: Samples, buffer: RolloutBuffer) -> None:
+def require_finite_rollout(buffer: RolloutBuffer) -> None:
     """
-    Stop an update whose data holds a NaN or an infinity, and say whose fault it is.
+    Stop an update whose data holds a NaN or an infinity, and say whose fault it is. Looks at the host's memory alone.
 
-    :param samples: the rollout's rows
-    :param buffer: where they come from
+    :param buffer: a full rollout buffer
     :raises NumericalFailure: naming observations, rewards, actions or advantages as the source
     """
-    observations = samples.observations.values() if isinstance(samples.observations, dict) else [samples.observations]
-    if not all_finite(*observations):
+    observations = buffer.observations
+    if not _all_finite(*(observations.values() if isinstance(observations, dict) else [observations])):
         raise NumericalFailure("the environment's observations hold a NaN or an infinity")
-    if not np.isfinite(np.asarray(getattr(buffer, "rewards", 0.0), dtype=np.float64)).all():
+    if not _all_finite(buffer.rewards):
         raise NumericalFailure("the environment's rewards or an episode's last observation hold a NaN or an infinity")
-    if not all_finite(samples.actions, samples.old_log_prob):
+    if not _all_finite(buffer.actions, buffer.log_probs):
         raise NumericalFailure("the actions' log-probabilities hold a NaN or an infinity")
-    if not all_finite(samples.advantages, samples.returns):
+    if not _all_finite(buffer.advantages, buffer.returns):
         raise NumericalFailure("the advantages hold a NaN or an infinity, from the critic or the last observation")
+
+
+def _all_finite(*arrays: np.ndarray[Any, Any]) -> bool:
+    """Tell whether no array holds a NaN or an infinity. Integers always do well."""
+    return all(np.isfinite(array).all() for array in arrays if np.issubdtype(array.dtype, np.floating))
 
 
 def normalized(advantages: th.Tensor) -> th.Tensor:

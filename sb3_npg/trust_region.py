@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_npg.numerics import NumericalFailure, require_finite
+from sb3_npg.numerics import NumericalFailure
 from sb3_npg.parameters import ParameterVector
 
 
@@ -24,11 +24,16 @@ class Evaluation(NamedTuple):
 
 
 class Ascent(Protocol):
-    """A natural gradient to step along: x of shape (p,), and xᵀFx > 0."""
+    """A natural gradient to step along: x of shape (p,), ‖x‖, and xᵀFx > 0."""
 
     @property
     def natural_gradient(self) -> th.Tensor:
         """The natural gradient x, shape (p,)."""
+        ...
+
+    @property
+    def norm(self) -> float:
+        """Its 2-norm."""
         ...
 
     @property
@@ -66,15 +71,16 @@ class StepRule(ABC):
         """
         Return the full step βx.
 
-        :param direction: x and xᵀFx
+        :param direction: x, ‖x‖ and xᵀFx
         :param progress_remaining: falls from 1 to 0 during training
         :return: the step, its length and the KL it should cost
         :raises NumericalFailure: if the step is not finite
         """
         length = self.length(direction.curvature, progress_remaining)
-        vector = length * direction.natural_gradient
-        require_finite("the step", vector)
-        return Step(vector, length, 0.5 * length**2 * direction.curvature)
+        # No number of a vector is larger than its norm.
+        if not length * direction.norm <= th.finfo(direction.natural_gradient.dtype).max:
+            raise NumericalFailure("the step is not finite")
+        return Step(length * direction.natural_gradient, length, 0.5 * length**2 * direction.curvature)
 
 
 class TrustRegion(StepRule):

@@ -1,6 +1,7 @@
 """Policies of feed-forward networks computed by hand: equal to autograd, and to nothing else."""
 
 import copy
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_gradient_surrogate_and_kl_are_autograds(distribution, policy, ent_coef)
 def test_layers_are_those_that_hooks_find(distribution, policy, columns, memory_budget):
     by_hand, autograd = both_ways(distribution, policy, 6, memory_budget=memory_budget)
     blocks, expected_blocks = by_hand.layers.blocks, autograd.layers.blocks
-    assert [vars(block) for block in blocks] == [vars(block) for block in expected_blocks]
+    assert list(map(asdict, blocks)) == list(map(asdict, expected_blocks))
     if columns != "propagated" or memory_budget > 1:  # chunks of another size draw other signs
         chunks = zip(by_hand.layers.records(columns, 1), autograd.layers.records(columns, 1), strict=True)
         for records, expected_records in chunks:

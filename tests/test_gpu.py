@@ -13,6 +13,7 @@ from sb3_npg.solvers.direction import find_direction
 from tests.agents import make_agent, train
 from tests.cases import DISTRIBUTIONS, make_policy, make_problem
 from tests.linalg.chains import CHAINS, in_dtype, make_chain
+from tests.waits import waits_of
 
 HAS_GPU = th.cuda.is_available() and importlib.util.find_spec("cupy") is not None
 pytestmark = [
@@ -151,6 +152,14 @@ def test_training_with_cupy_is_training_with_torch(solver):
         train(agents[-1], 1)
     for mine, theirs in zip(*(agent.policy.parameters() for agent in agents), strict=True):
         th.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["cg", "kfac"])
+def test_a_policy_step_waits_for_its_direction_and_for_each_trial(solver):
+    agent = make_agent(device="cuda", backend="cupy", fisher_solver=solver, n_critic_updates=0)
+    waits = waits_of(agent)
+    assert waits.pop("evaluate") == agent.logger.name_to_value["train/line_search_steps"]
+    assert waits == {"_usable": 1}
 
 
 def test_parameters_that_were_replaced_are_no_concern(tmp_path):

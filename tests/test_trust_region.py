@@ -64,15 +64,16 @@ def test_fixed_step_is_kakades_whatever_the_curvature():
     rule = FixedStep(lambda progress: 0.5 * progress)
     x = th.tensor([1.0, -2.0])
     for curvature in (0.1, 10.0):
-        step = rule.step(Direction(x, curvature, 1.0, 0.1, {}), 0.5)
+        step = rule.step(Direction(x, float(x.norm()), curvature, 1.0, 0.1, {}), 0.5)
         assert th.equal(step.vector, 0.25 * x)
         assert step.predicted_kl == pytest.approx(0.5 * 0.25**2 * curvature)
     assert rule.kl_limit(0.5) == math.inf
 
 
 def test_a_step_that_is_not_finite_is_a_numerical_failure():
+    x = th.full((2,), 1e15)
     with pytest.raises(NumericalFailure, match="the step is not finite"):
-        FixedStep(lambda _: 1e30).step(Direction(th.full((2,), 1e30), 1.0, 1.0, 0.1, {}), 1.0)
+        FixedStep(lambda _: 1e30).step(Direction(x, float(x.norm()), 1.0, 1.0, 0.1, {}), 1.0)
 
 
 @pytest.mark.usefixtures("float64")

@@ -1,5 +1,6 @@
 """A policy of feed-forward networks as an actor, by hand."""
 
+import math
 from functools import cached_property
 
 import torch as th
@@ -40,15 +41,20 @@ class FeedForwardActor:
         self._mean_jacobian = KeptJacobian(networks.actor, inputs, parameters)
 
     def act(self, rows: slice) -> ActingRows:
-        """Return the action distribution at the present θ, with its graph where gradients are enabled."""
+        """
+        Return the action distribution at the present θ, with its graph where gradients are enabled.
+
+        Log-probabilities are NaN if the outputs of any row are not those of a distribution.
+        """
         network, noise = self.networks.actor, self.networks.noise
         hidden = network.hidden(self.inputs[rows])
         outputs = network.head(hidden)
         if noise is not None:
             outputs = th.cat([outputs, noise.log_std(hidden)], dim=1)
-        if not self.metric.is_defined(outputs):
-            raise ValueError("the policy's outputs are not those of a distribution")  # as torch's distributions do
-        return self._known(outputs, rows)
+        known = self._known(outputs, rows)
+        # Where torch's distributions raise, and wait for the device to do so.
+        undefined = ~self.metric.is_defined(outputs)
+        return known._replace(log_prob=known.log_prob.masked_fill(undefined, math.nan))
 
     @th.no_grad()
     def start(self, rows: slice) -> ActingRows:
@@ -80,9 +86,7 @@ class FeedForwardActor:
         per_row = network.record_bytes_per_row(self.inputs.shape[1:], network.layers[-1].linear.weight.shape[0])
         at_once = memory_budget // per_row
         chunks = split_rows(self.n_rows, max(1, min(chunk_rows, at_once)))
-        names = {id(parameter): name for name, parameter in self.networks.policy.named_parameters()}
-        name = "" if self.networks.noise is None else names[id(self.networks.noise.parameter)]
-        return FeedForwardLayers(FeedForwardModel(self._seen, chunks, self.metric, name, self._noise_span))
+        return FeedForwardLayers(FeedForwardModel(self._seen, chunks, self.metric, noise_span=self._noise_span))
 
     def every(self, step: int) -> "FeedForwardActor":
         """Return the same on every so-many-th row."""

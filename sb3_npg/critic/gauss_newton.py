@@ -1,5 +1,6 @@
 """Damped Gauss–Newton steps on the value loss, by any solver that the policy step knows."""
 
+import math
 from typing import Any
 
 import torch as th
@@ -10,7 +11,7 @@ from sb3_npg.critic.problem import ProximalProblem, ValueProblem
 from sb3_npg.critic.solver import CriticSolver
 from sb3_npg.critic.values import make_values
 from sb3_npg.linalg import LinearAlgebra
-from sb3_npg.numerics import NumericalFailure, require_finite
+from sb3_npg.numerics import NumericalFailure
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts, criticising_modules, refresh_running_statistics
 from sb3_npg.rollout import Samples
@@ -111,55 +112,57 @@ class GaussNewtonSolver(CriticSolver):
             refresh_running_statistics(policy.predict_values, own, rollout.observations, batch_size)
         values = make_values(policy, rollout.observations, ParameterVector(parts.criticising), parts.critic)
         problem = ValueProblem(values, rollout.returns)
-        loss = problem.loss()
-        require_finite("the critic's loss", th.tensor(loss))
-        left = _fit_intercept(policy, problem, loss, self.damping)
+        loss, left = _fit_intercept(policy, problem, self.damping)
+        if not math.isfinite(loss):
+            raise NumericalFailure("the critic's loss is not finite")
         objective = ProximalProblem(problem, self.damping * mean_eigenvalue(problem.layers))
-        reach, gained = self.max_change * left**0.5, 0.0
+        start = value = 0.5 * left
         for _ in range(n_updates):
-            gain = self._step(objective, reach, at_least=WORTHWHILE * gained)
-            if not gain > 0.0:
+            lower = self._step(objective, value, self.max_change * left**0.5, at_least=WORTHWHILE * (start - value))
+            if not lower < value:
                 break
-            gained += gain
+            value = lower
             problem.refresh()
         return loss
 
-    def _step(self, objective: ProximalProblem, reach: float, at_least: float) -> float:
-        """Take one step within reach that promises enough, and return by how much the objective fell; 0 without one."""
+    def _step(self, objective: ProximalProblem, value: float, reach: float, at_least: float) -> float:
+        """Take one step within reach that promises enough, and return the objective after it; as it was without one."""
         gradient = objective.gradient()
         try:
             direction = find_direction(self.solver, objective.problem, gradient, objective.damping)
         except NumericalFailure:
             if bool(gradient.any()):
                 raise
-            return 0.0  # at a stationary point
+            return value  # at a stationary point
         if 0.5 * direction.slope <= at_least:
-            return 0.0
+            return value
         vector = objective.problem.vector
-        start, before = vector.get(), objective.value()
+        start = vector.get()
         # The model's change of V along x has mean square xᵀFx.
         length = min(1.0, reach / direction.curvature**0.5)
         for _ in range(self.backtrack_max_iter + 1):
             vector.set(start.add(direction.natural_gradient, alpha=length))
-            if (gain := before - objective.value()) > 0.0:
-                return gain
+            if (lower := objective.value()) < value:
+                return lower
             length *= 0.5
         vector.set(start)
-        return 0.0
+        return value
 
 
-def _fit_intercept(policy: ActorCriticPolicy, problem: ValueProblem, loss: float, damping: float) -> float:
-    """Move the bias that V ends in by itself, if it has one that is the critic's to move, and return the loss left."""
+def _fit_intercept(policy: ActorCriticPolicy, problem: ValueProblem, damping: float) -> tuple[float, float]:
+    """Move the bias that V ends in by itself, if it is the critic's to move, and return the loss before and after."""
     own = getattr(policy.value_net, "bias", None)
     bias = next((tensor for tensor in problem.vector.tensors if tensor is own), None)
+    residuals = problem.residuals()
     if bias is None:
-        return loss
-    before = bias.detach().clone()
+        loss = float(residuals.square().mean())
+        return loss, loss
+    start = bias.detach().clone()
     with th.no_grad():
-        bias.add_(problem.residuals().mean() / (1.0 + damping))
-        left = problem.loss()
+        bias.add_(residuals.mean() / (1.0 + damping))
+        loss, left = th.stack([residuals.square().mean(), problem.loss()]).tolist()
         if not left <= loss:  # a policy of its own kind, which does more to V after this bias
-            bias.copy_(before)
+            bias.copy_(start)
             left = loss
     problem.refresh()
-    return left
+    return loss, left

@@ -56,9 +56,9 @@ class ValueProblem:
         """Return R − V at the present parameters, shape (n, 1)."""
         return self.returns - th.cat([self._model.outputs(rows) for rows in self._chunks])
 
-    def loss(self) -> float:
-        """Return mean (V − R)² at the present parameters."""
-        return float(self.residuals().square().mean())
+    def loss(self) -> th.Tensor:
+        """Return mean (V − R)² at the present parameters, shape ()."""
+        return self.residuals().square().mean()
 
     def gradient(self) -> th.Tensor:
         """Return g at θ₀, shape (p,)."""
@@ -103,7 +103,8 @@ class ProximalProblem:
 
     def value(self) -> float:
         """Return the objective at the present parameters."""
-        return 0.5 * self.problem.loss() + 0.5 * self.damping * float(self._moved().square().sum())
+        loss, squared = th.stack([self.problem.loss(), self._moved().square().sum()]).tolist()
+        return 0.5 * float(loss) + 0.5 * self.damping * float(squared)
 
     def gradient(self) -> th.Tensor:
         """Return minus its gradient at the problem's θ₀, where the parameters are, shape (p,)."""

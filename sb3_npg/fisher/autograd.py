@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import torch as th
 
@@ -46,15 +46,6 @@ class Jacobian(Protocol):
 
     def pull(self, cotangent: th.Tensor) -> th.Tensor:
         """Return Jᵀ u, shape (p,), for u of shape (n, k)."""
-        ...
-
-
-@runtime_checkable
-class ChainedJacobian(Protocol):
-    """A Jacobian of layers, one after the other."""
-
-    def chain(self, metric: OutputMetric) -> FisherChain | None:
-        """Return the Fisher of the rows as a chain; None if a layer is not a single matrix."""
         ...
 
 
@@ -174,7 +165,8 @@ class RolloutFisher:
         if len(self.chunks) > 1:
             return None
         jacobian = self.model.jacobian(self.chunks[0]) if self._kept is None else self._kept.jacobian
-        return jacobian.chain(self.model.metric) if isinstance(jacobian, ChainedJacobian) else None
+        make: Callable[[OutputMetric], FisherChain | None] | None = getattr(jacobian, "chain", None)
+        return None if make is None else make(self.model.metric)
 
     def dense(self) -> th.Tensor:
         """Form the Fisher, shape (p, p): F = SᵀS/N, where the rows of S are the columns of Jᵀ_n B_n."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch as th
 
@@ -25,12 +26,12 @@ class LayerBlock:
     bias: slice | None
     n_outputs: int
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of parameters."""
         return sum(span_length(span) for span in (self.weight, self.bias) if span is not None)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """Shape (g, a) of the block as a matrix."""
         return self.n_outputs, self.size // self.n_outputs
@@ -44,7 +45,7 @@ class LayerBlock:
         """Write a matrix of shape (g, a) into its place in a parameter vector."""
         columns = matrix.shape[1] - (self.bias is not None)
         if self.weight is not None:
-            vector[self.weight] = matrix[:, :columns].reshape(-1)
+            vector[self.weight].view(self.n_outputs, -1).copy_(matrix[:, :columns])
         if self.bias is not None:
             vector[self.bias] = matrix[:, columns]
 
@@ -65,12 +66,12 @@ class DenseBlock:
     n_groups: int
     note: str | None = None
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of parameters."""
         return span_length(self.span)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """Shape (b, m) of the block as a matrix, one group a row."""
         return self.n_groups, self.size // self.n_groups

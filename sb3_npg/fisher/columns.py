@@ -8,19 +8,20 @@ import torch as th
 Columns = Literal["exact", "propagated", "sampled"]
 
 
-def propagated_root(root: th.Tensor, rows: th.Tensor, columns: Columns, generator: th.Generator) -> th.Tensor:
+def propagated_root(root: th.Tensor, rows: th.Tensor | None, columns: Columns, generator: th.Generator) -> th.Tensor:
     """
     Leave out the columns that no layer moves, such as a free log_std's, and join the others if asked to.
 
     Martens, Sutskever & Swersky (2012), Estimating the Hessian by Back-propagating Curvature.
 
     :param root: B with B Bᵀ = F_out, shape (n, k, r)
-    :param rows: which of the k outputs depend on a layer, shape (k,), boolean
+    :param rows: which of the k outputs depend on a layer, shape (k,), boolean; None for all
     :param columns: "exact" leaves them as they are; "propagated" sums them with random signs ±1
     :param generator: of the signs
     :return: shape (n, k, c)
     """
-    root = root[:, :, (root[:, rows] != 0).any(dim=0).any(dim=0)]
+    if rows is not None:
+        root = root[:, :, (root[:, rows] != 0).any(dim=0).any(dim=0)]
     if columns == "propagated":
         signs = th.randint(2, (len(root), root.shape[2], 1), generator=generator).to(root) * 2 - 1
         root = root @ signs

@@ -112,12 +112,13 @@ class FeedForwardLayers(ChunkedRecords):
 
     def _records_of(self, rows: slice, columns: Columns, generator: th.Generator) -> list[LayerRecord]:
         seen = self.model.rows(rows)
-        n_moved = seen.jacobian.outputs.shape[1]
+        outputs = seen.whole.outputs
+        n_moved, n_outputs = seen.jacobian.outputs.shape[1], outputs.shape[1]
         if columns == "sampled":
             root = seen.score().unsqueeze(2)
         else:
-            moved = th.arange(seen.whole.outputs.shape[1], device=seen.whole.outputs.device) < n_moved
-            root = propagated_root(self.model.metric.root(seen.whole.outputs), moved, columns, generator)
+            moved = None if n_moved == n_outputs else th.arange(n_outputs, device=outputs.device) < n_moved
+            root = propagated_root(self.model.metric.root(outputs), moved, columns, generator)
         deltas = seen.jacobian.deltas(root[:, :n_moved].permute(2, 0, 1).contiguous())
         return [
             LayerRecord(place, step.seen(), step.by_position(delta))

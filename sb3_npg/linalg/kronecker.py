@@ -50,6 +50,8 @@ def damped_solve(eigen: Eigen, vectors: th.Tensor, damping: float) -> th.Tensor:
     :param damping: λ ≥ 0
     :return: x, shape (b, n); not finite where M + λI is singular
     """
+    if vectors.shape[1] == 1:
+        return vectors / (eigen.values + damping)
     rotated = (eigen.vectors.mT @ vectors.unsqueeze(2)).squeeze(2) / (eigen.values + damping)
     return (eigen.vectors @ rotated.unsqueeze(2)).squeeze(2)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -10,22 +11,63 @@ import torch as th
 Operator = Callable[[th.Tensor], th.Tensor]
 
 
-class ConjugateGradientResult(NamedTuple):
-    """What :func:`conjugate_gradient` found.
+class History(NamedTuple):
+    """
+    What happened in a solve by conjugate gradient.
 
-    :param x: the approximate solution, shape (p,)
     :param steps: number of search directions, one product with A each
     :param residual: ‖b − (A + σI)x‖ / ‖b‖ as tracked by the recursion; 0 when b = 0
-    :param condition: ratio of the largest to the smallest Ritz value: a lower bound of the condition number of
-        A + σI, or of M⁻¹(A + σI) with a preconditioner M; 1 when no step succeeded
-    :param product: A x, the sum of the products that x was made of, shape (p,)
+    :param lengths: α of each step that succeeded
+    :param improvements: β of each of them
     """
 
-    x: th.Tensor
     steps: int
     residual: float
-    condition: float
-    product: th.Tensor
+    lengths: list[float]
+    improvements: list[float]
+
+
+class ConjugateGradientResult:
+    """
+    What :func:`conjugate_gradient` found.
+
+    What happened may still be on a device, which is waited for at the first question.
+
+    :param x: the approximate solution, shape (p,)
+    :param product: A x, the sum of the products that x was made of, shape (p,)
+    :param tell: returns what happened
+    """
+
+    def __init__(self, x: th.Tensor, product: th.Tensor, tell: Callable[[], History]):
+        self.x = x
+        self.product = product
+        self._tell = tell
+
+    @cached_property
+    def _history(self) -> History:
+        return self._tell()
+
+    @property
+    def steps(self) -> int:
+        """Number of search directions, one product with A each."""
+        return self._history.steps
+
+    @property
+    def residual(self) -> float:
+        """‖b − (A + σI)x‖ / ‖b‖ as tracked by the recursion; 0 when b = 0."""
+        return self._history.residual
+
+    @cached_property
+    def condition(self) -> float:
+        """
+        Ratio of the largest to the smallest Ritz value: a lower bound of the condition number of A + σI, or of
+        M⁻¹(A + σI) with a preconditioner M; 1 when no step succeeded.
+        """
+        return ritz_condition(self._history.lengths, self._history.improvements)
+
+    def from_start(self, x0: th.Tensor, product: th.Tensor) -> "ConjugateGradientResult":
+        """Return the same for a solve of what x₀ has left, with x₀ and A x₀ added."""
+        return ConjugateGradientResult(self.x + x0, self.product + product, self._tell)
 
 
 def conjugate_gradient(
@@ -84,7 +126,8 @@ def conjugate_gradient(
         lengths.append(length)
         improvements.append(improvement)
     relative = math.sqrt(squared_residual / squared_b) if squared_b > 0.0 else 0.0
-    return ConjugateGradientResult(x, steps, relative, ritz_condition(lengths, improvements), applied)
+    history = History(steps, relative, lengths, improvements)
+    return ConjugateGradientResult(x, applied, lambda: history)
 
 
 def ritz_condition(lengths: list[float], improvements: list[float]) -> float:

@@ -31,9 +31,9 @@ class OutputFisher(ABC):
         """
         return th.cat(self.parts(distribution), dim=1)
 
-    def is_defined(self, outputs: th.Tensor) -> bool:
-        """Tell whether outputs, shape (n, k), are those of a distribution: no NaN, no infinity."""
-        return bool(th.isfinite(outputs).all())
+    def is_defined(self, outputs: th.Tensor) -> th.Tensor:
+        """Tell whether outputs, shape (n, k), are those of a distribution: no NaN, no infinity. A boolean, shape ()."""
+        return th.isfinite(outputs).all()
 
     @abstractmethod
     def log_prob(self, outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:

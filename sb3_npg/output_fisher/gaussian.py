@@ -33,11 +33,11 @@ class GaussianFisher(OutputFisher):
         normal = _normal(distribution)
         return normal.mean, normal.stddev.log()
 
-    def is_defined(self, outputs: th.Tensor) -> bool:
-        """Tell whether μ is finite, and σ finite and above zero in this precision."""
+    def is_defined(self, outputs: th.Tensor) -> th.Tensor:
+        """Tell whether μ is finite, and σ finite and above zero in this precision. A boolean, shape ()."""
         mean, log_std = outputs.chunk(2, dim=1)
         std = log_std.exp()
-        return bool((th.isfinite(mean) & (std > 0.0) & (std < math.inf)).all())
+        return (th.isfinite(mean) & (std > 0.0) & (std < math.inf)).all()
 
     def log_prob(self, outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """Σ_d −(u − μ)²/(2σ²) − log σ − ½ log 2π, with u the action before its tanh; less the tanh's log |da/du|."""

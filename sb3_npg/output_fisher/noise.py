@@ -50,7 +50,7 @@ class FreeNoise(ExplorationNoise):
 
     def jacobian(self, features: th.Tensor) -> "FreeNoiseJacobian":
         """Return the identity, for each row."""
-        return FreeNoiseJacobian(features.new_ones(1).expand(len(features)), len(self.parameter))
+        return FreeNoiseJacobian(self.parameter.detach(), len(features))
 
 
 class StateDependentNoise(ExplorationNoise):
@@ -93,16 +93,16 @@ class FreeNoiseJacobian(NamedTuple):
     """
     The identity on each row.
 
-    :param ones: shape (n,)
-    :param action_dim: k
+    :param parameter: log σ, shape (k,)
+    :param n_rows: n
     """
 
-    ones: th.Tensor
-    action_dim: int
+    parameter: th.Tensor
+    n_rows: int
 
     def push(self, direction: th.Tensor) -> th.Tensor:
         """Return the direction for each row, shape (n, k)."""
-        return direction.expand(len(self.ones), -1)
+        return direction.expand(self.n_rows, -1)
 
     def pull(self, cotangent: th.Tensor) -> th.Tensor:
         """Sum over rows, shape (k,)."""
@@ -110,11 +110,11 @@ class FreeNoiseJacobian(NamedTuple):
 
     def columns(self) -> th.Tensor:
         """Return ones of shape (n, 1, k, 1)."""
-        return self.ones.view(-1, 1, 1, 1).expand(-1, 1, self.action_dim, 1)
+        return self.parameter.new_ones(1, 1, 1, 1).expand(self.n_rows, 1, len(self.parameter), 1)
 
     def fisher(self) -> th.Tensor:
         """Return 2 for each action, shape (k, 1, 1)."""
-        return self.ones.new_full((self.action_dim, 1, 1), 2.0)
+        return self.parameter.new_full((len(self.parameter), 1, 1), 2.0)
 
 
 class StateDependentNoiseJacobian(NamedTuple):

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch as th
@@ -59,6 +60,30 @@ class Problem(Protocol):
         ...
 
 
+class Figures(Mapping[str, float]):
+    """
+    Figures that are worked out when somebody asks for one: those on a GPU are not waited for before.
+
+    :param make: works out all of them
+    """
+
+    def __init__(self, make: Callable[[], Mapping[str, float]]):
+        self._make = make
+
+    @cached_property
+    def _made(self) -> Mapping[str, float]:
+        return self._make()
+
+    def __getitem__(self, name: str) -> float:
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+
 class Solution(NamedTuple):
     """
     A natural gradient and how it was found.
@@ -69,7 +94,7 @@ class Solution(NamedTuple):
     """
 
     natural_gradient: th.Tensor
-    stats: dict[str, float]
+    stats: Mapping[str, float]
     product: th.Tensor | None = None
 
 

@@ -11,7 +11,7 @@ import torch as th
 from sb3_npg.checks import check_choice, check_integer, check_number
 from sb3_npg.fisher import Block, Columns, LayerRecord, dense_blocks
 from sb3_npg.numerics import require_finite
-from sb3_npg.solvers.base import FisherSolver, Layers, Problem, Solution, means_over_rows
+from sb3_npg.solvers.base import Figures, FisherSolver, Layers, Problem, Solution, means_over_rows
 from sb3_npg.solvers.memory import Memory
 
 
@@ -53,11 +53,9 @@ class BlockDiagonalSolver(FisherSolver):
         self._is_updated = True
 
     def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:
-        """Solve block by block."""
+        """Solve block by block. The condition number is that of the last update when it is asked for."""
         x = self.apply_inverse(gradient, damping)
-        smallest, largest = self._extreme_eigenvalues()
-        condition = (largest + damping) / (smallest + damping) if smallest + damping > 0.0 else math.inf
-        return Solution(x, {"condition": condition})
+        return Solution(x, Figures(lambda: {"condition": self._condition(damping)}))
 
     def apply_inverse(self, vector: th.Tensor, damping: float) -> th.Tensor:
         """
@@ -105,13 +103,13 @@ class BlockDiagonalSolver(FisherSolver):
         """Tell whether the eigenvalues of a block are at hand."""
         return True
 
-    def _extreme_eigenvalues(self) -> tuple[float, float]:
-        """Return the smallest and largest eigenvalue of all blocks whose eigenvalues are at hand."""
+    def _condition(self, damping: float) -> float:
+        """Return the condition number of the blocks whose eigenvalues are at hand; ∞ without any, or if singular."""
         known = [self._eigenvalues_of(block).flatten() for block in self._blocks if self._is_decomposed(block)]
         if not known:
-            return math.nan, math.nan
+            return math.inf
         smallest, largest = th.stack(th.aminmax(th.cat(known))).tolist()
-        return smallest, largest
+        return (largest + damping) / (smallest + damping) if smallest + damping > 0.0 else math.inf
 
     def _due(self, interval: int) -> bool:
         return self.memory.count % interval == 0
@@ -123,8 +121,13 @@ class BlockDiagonalSolver(FisherSolver):
         return means_over_rows(layers, statistic, self.columns, seed=self.memory.count)
 
     def _remember(self, measured: dict[str, th.Tensor]) -> None:
-        """Take measurements into their averages, all of them or, if one is not finite, none."""
-        require_finite("the curvature of a layer", *measured.values())
+        """
+        Take measurements into their averages, all of them or, if one is not finite, none.
+
+        Those that serve a single update are not looked at: a NaN in them is one in the solution, which is.
+        """
+        if self.memory.saved:
+            require_finite("the curvature of a layer", *measured.values())
         for name, new in measured.items():
             self.memory.average(name, new, self.decay)
 

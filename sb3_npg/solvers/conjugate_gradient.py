@@ -7,7 +7,7 @@ from typing import Any
 import torch as th
 
 from sb3_npg.checks import check_choice, check_flag, check_integer, check_number
-from sb3_npg.solvers.base import FisherSolver, Problem, Solution, fisher_chain
+from sb3_npg.solvers.base import Figures, FisherSolver, Problem, Solution, fisher_chain
 from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
 from sb3_npg.solvers.construction import construct
 from sb3_npg.solvers.diagonal import DiagonalSolver
@@ -95,7 +95,8 @@ class ConjugateGradientSolver(FisherSolver):
             result = solve(gradient)
         if self.memory.saved and 0.0 < float(gradient @ result.x) < math.inf:
             self.memory.tensors["latest"] = result.x / problem.scale
-        return Solution(result.x, {"steps": float(result.steps), "condition": result.condition}, result.product)
+        figures = Figures(lambda: {"steps": float(result.steps), "condition": result.condition})
+        return Solution(result.x, figures, result.product)
 
     def _system(self, problem: Problem, gradient: th.Tensor, damping: float) -> tuple[th.Tensor, th.Tensor | None]:
         """Return the right-hand side and where to start."""

@@ -1,13 +1,14 @@
 """A natural gradient that a step can be taken along, or a clean failure."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch as th
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # torch exports it without saying so
 
 from sb3_npg.numerics import NumericalFailure, require_finite
-from sb3_npg.solvers.base import FisherSolver, Problem
+from sb3_npg.solvers.base import Figures, FisherSolver, Problem, Solution
 from sb3_npg.solvers.scaling import ScaledProblem, block_scale
 
 #: Multiples of the damping to try, in this order, while the solver fails.
@@ -21,6 +22,7 @@ class Direction(NamedTuple):
     A usable natural gradient.
 
     :param natural_gradient: x, shape (p,)
+    :param norm: ‖x‖
     :param curvature: xᵀFx > 0, with the true, undamped Fisher
     :param slope: gᵀx > 0, what L gains to first order
     :param damping: the λ that it was found with
@@ -29,10 +31,11 @@ class Direction(NamedTuple):
     """
 
     natural_gradient: th.Tensor
+    norm: float
     curvature: float
     slope: float
     damping: float
-    stats: dict[str, float]
+    stats: Mapping[str, float]
 
 
 def find_direction(
@@ -49,7 +52,6 @@ def find_direction(
     :return: the first usable natural gradient
     :raises NumericalFailure: if the gradient is zero or not finite, or no damping helps
     """
-    _require_slope(gradient)
     scale = block_scale(problem.layers) if relative else None
     if scale is not None:
         require_finite("the trace of the Fisher", scale)
@@ -61,18 +63,9 @@ def find_direction(
         try:
             if multiple == 1.0:
                 solver.update(system)
-            solution = solver.solve(system, right, trial)
-            product = solution.product
-            if product is None:
-                product = system.fisher_vector_product(solution.natural_gradient)
-            slope, curvature, residual = _usable(right, solution.natural_gradient, product, trial)
-            stats = {**solution.stats, "residual": residual}
-            if scale is None:
-                return Direction(solution.natural_gradient, curvature, slope, trial, stats)
-            x = solution.natural_gradient / scale
-            require_finite("the natural gradient", x)
-            return Direction(x, curvature, slope, trial, stats)
+            return _usable(system, right, solver.solve(system, right, trial), trial)
         except (ArithmeticError, LinAlgError) as error:
+            _require_slope(gradient)  # no damping mends that
             failure = error
     raise NumericalFailure(f"no natural gradient up to damping {trial:g}: {failure}")
 
@@ -86,22 +79,24 @@ def _require_slope(gradient: th.Tensor) -> None:
         raise NumericalFailure("the surrogate's gradient is zero")
 
 
-def _usable(
-    gradient: th.Tensor, natural_gradient: th.Tensor, product: th.Tensor, damping: float
-) -> tuple[float, float, float]:
+def _usable(system: Problem, right: th.Tensor, solution: Solution, damping: float) -> Direction:
     """
-    Return gᵀx, xᵀFx and the relative residual.
+    Return a solution as a direction in the parameters' own coordinates.
 
-    Fails if x is not finite, does not ascend or moves the policy by no KL. A NaN or an infinity in a vector is one in
-    its inner product too, so one look at the device tells all.
+    Fails if x is not finite, does not ascend or moves the policy by no KL. One look at the device tells all.
     """
-    residual = gradient - product - damping * natural_gradient
-    norms = residual.norm(), gradient.norm()
-    slope, curvature, left, whole = th.stack([gradient @ natural_gradient, natural_gradient @ product, *norms]).tolist()
-    if not math.isfinite(slope):
+    scaled = solution.natural_gradient
+    product = system.fisher_vector_product(scaled) if solution.product is None else solution.product
+    x = scaled / system.scale if isinstance(system, ScaledProblem) else scaled
+    left = (right - product - damping * scaled).norm()
+    figures = th.stack([right @ scaled, scaled @ product, x.norm(), left, right.norm()])
+    slope, curvature, norm, left_norm, right_norm = figures.tolist()
+    if not (math.isfinite(slope) and math.isfinite(norm)):
         raise NumericalFailure("the natural gradient is not finite")
     if not slope > 0.0:
         raise NumericalFailure("the natural gradient does not ascend")
     if not 0.0 < curvature < math.inf:
         raise NumericalFailure(f"xᵀFx = {curvature:g} along the natural gradient is not positive")
-    return slope, curvature, left / whole if whole > 0.0 else math.nan
+    residual = left_norm / right_norm if right_norm > 0.0 else math.nan
+    stats = Figures(lambda: {**solution.stats, "residual": residual})
+    return Direction(x, norm, curvature, slope, damping, stats)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch as th
 
@@ -16,7 +16,7 @@ from sb3_npg.linalg.cupy.factors import FactorSolver
 from sb3_npg.linalg.cupy.kron import KroneckerSolver
 from sb3_npg.linalg.cupy.krylov import Capture, GraphSolver, StepSolver, chain_bytes
 from sb3_npg.linalg.kronecker import Eigen, symmetric_eigen
-from sb3_npg.linalg.krylov import ConjugateGradientResult, Operator, ritz_condition
+from sb3_npg.linalg.krylov import ConjugateGradientResult, History, Operator
 
 _DTYPES = (th.float32, th.float64)
 #: Bytes of the largest chain that is copied into a graph.
@@ -29,7 +29,7 @@ class CupyLinearAlgebra(LinearAlgebra):
     """
     The linear algebra of the solvers on a GPU.
 
-    A solve of conjugate gradient waits for the device once, at its end: one kernel for a multilayer perceptron that
+    A solve of conjugate gradient does not wait for the device: one kernel for a multilayer perceptron that
     fits into shared memory, a CUDA graph for a larger one, single kernels between the products with a preconditioner.
     What kernels do not make faster, products that take milliseconds, and what they cannot do, half precision, is left
     to torch, which then stops as soon as a solve has converged.
@@ -95,24 +95,22 @@ class CupyLinearAlgebra(LinearAlgebra):
         """Solve (A + σI) x = b; see :func:`~sb3_npg.linalg.conjugate_gradient`."""
         use_steps = preconditioner is not None and len(b) <= LARGEST_STEPS
         system = chain() if chain is not None and preconditioner is None else None
-        if b.dtype not in _DTYPES or not (use_steps or self._serves(system)):
+        solver = None if system is None else self._solver_of(system)
+        if b.dtype not in _DTYPES or not (use_steps or solver is not None):
             return super().conjugate_gradient(matvec, b, max_steps, rtol, preconditioner, x0, shift)
         applied = None if x0 is None else matvec(x0)
         right = b if x0 is None or applied is None else b - applied - shift * x0
-        if system is None:
+        if system is None or solver is None:
             result = _result(self.steps.solve(matvec, right, b, shift, rtol, max_steps, preconditioner))
         else:
-            solver = self.chains if self.chains.fits(system) or self.graphs is None else self.graphs
             result = _result(solver.solve(system, right, b, shift, rtol, max_steps))
-        if x0 is None or applied is None:
-            return result
-        return result._replace(x=result.x + x0, product=result.product + applied)
+        return result if x0 is None or applied is None else result.from_start(x0, applied)
 
-    def _serves(self, chain: FisherChain | None) -> bool:
-        """Tell whether a chain is solved as one."""
-        if chain is None:
-            return False
-        return self.chains.fits(chain) or (self.graphs is not None and chain_bytes(chain) <= LARGEST_GRAPH)
+    def _solver_of(self, chain: FisherChain) -> ChainSolver | GraphSolver | None:
+        """Return who solves a chain as one, if somebody does."""
+        if self.chains.fits(chain):
+            return self.chains
+        return self.graphs if self.graphs is not None and chain_bytes(chain) <= LARGEST_GRAPH else None
 
     def symmetric_eigens(self, matrices: Sequence[th.Tensor]) -> list[Eigen]:
         """
@@ -168,9 +166,13 @@ def _stacked(eigens: list[Eigen], shape: th.Size) -> Eigen:
 
 
 def _result(solution: FusedSolution) -> ConjugateGradientResult:
+    """Return a solution whose figures stay on the device until somebody asks for them."""
+    return ConjugateGradientResult(solution.vectors[0], solution.vectors[1], partial(_history, solution.figures))
+
+
+def _history(figures: th.Tensor) -> History:
     """Wait for the device, and read what happened."""
-    steps, taken, squared_residual, squared_right, *coefficients = solution.figures.tolist()
+    steps, taken, squared_residual, squared_right, *coefficients = figures.tolist()
     coefficients = coefficients[: 2 * int(taken)]
     residual = math.sqrt(squared_residual / squared_right) if squared_right > 0.0 else 0.0
-    condition = ritz_condition(coefficients[::2], coefficients[1::2])
-    return ConjugateGradientResult(solution.vectors[0], int(steps), residual, condition, solution.vectors[1])
+    return History(int(steps), residual, coefficients[::2], coefficients[1::2])

@@ -156,9 +156,7 @@ class ChainSolver:
 
     def tile_of(self, shape: ChainShape, n_rows: int) -> int | None:
         """Return the rows that a block should take at a time; None if the network is too large."""
-        fitting = [tile for tile in TILES if shape.shared_bytes(tile) <= self.device.shared_bytes]
-        enough = [tile for tile in fitting if -(-n_rows // tile) <= self.device.n_processors]
-        return (enough or fitting[::-1])[0] if fitting else None
+        return _tile_of(shape, n_rows, self.device.n_processors, self.device.shared_bytes)
 
     def fits(self, chain: FisherChain) -> bool:
         """Tell whether this network can be solved here."""
@@ -218,6 +216,13 @@ class ChainSolver:
             new(shape.padded()),
             th.zeros(1, dtype=th.int64, device=device),
         )
+
+
+@cache
+def _tile_of(shape: ChainShape, n_rows: int, n_processors: int, shared_bytes: int) -> int | None:
+    fitting = [tile for tile in TILES if shape.shared_bytes(tile) <= shared_bytes]
+    enough = [tile for tile in fitting if -(-n_rows // tile) <= n_processors]
+    return (enough or fitting[::-1])[0] if fitting else None
 
 
 def _slope_kind(layer: ChainLayer, is_last: bool) -> int:

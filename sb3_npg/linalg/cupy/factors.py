@@ -140,19 +140,7 @@ class FactorSolver:
 
     def plan_of(self, shape: FactorShape, n_rows: int) -> Plan | None:
         """Return how blocks should work: on one tile each, if there are processors enough; None if nothing fits."""
-        n_columns = shape.layers.outputs[-1]
-        batches = {tile: self._most_at_once(shape, tile, n_columns) for tile in TILES}
-        fitting = [Plan(tile, at_once) for tile, at_once in batches.items() if at_once]
-        enough = [plan for plan in fitting if -(-n_rows // plan.tile) <= self.device.n_processors]
-        return (enough or fitting[::-1])[0] if fitting else None
-
-    def _most_at_once(self, shape: FactorShape, tile: int, n_columns: int) -> int:
-        """Return the most columns for which there is room, in batches as even as can be."""
-        for n_batches in range(1, n_columns + 1):
-            at_once = -(-n_columns // n_batches)
-            if shape.shared_bytes(Plan(tile, at_once)) <= self.device.shared_bytes:
-                return at_once
-        return 0
+        return _plan_of(shape, n_rows, self.device.n_processors, self.device.shared_bytes)
 
     def fits(self, chain: FisherChain) -> bool:
         """Tell whether this network's factors can be made here."""
@@ -207,6 +195,24 @@ class FactorSolver:
             chain.diagonal.new_empty((n_blocks, shape.n_pieces(), 128)),
             th.zeros(1, dtype=th.int64, device=chain.diagonal.device),
         )
+
+
+@cache
+def _plan_of(shape: FactorShape, n_rows: int, n_processors: int, shared_bytes: int) -> Plan | None:
+    batches = {tile: _most_at_once(shape, tile, shared_bytes) for tile in TILES}
+    fitting = [Plan(tile, at_once) for tile, at_once in batches.items() if at_once]
+    enough = [plan for plan in fitting if -(-n_rows // plan.tile) <= n_processors]
+    return (enough or fitting[::-1])[0] if fitting else None
+
+
+def _most_at_once(shape: FactorShape, tile: int, shared_bytes: int) -> int:
+    """Return the most columns for which there is room, in batches as even as can be."""
+    n_columns = shape.layers.outputs[-1]
+    for n_batches in range(1, n_columns + 1):
+        at_once = -(-n_columns // n_batches)
+        if shape.shared_bytes(Plan(tile, at_once)) <= shared_bytes:
+            return at_once
+    return 0
 
 
 def _from_first_trained(chain: FisherChain) -> FisherChain:
