@@ -19,9 +19,14 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 
 class EmulatedDevice:
-    """A GPU of few processors. Slow, and exact."""
+    """
+    A GPU of few processors. Slow, and exact.
 
-    def __init__(self, n_processors: int = 3, shared_bytes: int = 227 * 1024):
+    :param backwards: whether the last thread is the first to run
+    """
+
+    def __init__(self, n_processors: int = 3, shared_bytes: int = 227 * 1024, backwards: bool = False):
+        self.backwards = backwards
         self.n_processors = n_processors
         self.shared_bytes = shared_bytes
         self.launches: list[str] = []
@@ -38,6 +43,7 @@ class EmulatedDevice:
             ctypes.c_uint(launch.n_blocks),
             ctypes.c_uint(launch.n_threads),
             ctypes.c_size_t(launch.shared_bytes),
+            ctypes.c_bool(self.backwards),
             *values,
         )
 
@@ -58,8 +64,9 @@ def _library(source: str, name: str) -> ctypes.CDLL:
     parameters = _parameters(source, name)
     names = ", ".join(re.findall(r"(\w+)\s*(?:,|$)", parameters))
     runner = (
-        f'extern "C" void run_{name}(unsigned n_blocks, unsigned n_threads, size_t n_bytes, {parameters}) {{\n'
-        f"    emulated::launch(n_blocks, n_threads, n_bytes, [=] {{ {name}({names}); }});\n}}\n"
+        f'extern "C" void run_{name}(unsigned n_blocks, unsigned n_threads, size_t n_bytes, bool backwards,\n'
+        f"    {parameters}) {{\n"
+        f"    emulated::launch(n_blocks, n_threads, n_bytes, backwards, [=] {{ {name}({names}); }});\n}}\n"
     )
     (folder / "kernel.cpp").write_text(f'#include "cuda.h"\n{source}\n{runner}', encoding="utf-8")
     command = [

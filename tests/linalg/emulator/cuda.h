@@ -1,9 +1,11 @@
 // A GPU for tests: runs a CUDA kernel on one core of the CPU, thread by thread. Every thread is a coroutine that goes on
-// until it waits for others: at a barrier of its block, for the lanes of its warp, or for other blocks.
+// until it waits for others: at a barrier of its block, for the lanes of its warp, or for other blocks. They take turns from
+// the first to the last or backwards: where a barrier is missing the two differ.
 #pragma once
 #define EMULATED
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -94,7 +96,8 @@ inline void enter() {
 }
 
 // Run a kernel of one-dimensional blocks to its end. Shared memory begins with what nobody wrote.
-inline void launch(unsigned n_blocks, unsigned n_threads, size_t n_bytes, std::function<void()> body) {
+inline void launch(
+    unsigned n_blocks, unsigned n_threads, size_t n_bytes, bool backwards, std::function<void()> body) {
     kernel = std::move(body);
     grid_size.x = n_blocks;
     block_size.x = n_threads;
@@ -120,6 +123,7 @@ inline void launch(unsigned n_blocks, unsigned n_threads, size_t n_bytes, std::f
             threads.push_back(std::move(thread));
         }
     }
+    if (backwards) std::reverse(threads.begin(), threads.end());
     for (size_t left = threads.size(); left > 0;)
         for (auto& thread : threads)
             if (!thread->done) {
