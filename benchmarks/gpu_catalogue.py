@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks import gpu_accuracy, gpu_cases, gpu_precision, gpu_train
+from benchmarks import gpu_accuracy, gpu_cases, gpu_precision, gpu_train, pong
 from benchmarks.gpu_timing import Contestant, Race, Row, Setting
 from benchmarks.speed_peers import ACTION_DIM, CG_STEPS
 from benchmarks.speed_products import operations
@@ -110,7 +110,7 @@ CASES: dict[str, Case] = {
 ATARI, PRECISION = "atari", "precision"
 ON_DEMAND: dict[str, Case] = {
     ATARI: Case(
-        f"Pong, {gpu_train.N_ATARI_ENVS} environments, {gpu_train.ATARI_SECONDS:.0f} s each",
+        f"Pong, {pong.N_ENVS} environments, {gpu_train.ATARI_SECONDS:.0f} s each",
         gpu_train.frames,
         tf32=True,
     ),

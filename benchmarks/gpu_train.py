@@ -20,15 +20,17 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack
 
 from benchmarks.gpu_timing import Contestant, Row, Setting, reason_of, require_alive
+from benchmarks.pong import N_ENVS as N_ATARI_ENVS
+from benchmarks.pong import PPO_ZOO, TASK, ZOO
 from benchmarks.speed_peers import ACTION_DIM, CG_STEPS, DAMPING, TARGET_KL
 from benchmarks.speed_products import OBSERVATIONS
 from sb3_npg import NPG
 from sb3_npg.acting import acting
 
-N_ENVS, N_ATARI_ENVS = 8, 16
+N_ENVS = 8
 #: Steps of a rollout that are timed at once.
 ACTING_STEPS = 10
-ATARI_TASK, ATARI_SECONDS = "PongNoFrameskip-v4", 20.0
+ATARI_SECONDS = 20.0
 IMAGES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 N_BUTTONS = 6
 Make = Callable[..., OnPolicyAlgorithm]
@@ -41,30 +43,8 @@ REMARKS = {
 }
 #: rl-zoo3's settings for Atari, and ours in zoo_configs/npg.yml.
 ATARI: dict[str, tuple[Make, dict[str, Any]]] = {
-    "NPG": (
-        NPG,
-        {
-            "n_steps": 64,
-            "batch_size": 256,
-            "fisher_solver": "kfac",
-            "critic_solver": "adam",
-            "n_critic_updates": 4,
-            "learning_rate": 2.5e-4,
-            "ent_coef": 0.01,
-        },
-    ),
-    "PPO": (
-        PPO,
-        {
-            "n_steps": 128,
-            "batch_size": 256,
-            "n_epochs": 4,
-            "learning_rate": 2.5e-4,
-            "clip_range": 0.1,
-            "vf_coef": 0.5,
-            "ent_coef": 0.01,
-        },
-    ),
+    "NPG": (NPG, ZOO),
+    "PPO": (PPO, PPO_ZOO),
     "A2C": (A2C, {"ent_coef": 0.01, "vf_coef": 0.25}),
 }
 
@@ -260,7 +240,7 @@ def frames(setting: Setting, starting: Callable[[str], None], without: dict[str,
 def pong(**kwargs: Any) -> gym.Env[Any, Any]:
     """Make Pong in a process that may not know of it."""
     gym.register_envs(importlib.import_module("ale_py"))
-    return gym.make(ATARI_TASK, **kwargs)
+    return gym.make(TASK, **kwargs)
 
 
 def _pace_of(make: Make, arguments: dict[str, Any], setting: Setting) -> float:

@@ -2,10 +2,12 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch as th
+import yaml
 from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks import (
@@ -18,6 +20,7 @@ from benchmarks import (
     held_out,
     memory,
     pace,
+    pong,
     report,
     returns,
     returns_report,
@@ -34,6 +37,7 @@ from benchmarks import (
 )
 from benchmarks.pace import STANDARD
 from sb3_npg import NPG
+from tests.agents import make_env
 
 
 def test_trpo_comparison_writes_tables_and_resumes(tmp_path):
@@ -407,6 +411,34 @@ def test_the_set_of_hyperparameters_of_the_zoo_is_a_finalist(env_id):
 def test_the_zoos_bipedal_walker_is_a_finalist_of_its_study():
     chosen = returns.Run("npg", bipedal_walker.TASK, 0, returns.TASKS[bipedal_walker.TASK]).settings()
     assert chosen in [run.settings() for run in bipedal_walker.FinalRun.all()]
+
+
+def test_the_zoos_atari_is_a_candidate_of_its_study():
+    block = yaml.safe_load(Path("zoo_configs/npg.yml").read_text(encoding="utf-8"))["atari"]
+    assert {name: block[name] for name in pong.ZOO} == pong.ZOO
+    assert (block["n_envs"], block["policy"]) == (pong.N_ENVS, "CnnPolicy")
+    assert pong.Candidate("as in zoo_configs", "NPG", pong.CANDIDATES[0].n_steps, pong.ZOO) in pong.CANDIDATES
+
+
+def test_what_becomes_of_a_policy_on_images_is_told():
+    model = NPG("CnnPolicy", make_env("image"), n_steps=8, batch_size=8, seed=0, device="cpu")
+    training.collect_rollout(model)
+    figures = pong.policy_figures(model)
+    assert 0.0 < figures["spread"] < 0.1
+    assert 0.0 < figures["entropy"] <= np.log(model.action_space.n) + 1e-6
+    alive = figures["alive"]
+    with th.no_grad():
+        model.policy.features_extractor.linear[0].bias.fill_(-1e3)
+    dead = pong.policy_figures(model)
+    assert dead["alive"] < alive
+    assert dead["spread"] == 0.0
+
+
+def test_pongs_tables_show_how_far_each_candidate_went():
+    looks = [{"steps": 100_000, "return": -20.5}, {"steps": 200_000, "return": -20.25}]
+    rows = pong.table([("one", looks), ("other", looks[:1])], "return", 2).splitlines()
+    assert rows[0] == "| candidate | 100,000 | 200,000 |"
+    assert rows[2:] == ["| one | -20.50 | -20.25 |", "| other | -20.50 | – |"]
 
 
 def test_bipedal_walkers_table_counts_the_seeds_that_reach_the_score_and_means_over_the_steps_shown(tmp_path):
