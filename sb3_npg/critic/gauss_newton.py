@@ -154,13 +154,13 @@ def _fit_intercept(policy: ActorCriticPolicy, problem: ValueProblem, damping: fl
     own = getattr(policy.value_net, "bias", None)
     bias = next((tensor for tensor in problem.vector.tensors if tensor is own), None)
     residuals = problem.residuals()
+    before = residuals.square().mean()
     if bias is None:
-        loss = float(residuals.square().mean())
-        return loss, loss
+        return float(before), float(before)
     start = bias.detach().clone()
     with th.no_grad():
         bias.add_(residuals.mean() / (1.0 + damping))
-        loss, left = th.stack([residuals.square().mean(), problem.loss()]).tolist()
+        loss, left = th.stack([before, problem.loss()]).tolist()
         if not left <= loss:  # a policy of its own kind, which does more to V after this bias
             bias.copy_(start)
             left = loss

@@ -45,14 +45,12 @@ class FeedForwardModel(NamedTuple):
     :param rows: slice ↦ these rows
     :param chunks: the slices that make up the N rows
     :param metric: F_out
-    :param noise_name: of the parameter that scales the noise
     :param noise_span: where it lies in θ; None if there is none, or it is not trained
     """
 
     rows: Callable[[slice], FeedForwardRows]
     chunks: Sequence[slice]
     metric: OutputMetric
-    noise_name: str = "log_std"
     noise_span: slice | None = None
 
 
@@ -74,7 +72,7 @@ class FeedForwardLayers(ChunkedRecords):
         self.blocks: list[Block] = [place for place in self._places if place is not None]
         if model.noise_span is not None and first.noise is not None:
             n_groups = first.noise.columns().shape[2]
-            self.blocks.append(DenseBlock(model.noise_name, model.noise_span, n_groups))
+            self.blocks.append(DenseBlock("log_std", model.noise_span, n_groups))
 
     def chain(self) -> FisherChain | None:
         """Return the Fisher as a chain of layers; None if it is not at hand for all rows at once."""
