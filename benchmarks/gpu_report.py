@@ -55,7 +55,7 @@ lower). Its solutions differ by 2e-4 to 6e-4 from those in float32.
 
 **Not measured.** An H100, on which the goals are set: these figures are an H200's, whose processors are the same and
 whose memory is faster. Whether NPG plays Pong. Several devices. What came after these figures: a policy step that waits
-for the device twice and not eleven times, a critic that computes nothing twice, and K-FAC with two thirds of the calls
+for the device once and not eleven times, a critic that computes nothing twice, and K-FAC with two thirds of the calls
 from the host, for which its time above is mostly spent. *As in zoo_configs*, and NPG in Pong, were K-FAC with one
 extractor for actor and critic; since then they are conjugate gradient with one for each ([pong.md](pong.md))."""
 

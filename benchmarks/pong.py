@@ -74,17 +74,19 @@ class Candidate:
     :param algorithm: "NPG" or "PPO"
     :param n_steps: environment steps that it is trained for
     :param settings: of its constructor
+    :param n_seeds: how often
     """
 
     name: str
     algorithm: str = "NPG"
     n_steps: int = 1_000_000
     settings: dict[str, Any] = field(default_factory=dict)
+    n_seeds: int = 1
 
 
 CANDIDATES = (
-    Candidate("as in zoo_configs", n_steps=600_000, settings=ZOO),
-    Candidate("PPO as in rl_zoo3", "PPO", settings=PPO_ZOO),
+    Candidate("as in zoo_configs", n_steps=600_000, settings=ZOO, n_seeds=3),
+    Candidate("PPO as in rl_zoo3", "PPO", settings=PPO_ZOO, n_seeds=3),
     Candidate("K-FAC, λ = 0.1", n_steps=200_000, settings=ZOO | KFAC),
     Candidate("K-FAC, λ = 0.1, one extractor", n_steps=200_000, settings=ZOO | KFAC | {"policy_kwargs": None}),
     Candidate("λ = 0.1", n_steps=200_000, settings=ZOO | {"damping": 0.1}),
@@ -121,7 +123,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Return all that the figures depend on."""
         asked = asdict(self.candidate)
-        del asked["name"]
+        del asked["name"], asked["n_seeds"]
         return {**asked, "seed": self.seed, "task": TASK, "screen": SCREEN, "n_envs": N_ENVS, "every": EVERY}
 
 
@@ -238,7 +240,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=Path("docs/pong.md"))
     arguments = parser.parse_args(argv)
-    runs = [Run(candidate) for candidate in CANDIDATES if candidate.name in arguments.candidates]
+    chosen = [candidate for candidate in CANDIDATES if candidate.name in arguments.candidates]
+    runs = [Run(candidate, seed) for candidate in chosen for seed in range(candidate.n_seeds)]
     store = Store(arguments.results, any_machine=True)
     if not arguments.report:
         measure_missing(store, runs, measure, arguments.processes)

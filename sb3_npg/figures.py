@@ -1,25 +1,25 @@
 """What one update leaves in the log, under the names that users and dashboards read."""
 
 from sb3_npg.solvers.direction import Direction
-from sb3_npg.trust_region import LineSearch, Step
+from sb3_npg.trust_region import LineSearch
 
 
-def policy_step_figures(direction: Direction, step: Step, search: LineSearch) -> dict[str, float]:
+def policy_step_figures(direction: Direction, length: float, search: LineSearch) -> dict[str, float]:
     """
     Name the figures of a policy step.
 
     :param direction: the natural gradient and how it was found
-    :param step: the full step along it
+    :param length: β of the full step βx
     :param search: where the line search ended
     :return: log keys and values; KLs in nats
     """
-    step_size = search.coefficient * step.length
+    step_size = search.coefficient * length
     figures = {
         "surrogate": search.surrogate,
         "improvement": search.improvement,
         "improvement_predicted": step_size * direction.slope,
         "kl": search.mean_kl,
-        "kl_predicted": search.coefficient**2 * step.predicted_kl,
+        "kl_predicted": direction.predicted_kl(step_size),
         "step_size": step_size,
         "line_search_steps": search.steps,
         "natural_gradient_norm": direction.norm,

@@ -84,19 +84,18 @@ class LocalProblem:
         self._old_outputs = th.cat([rows.outputs for rows in start])
         self._old_log_prob = th.cat([rows.log_prob for rows in start])
         self._seen = self.actor.every(sub_sampling_factor)
-        self._fisher = self._seen.fisher(self._chunk_rows)
+        self.refresh()
         pairs = zip(start, self._chunks, strict=True)
         self._start_sums = [self._surrogate_of(now, rows).sum() for now, rows in pairs]
+
+    def refresh(self) -> None:
+        """Let F be that of the parameters that are there now: those of θ_old, which have come back from a trial."""
+        self._fisher = self._seen.fisher(self._chunk_rows)
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The parameters that act, in flat order."""
         return self.vector.tensors
-
-    @cached_property
-    def at_start(self) -> Evaluation:
-        """L and mean KL at θ_old."""
-        return Evaluation(sum(th.stack(self._start_sums).tolist()) / self.n_rows, 0.0)
 
     def surrogate(self) -> th.Tensor:
         """Return L at the policy's present parameters, shape (), with its graph."""
@@ -108,20 +107,21 @@ class LocalProblem:
 
     def evaluate(self) -> Evaluation:
         """Return L and mean KL at the policy's present parameters; NaN where the policy has none."""
+        return Evaluation(*self.figures().tolist())
+
+    @th.no_grad()
+    def figures(self) -> th.Tensor:
+        """Return the numbers of :meth:`evaluate`, shape (3,), which nobody has waited for."""
         surrogates, kls = [], []
-        with th.no_grad():
+        try:
             for rows in self._chunks:
-                try:
-                    now = self.actor.act(rows)
-                except ValueError:  # torch's distributions refuse NaN
-                    return Evaluation(math.nan, math.nan)
+                now = self.actor.act(rows)
                 surrogates.append(self._surrogate_of(now, rows).sum())
                 kls.append(self._kl_of(now, rows).sum())
-        # One look at the device, for L at θ_old too.
-        sums = th.stack([*self._start_sums, *surrogates, *kls]).view(3, -1).tolist()
-        before, surrogate, mean_kl = (sum(each) / self.n_rows for each in sums)
-        self.at_start = Evaluation(before, 0.0)
-        return Evaluation(surrogate, mean_kl)
+        except ValueError:  # torch's distributions refuse NaN
+            surrogates = kls = [th.full_like(total, math.nan) for total in self._start_sums]
+        sums = th.stack([*self._start_sums, *surrogates, *kls]).view(3, -1)
+        return sums.sum(dim=1) / self.n_rows
 
     def surrogate_gradient(self) -> th.Tensor:
         """Return g = ∇L at the policy's present parameters, shape (p,)."""

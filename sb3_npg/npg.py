@@ -49,9 +49,10 @@ from sb3_npg.rollout import (
     require_finite_rollout,
 )
 from sb3_npg.schedules import make_schedule
+from sb3_npg.search_line import SearchLine
 from sb3_npg.solvers import FisherSolver, make_fisher_solver
 from sb3_npg.solvers.direction import Direction, find_direction
-from sb3_npg.trust_region import LineSearch, Step, StepRule, adapted_damping_factor, backtrack
+from sb3_npg.trust_region import LineSearch, StepRule, adapted_damping_factor, backtrack
 
 #: What ``_setup_model`` derives from the arguments.
 _DERIVED = ("_damping_schedule", "_step_rule", "_critic_solver", "_last_skipped_update")
@@ -283,10 +284,10 @@ class NPG(OnPolicyAlgorithm):
             require_finite_rollout(self.rollout_buffer)
             problem = self._local_problem(rollout, parts)  # L, F and the mean KL at θ_old
             gradient = problem.surrogate_gradient()  # g
-            direction = self._find_direction(problem, gradient)  # x
-            step = self._step_rule.step(direction, self._current_progress_remaining)  # βx
-            search = self._search(problem, step)  # θ ← θ + cβx
-            self._conclude_step(direction, step, search)
+            line = SearchLine(problem, self._step_length)  # θ + cβx
+            direction = self._find_direction(problem, gradient, line)  # x
+            search = self._search(line)  # θ ← θ + cβx
+            self._conclude_step(direction, line.length, search)
         with self._skipped_on_numerical_failure():
             self._fit_critic(rollout, parts)
 
@@ -308,24 +309,29 @@ class NPG(OnPolicyAlgorithm):
             fast_paths=self.fast_paths,
         )
 
-    def _find_direction(self, problem: LocalProblem, gradient: th.Tensor) -> Direction:
-        """Solve (F + λI) x = g."""
+    def _step_length(self, curvature: th.Tensor) -> th.Tensor:
+        """Return β for xᵀFx."""
+        return self._step_rule.length(curvature, self._current_progress_remaining)
+
+    def _find_direction(self, problem: LocalProblem, gradient: th.Tensor, line: SearchLine) -> Direction:
+        """Solve (F + λI) x = g, and take the full step along x, as both are looked at together."""
         damping = self._damping_factor * self._damping_schedule(self._current_progress_remaining)
         start = time.perf_counter()
-        direction = find_direction(self.fisher, problem, gradient, damping, self.relative_damping)
+        direction = find_direction(self.fisher, problem, gradient, damping, self.relative_damping, line)
         self.logger.record("time/solve", time.perf_counter() - start)
         return direction
 
-    def _search(self, problem: LocalProblem, step: Step) -> LineSearch:
+    def _search(self, line: SearchLine) -> LineSearch:
         """Move the policy along the step as far as the line search allows."""
         kl_limit = self._step_rule.kl_limit(self._current_progress_remaining)
-        return backtrack(problem, step.vector, kl_limit, self.line_search_shrinking_factor, self.line_search_max_iter)
+        return backtrack(line, kl_limit, self.line_search_shrinking_factor, self.line_search_max_iter)
 
-    def _conclude_step(self, direction: Direction, step: Step, search: LineSearch) -> None:
+    def _conclude_step(self, direction: Direction, length: float, search: LineSearch) -> None:
         """Adapt the damping to what the step cost, and log the step."""
         if self.adaptive_damping:
-            self._damping_factor = adapted_damping_factor(self._damping_factor, search, step.predicted_kl)
-        for name, figure in policy_step_figures(direction, step, search).items():
+            predicted_kl = direction.predicted_kl(length)
+            self._damping_factor = adapted_damping_factor(self._damping_factor, search, predicted_kl)
+        for name, figure in policy_step_figures(direction, length, search).items():
             self.logger.record(name, figure)
 
     def _fit_critic(self, rollout: Samples, parts: PolicyParts) -> None:

@@ -2,85 +2,30 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_npg.numerics import NumericalFailure
-from sb3_npg.parameters import ParameterVector
-
-
-class Evaluation(NamedTuple):
-    """
-    A policy against the policy that collected the data.
-
-    :param surrogate: L(θ)
-    :param mean_kl: mean KL(π_old ‖ π_θ) in nats
-    """
-
-    surrogate: float
-    mean_kl: float
-
-
-class Ascent(Protocol):
-    """A natural gradient to step along: x of shape (p,), ‖x‖, and xᵀFx > 0."""
-
-    @property
-    def natural_gradient(self) -> th.Tensor:
-        """The natural gradient x, shape (p,)."""
-        ...
-
-    @property
-    def norm(self) -> float:
-        """Its 2-norm."""
-        ...
-
-    @property
-    def curvature(self) -> float:
-        """Its curvature xᵀFx, with the undamped Fisher."""
-        ...
-
-
-class Step(NamedTuple):
-    """
-    The full step, before the line search.
-
-    :param vector: βx, shape (p,)
-    :param length: β
-    :param predicted_kl: ½β² xᵀFx, what the step costs to second order, in nats
-    """
-
-    vector: th.Tensor
-    length: float
-    predicted_kl: float
 
 
 class StepRule(ABC):
     """How long a step along x is, and how much KL the line search lets it cost."""
 
     @abstractmethod
-    def length(self, curvature: float, progress_remaining: float) -> float:
-        """Return β for xᵀFx = ``curvature``."""
+    def length(self, curvature: th.Tensor, progress_remaining: float) -> th.Tensor:
+        """
+        Return β, shape ().
+
+        :param curvature: xᵀFx, shape ()
+        :param progress_remaining: falls from 1 to 0 during training
+        """
 
     @abstractmethod
     def kl_limit(self, progress_remaining: float) -> float:
         """Return the largest mean KL(π_old ‖ π_θ) in nats that the line search accepts."""
-
-    def step(self, direction: Ascent, progress_remaining: float) -> Step:
-        """
-        Return the full step βx.
-
-        :param direction: x, ‖x‖ and xᵀFx
-        :param progress_remaining: falls from 1 to 0 during training
-        :return: the step, its length and the KL it should cost
-        :raises NumericalFailure: if the step is not finite
-        """
-        length = self.length(direction.curvature, progress_remaining)
-        # No number of a vector is larger than its norm.
-        if not length * direction.norm <= th.finfo(direction.natural_gradient.dtype).max:
-            raise NumericalFailure("the step is not finite")
-        return Step(length * direction.natural_gradient, length, 0.5 * length**2 * direction.curvature)
 
 
 class TrustRegion(StepRule):
@@ -98,9 +43,9 @@ class TrustRegion(StepRule):
     def __init__(self, target_kl: Schedule):
         self.target_kl = target_kl
 
-    def length(self, curvature: float, progress_remaining: float) -> float:
+    def length(self, curvature: th.Tensor, progress_remaining: float) -> th.Tensor:
         """Return √(2δ / xᵀFx)."""
-        return math.sqrt(2.0 * max(self.target_kl(progress_remaining), 0.0) / curvature)
+        return (2.0 * max(self.target_kl(progress_remaining), 0.0) / curvature).sqrt()
 
     def kl_limit(self, progress_remaining: float) -> float:
         """Return δ."""
@@ -119,30 +64,38 @@ class FixedStep(StepRule):
     def __init__(self, step_size: Schedule):
         self.step_size = step_size
 
-    def length(self, curvature: float, progress_remaining: float) -> float:
+    def length(self, curvature: th.Tensor, progress_remaining: float) -> th.Tensor:
         """Return α."""
-        return self.step_size(progress_remaining)
+        return self.step_size(progress_remaining) * th.ones_like(curvature)
 
     def kl_limit(self, progress_remaining: float) -> float:
         """Return infinity: a fixed step has no trust region."""
         return math.inf
 
 
-class SearchableProblem(Protocol):
-    """What the line search needs of a policy update. ``LocalProblem`` is one."""
+class Evaluation(NamedTuple):
+    """
+    A policy against the policy that collected the data.
 
-    @property
-    def vector(self) -> ParameterVector:
-        """The parameters θ as one vector."""
+    :param before: L(θ_old)
+    :param surrogate: L(θ)
+    :param mean_kl: mean KL(π_old ‖ π_θ) in nats
+    """
+
+    before: float
+    surrogate: float
+    mean_kl: float
+
+
+class Line(Protocol):
+    """A step to be shortened. ``SearchLine`` of a ``LocalProblem`` is one."""
+
+    def go(self, coefficient: float) -> Sequence[float]:
+        """Move to θ_old + cβx, c = 1 first, and return the numbers of an :class:`Evaluation` there."""
         ...
 
-    @property
-    def at_start(self) -> Evaluation:
-        """L and the mean KL at θ_old."""
-        ...
-
-    def evaluate(self) -> Evaluation:
-        """Return L(θ) and the mean KL at the present θ."""
+    def back(self) -> None:
+        """Move back to θ_old, bit for bit."""
         ...
 
 
@@ -168,39 +121,34 @@ class LineSearch(NamedTuple):
     first_mean_kl: float
 
 
-def backtrack(
-    problem: SearchableProblem, full_step: th.Tensor, kl_limit: float, shrinking_factor: float, max_iter: int
-) -> LineSearch:
+def backtrack(line: Line, kl_limit: float, shrinking_factor: float, max_iter: int) -> LineSearch:
     """
-    Take the longest of the steps c·s, c = 1, ρ, ρ², …, that improves L and keeps the mean KL within its limit.
+    Take the longest of the steps cβx, c = 1, ρ, ρ², …, that improves L and keeps the mean KL within its limit.
 
     If none does, the parameters are put back bit for bit. With ``max_iter`` = 0 there is no search: the full
     step is taken, unless L or KL is not finite there.
 
-    :param problem: L and mean KL as functions of the parameters, which are at θ_old
-    :param full_step: s, shape (p,)
+    :param line: θ_old + cβx
     :param kl_limit: largest mean KL in nats
     :param shrinking_factor: ρ, between 0 and 1
     :param max_iter: number of trials
     :return: where the step ended
     :raises NumericalFailure: if, without a search, the full step leads to a NaN or an infinity
     """
-    start = problem.vector.get()
     first_mean_kl = math.nan
     for trial in range(max(max_iter, 1)):
         coefficient = shrinking_factor**trial
-        problem.vector.set(start + coefficient * full_step)
-        now = problem.evaluate()
+        now = Evaluation(*line.go(coefficient))
         first_mean_kl = now.mean_kl if trial == 0 else first_mean_kl
         finite = math.isfinite(now.surrogate) and math.isfinite(now.mean_kl)
-        improves = now.surrogate > problem.at_start.surrogate and now.mean_kl <= kl_limit
+        improves = now.surrogate > now.before and now.mean_kl <= kl_limit
         if finite and (improves or max_iter == 0):
-            improvement = now.surrogate - problem.at_start.surrogate
+            improvement = now.surrogate - now.before
             return LineSearch(True, coefficient, trial + 1, now.surrogate, improvement, now.mean_kl, first_mean_kl)
-    problem.vector.set(start)
+    line.back()
     if max_iter == 0:
         raise NumericalFailure("the policy after the full step is not finite")
-    return LineSearch(False, 0.0, max_iter, problem.at_start.surrogate, 0.0, 0.0, first_mean_kl)
+    return LineSearch(False, 0.0, max_iter, now.before, 0.0, 0.0, first_mean_kl)
 
 
 def adapted_damping_factor(

@@ -14,7 +14,7 @@ ROOMS = {
     "callbacks": set(),
     "npg": {
         "acting", "actor", "arguments", "critic", "exploration", "figures", "linalg", "local_problem", "numerics",
-        "policies", "policy_parts", "rollout", "schedules", "solvers", "trust_region",
+        "policies", "policy_parts", "rollout", "schedules", "search_line", "solvers", "trust_region",
     },
     "policies": set(),
     "exploration": set(),
@@ -31,8 +31,9 @@ ROOMS = {
     "actor": {"fisher", "networks", "output_fisher", "parameters"},
     "networks": {"fisher", "output_fisher"},
     "output_fisher": set(),
-    "trust_region": {"numerics", "parameters"},
-    "solvers": {"checks", "fisher", "linalg", "numerics"},
+    "trust_region": {"numerics"},
+    "solvers": {"checks", "fisher", "linalg", "numerics", "search_line"},
+    "search_line": {"numerics", "parameters"},
     "fisher": {"linalg", "parameters"},
     "schedules": {"checks"},
     "parameters": set(),
@@ -43,7 +44,8 @@ ROOMS = {
 #: Packages that only some rooms know.
 KNOWN_ONLY_TO = {
     "stable_baselines3.common.distributions": {"output_fisher"},
-    "stable_baselines3": set(ROOMS) - {"fisher", "solvers", "linalg", "parameters", "numerics", "checks"},
+    "stable_baselines3": set(ROOMS)
+    - {"fisher", "solvers", "search_line", "linalg", "parameters", "numerics", "checks"},
     "cupy": {"linalg"},
     "rl_zoo3": {"zoo"},
     "optuna": {"zoo"},

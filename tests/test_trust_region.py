@@ -8,8 +8,9 @@ import torch as th
 from hypothesis import given, settings
 
 from sb3_npg.numerics import NumericalFailure
+from sb3_npg.search_line import SearchLine
 from sb3_npg.solvers import make_fisher_solver
-from sb3_npg.solvers.direction import Direction, find_direction
+from sb3_npg.solvers.direction import find_direction
 from sb3_npg.trust_region import (
     Evaluation,
     FixedStep,
@@ -25,16 +26,29 @@ def direction_of(problem, damping=1e-3):
     return find_direction(make_fisher_solver("exact"), problem, problem.surrogate_gradient(), damping)
 
 
+def trust_region_line(problem, target_kl):
+    return SearchLine(problem, lambda curvature: TrustRegion(lambda _: target_kl).length(curvature, 1.0))
+
+
+def line_along(problem, step):
+    """A line whose full step is given."""
+    line = SearchLine(problem, lambda _: th.ones((), dtype=step.dtype))
+    line.read(line.take(step, step.new_zeros(())).tolist(), float(step.norm()))
+    return line
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("solver", ["exact", "cg", "identity"])
 @pytest.mark.parametrize("distribution", ["Gaussian", "gSDE", "categorical", "multi-categorical", "Bernoulli"])
 def test_step_has_the_modelled_kl_of_the_trust_region(distribution, solver):
     problem = make_problem(distribution, "Mlp", 20)
-    direction = find_direction(make_fisher_solver(solver), problem, problem.surrogate_gradient(), 0.1)
-    step = TrustRegion(lambda _: 0.03).step(direction, 1.0)
-    assert 0.5 * float(step.vector @ problem.dense_fisher() @ step.vector) == pytest.approx(0.03, rel=1e-10)
-    assert step.predicted_kl == pytest.approx(0.03, rel=1e-12)
-    th.testing.assert_close(step.vector, step.length * direction.natural_gradient)
+    line, start, fisher = trust_region_line(problem, 0.03), problem.vector.get(), problem.dense_fisher()
+    gradient = problem.surrogate_gradient()
+    direction = find_direction(make_fisher_solver(solver), problem, gradient, 0.1, line=line)
+    step = problem.vector.get() - start
+    assert 0.5 * float(step @ fisher @ step) == pytest.approx(0.03, rel=1e-10)
+    assert direction.predicted_kl(line.length) == pytest.approx(0.03, rel=1e-12)
+    th.testing.assert_close(step, line.length * direction.natural_gradient)
 
 
 @pytest.mark.usefixtures("float64")
@@ -47,7 +61,8 @@ def test_measured_kl_tends_to_the_radius_as_it_shrinks(distribution):
     direction, start = direction_of(problem, 0.1), problem.vector.get()
     errors = []
     for target in (1e-4, 1e-6, 1e-8):
-        problem.vector.set(start + TrustRegion(lambda _, t=target: t).step(direction, 1.0).vector)
+        length = TrustRegion(lambda _, t=target: t).length(th.tensor(direction.curvature), 1.0)
+        problem.vector.set(start + length * direction.natural_gradient)
         errors.append(abs(problem.evaluate().mean_kl / target - 1.0))
     # The error is of first order in the step's length, √δ: two decades of δ are at least one of error.
     assert errors[2] < 0.15 * errors[1] < 0.15**2 * errors[0]
@@ -57,23 +72,15 @@ def test_measured_kl_tends_to_the_radius_as_it_shrinks(distribution):
 @given(curvature=st.floats(1e-8, 1e8), target=st.floats(1e-6, 1.0))
 @settings(deadline=None, derandomize=True)
 def test_length_solves_the_quadratic_model(curvature, target):
-    assert 0.5 * TrustRegion(lambda _: target).length(curvature, 1.0) ** 2 * curvature == pytest.approx(target)
+    length = TrustRegion(lambda _: target).length(th.tensor(curvature, dtype=th.float64), 1.0)
+    assert 0.5 * float(length) ** 2 * curvature == pytest.approx(target)
 
 
 def test_fixed_step_is_kakades_whatever_the_curvature():
     rule = FixedStep(lambda progress: 0.5 * progress)
-    x = th.tensor([1.0, -2.0])
     for curvature in (0.1, 10.0):
-        step = rule.step(Direction(x, float(x.norm()), curvature, 1.0, 0.1, {}), 0.5)
-        assert th.equal(step.vector, 0.25 * x)
-        assert step.predicted_kl == pytest.approx(0.5 * 0.25**2 * curvature)
+        assert float(rule.length(th.tensor(curvature), 0.5)) == 0.25
     assert rule.kl_limit(0.5) == math.inf
-
-
-def test_a_step_that_is_not_finite_is_a_numerical_failure():
-    x = th.full((2,), 1e15)
-    with pytest.raises(NumericalFailure, match="the step is not finite"):
-        FixedStep(lambda _: 1e30).step(Direction(x, float(x.norm()), 1.0, 1.0, 0.1, {}), 1.0)
 
 
 @pytest.mark.usefixtures("float64")
@@ -83,14 +90,14 @@ def test_line_search_never_accepts_too_much_kl_or_a_lower_surrogate(seed, length
     problem = make_problem("categorical", "Mlp, net_arch=[]", 20, seed=seed)
     start, before = problem.vector.get(), problem.evaluate()
     full_step = length * direction_of(problem, 0.1).natural_gradient
-    search = backtrack(problem, full_step, kl_limit, 0.5, 6)
+    search = backtrack(line_along(problem, full_step), kl_limit, 0.5, 6)
     after = problem.evaluate()
     if search.accepted:
         assert search.coefficient == 0.5 ** (search.steps - 1)
         th.testing.assert_close(problem.vector.get(), start + search.coefficient * full_step)
         assert after.mean_kl <= kl_limit
         assert after.surrogate > before.surrogate
-        assert (search.surrogate, search.mean_kl) == after
+        assert (search.surrogate, search.mean_kl) == after[1:]
         assert search.improvement == after.surrogate - before.surrogate
     else:
         assert th.equal(problem.vector.get(), start)
@@ -101,12 +108,12 @@ def test_line_search_never_accepts_too_much_kl_or_a_lower_surrogate(seed, length
 @pytest.mark.usefixtures("float64")
 def test_line_search_takes_the_longest_step_that_will_do():
     problem = make_problem("Gaussian", "Mlp", 20)
-    step = TrustRegion(lambda _: 4e-2).step(direction_of(problem), 1.0).vector
-    start = problem.vector.get()
-    search = backtrack(problem, step, 1e-2, 0.8, 20)
+    line, start = trust_region_line(problem, 4e-2), problem.vector.get()
+    find_direction(make_fisher_solver("exact"), problem, problem.surrogate_gradient(), 1e-3, line=line)
+    search = backtrack(line, 1e-2, 0.8, 20)
     assert search.accepted
     assert search.steps > 1
-    problem.vector.set(start + search.coefficient / 0.8 * step)
+    problem.vector.set(start + search.coefficient / 0.8 * line.step)
     assert problem.evaluate().mean_kl > 1e-2
 
 
@@ -114,55 +121,53 @@ def test_line_search_takes_the_longest_step_that_will_do():
 @pytest.mark.parametrize("distribution", ["Gaussian", "gSDE", "categorical"])
 def test_rejected_line_search_restores_parameters_bit_for_bit(distribution):
     problem = make_problem(distribution, "Mlp", 20)
-    descent = -TrustRegion(lambda _: 0.01).step(direction_of(problem), 1.0).vector
+    direction = direction_of(problem)
+    descent = -((0.02 / direction.curvature) ** 0.5) * direction.natural_gradient
     before = {name: tensor.clone() for name, tensor in problem.policy.state_dict().items()}
-    search = backtrack(problem, descent, 0.01, 0.8, 10)
+    search = backtrack(line_along(problem, descent), 0.01, 0.8, 10)
     assert not search.accepted
     assert all(th.equal(before[name], tensor) for name, tensor in problem.policy.state_dict().items())
 
 
 class Scripted:
-    """L and KL by number of evaluations: θ_old first."""
+    """A line with an evaluation for each trial, the full step's first."""
 
-    def __init__(self, vector, at_start, *evaluations):
-        self.vector, self.at_start, self.evaluations = vector, at_start, iter(evaluations)
+    def __init__(self, *evaluations):
+        self.evaluations, self.coefficients = iter(evaluations), []
 
-    def evaluate(self):
+    def go(self, coefficient):
+        self.coefficients.append(coefficient)
         return next(self.evaluations)
 
-
-@pytest.fixture
-def vector():
-    from torch import nn
-
-    from sb3_npg.parameters import ParameterVector
-
-    return ParameterVector([nn.Parameter(th.tensor([0.1, 0.2]))])
+    def back(self):
+        self.coefficients.append(0.0)
 
 
-NAN = Evaluation(math.nan, math.nan)
+NAN = Evaluation(0.0, math.nan, math.nan)
 
 
-@pytest.mark.parametrize("bad", [NAN, Evaluation(math.inf, 0.0), Evaluation(1.0, math.nan), Evaluation(1.0, math.inf)])
-def test_nan_and_infinity_are_never_accepted(vector, bad):
-    problem = Scripted(vector, Evaluation(0.0, 0.0), bad, Evaluation(1.0, 0.001))
-    search = backtrack(problem, th.ones(2), math.inf, 0.5, 2)
+@pytest.mark.parametrize(
+    "bad", [NAN, Evaluation(0.0, math.inf, 0.0), Evaluation(0.0, 1.0, math.nan), Evaluation(0.0, 1.0, math.inf)]
+)
+def test_nan_and_infinity_are_never_accepted(bad):
+    line = Scripted(bad, Evaluation(0.0, 1.0, 0.001))
+    search = backtrack(line, math.inf, 0.5, 2)
     assert (search.accepted, search.steps) == (True, 2)
-    th.testing.assert_close(vector.get(), th.tensor([0.6, 0.7]))
+    assert line.coefficients == [1.0, 0.5]
 
 
-def test_without_a_search_the_full_step_is_taken_whatever_it_costs(vector):
-    problem = Scripted(vector, Evaluation(0.0, 0.0), Evaluation(-1.0, 5.0))
-    search = backtrack(problem, th.ones(2), 0.01, 0.5, 0)
+def test_without_a_search_the_full_step_is_taken_whatever_it_costs():
+    line = Scripted(Evaluation(0.0, -1.0, 5.0))
+    search = backtrack(line, 0.01, 0.5, 0)
     assert (search.accepted, search.coefficient, search.mean_kl) == (True, 1.0, 5.0)
-    th.testing.assert_close(vector.get(), th.tensor([1.1, 1.2]))
+    assert line.coefficients == [1.0]
 
 
-def test_without_a_search_a_step_to_nan_is_taken_back(vector):
-    before = vector.get()
+def test_without_a_search_a_step_to_nan_is_taken_back():
+    line = Scripted(NAN)
     with pytest.raises(NumericalFailure, match="full step is not finite"):
-        backtrack(Scripted(vector, Evaluation(0.0, 0.0), NAN), th.ones(2), 0.01, 0.5, 0)
-    assert th.equal(vector.get(), before)
+        backtrack(line, 0.01, 0.5, 0)
+    assert line.coefficients == [1.0, 0.0]
 
 
 def outcome(accepted=True, steps=1, first_mean_kl=0.01):

@@ -1,5 +1,7 @@
 """Any policy as an actor, through autograd."""
 
+from copy import copy
+
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -43,7 +45,8 @@ class PolicyActor:
 
     def act(self, rows: slice) -> ActingRows:
         """Return the action distribution at the present θ, with its graph where gradients are enabled."""
-        distribution = self.policy.get_distribution(take_rows(self.observations, rows))
+        # A copy, as SB3 fills the same object again at the next call.
+        distribution = copy(self.policy.get_distribution(take_rows(self.observations, rows)))
         outputs = self.metric.outputs(distribution)
         return ActingRows(outputs, distribution.log_prob(self.actions[rows]), distribution.entropy)
 

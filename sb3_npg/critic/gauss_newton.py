@@ -112,10 +112,10 @@ class GaussNewtonSolver(CriticSolver):
             refresh_running_statistics(policy.predict_values, own, rollout.observations, batch_size)
         values = make_values(policy, rollout.observations, ParameterVector(parts.criticising), parts.critic)
         problem = ValueProblem(values, rollout.returns)
-        loss, left = _fit_intercept(policy, problem, self.damping)
+        loss, left, eigenvalue = _fit_intercept(policy, problem, self.damping)
         if not math.isfinite(loss):
             raise NumericalFailure("the critic's loss is not finite")
-        objective = ProximalProblem(problem, self.damping * mean_eigenvalue(problem.layers))
+        objective = ProximalProblem(problem, self.damping * eigenvalue)
         start = value = 0.5 * left
         for _ in range(n_updates):
             lower = self._step(objective, value, self.max_change * left**0.5, at_least=WORTHWHILE * (start - value))
@@ -149,20 +149,26 @@ class GaussNewtonSolver(CriticSolver):
         return value
 
 
-def _fit_intercept(policy: ActorCriticPolicy, problem: ValueProblem, damping: float) -> tuple[float, float]:
-    """Move the bias that V ends in by itself, if it is the critic's to move, and return the loss before and after."""
+def _fit_intercept(policy: ActorCriticPolicy, problem: ValueProblem, damping: float) -> tuple[float, float, float]:
+    """
+    Move the bias that V ends in by itself, if it is the critic's to move.
+
+    :return: the loss before and after, and the mean eigenvalue of JᵀJ/N before: one look at the device
+    """
     own = getattr(policy.value_net, "bias", None)
     bias = next((tensor for tensor in problem.vector.tensors if tensor is own), None)
+    eigenvalue = mean_eigenvalue(problem.layers)
     residuals = problem.residuals()
     before = residuals.square().mean()
     if bias is None:
-        return float(before), float(before)
+        loss, scale = th.stack([before, eigenvalue]).tolist()
+        return loss, loss, scale
     start = bias.detach().clone()
     with th.no_grad():
         bias.add_(residuals.mean() / (1.0 + damping))
-        loss, left = th.stack([before, problem.loss()]).tolist()
+        loss, left, scale = th.stack([before, problem.loss(), eigenvalue]).tolist()
         if not left <= loss:  # a policy of its own kind, which does more to V after this bias
             bias.copy_(start)
             left = loss
     problem.refresh()
-    return loss, left
+    return loss, left, scale

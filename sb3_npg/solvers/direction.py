@@ -8,6 +8,7 @@ import torch as th
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # torch exports it without saying so
 
 from sb3_npg.numerics import NumericalFailure, require_finite
+from sb3_npg.search_line import SearchLine
 from sb3_npg.solvers.base import Figures, FisherSolver, Problem, Solution
 from sb3_npg.solvers.scaling import ScaledProblem, block_scale
 
@@ -37,9 +38,18 @@ class Direction(NamedTuple):
     damping: float
     stats: Mapping[str, float]
 
+    def predicted_kl(self, length: float) -> float:
+        """Return what the step βx costs to second order, ½β² xᵀFx in nats, for β = ``length``."""
+        return 0.5 * length**2 * self.curvature
+
 
 def find_direction(
-    solver: FisherSolver, problem: Problem, gradient: th.Tensor, damping: float, relative: bool = False
+    solver: FisherSolver,
+    problem: Problem,
+    gradient: th.Tensor,
+    damping: float,
+    relative: bool = False,
+    line: SearchLine | None = None,
 ) -> Direction:
     """
     Solve (F + λI) x = g, with more and more damping while the solver fails or its answer is of no use.
@@ -49,6 +59,7 @@ def find_direction(
     :param gradient: g = ∇L(θ_old), shape (p,)
     :param damping: λ ≥ 0 to begin with
     :param relative: whether λ is a multiple of the mean eigenvalue of each layer's block
+    :param line: takes the full step along x too, to be looked at together
     :return: the first usable natural gradient
     :raises NumericalFailure: if the gradient is zero or not finite, or no damping helps
     """
@@ -63,10 +74,12 @@ def find_direction(
         try:
             if multiple == 1.0:
                 solver.update(system)
-            return _usable(system, right, solver.solve(system, right, trial), trial)
+            return _usable(system, right, solver.solve(system, right, trial), trial, line)
         except (ArithmeticError, LinAlgError) as error:
             _require_slope(gradient)  # no damping mends that
             failure = error
+            if line is not None:
+                line.back()
     raise NumericalFailure(f"no natural gradient up to damping {trial:g}: {failure}")
 
 
@@ -79,9 +92,11 @@ def _require_slope(gradient: th.Tensor) -> None:
         raise NumericalFailure("the surrogate's gradient is zero")
 
 
-def _usable(system: Problem, right: th.Tensor, solution: Solution, damping: float) -> Direction:
+def _usable(
+    system: Problem, right: th.Tensor, solution: Solution, damping: float, line: SearchLine | None
+) -> Direction:
     """
-    Return a solution as a direction in the parameters' own coordinates.
+    Return a solution as a direction in the parameters' own coordinates, the full step along it taken.
 
     Fails if x is not finite, does not ascend or moves the policy by no KL. One look at the device tells all.
     """
@@ -90,13 +105,16 @@ def _usable(system: Problem, right: th.Tensor, solution: Solution, damping: floa
     x = scaled / system.scale if isinstance(system, ScaledProblem) else scaled
     left = (right - product - damping * scaled).norm()
     figures = th.stack([right @ scaled, scaled @ product, x.norm(), left, right.norm()])
-    slope, curvature, norm, left_norm, right_norm = figures.tolist()
+    ahead = figures[:0] if line is None else line.take(x, figures[1])
+    slope, curvature, norm, left_norm, right_norm, *found = th.cat([figures, ahead]).tolist()
     if not (math.isfinite(slope) and math.isfinite(norm)):
         raise NumericalFailure("the natural gradient is not finite")
     if not slope > 0.0:
         raise NumericalFailure("the natural gradient does not ascend")
     if not 0.0 < curvature < math.inf:
         raise NumericalFailure(f"xᵀFx = {curvature:g} along the natural gradient is not positive")
+    if line is not None:
+        line.read(found, norm)
     residual = left_norm / right_norm if right_norm > 0.0 else math.nan
     stats = Figures(lambda: {**solution.stats, "residual": residual})
     return Direction(x, norm, curvature, slope, damping, stats)

@@ -108,9 +108,9 @@ def block_scale(layers: Layers) -> th.Tensor:
     return scale
 
 
-def mean_eigenvalue(layers: Layers) -> float:
-    """Return tr(F) / p, the mean of all eigenvalues of F."""
-    return float(sum(block_traces(layers))) / sum(block.size for block in layers.blocks)
+def mean_eigenvalue(layers: Layers) -> th.Tensor:
+    """Return tr(F) / p, the mean of all eigenvalues of F, shape ()."""
+    return th.stack(block_traces(layers)).sum() / sum(block.size for block in layers.blocks)
 
 
 def block_traces(layers: Layers) -> list[th.Tensor]:

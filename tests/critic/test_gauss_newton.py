@@ -64,7 +64,7 @@ def test_fisher_gradient_and_loss_are_those_of_the_regression(policy, fast_paths
     v = th.randn(len(problem.vector), dtype=th.float64)
     th.testing.assert_close(problem.fisher_vector_product(v), j.T @ (j @ v) / N, rtol=1e-10, atol=1e-12)
     th.testing.assert_close(problem.dense_fisher(), j.T @ j / N, rtol=1e-10, atol=1e-12)
-    assert mean_eigenvalue(problem.layers) == pytest.approx(float(j.square().sum()) / N / j.shape[1], rel=1e-10)
+    assert float(mean_eigenvalue(problem.layers)) == pytest.approx(float(j.square().sum()) / N / j.shape[1], rel=1e-10)
 
 
 @pytest.mark.usefixtures("float64")

@@ -1,0 +1,87 @@
+"""The line that a step is searched on, its first trial taken before anybody has looked at the direction."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch as th
+
+from sb3_npg.numerics import NumericalFailure
+from sb3_npg.parameters import ParameterVector
+
+
+class MovableProblem(Protocol):
+    """What moves along a line. ``LocalProblem`` is one."""
+
+    @property
+    def vector(self) -> ParameterVector:
+        """The parameters θ as one vector."""
+        ...
+
+    def figures(self) -> th.Tensor:
+        """Return what the search looks at, at the present θ: shape (m,), on the device; NaN where there is none."""
+        ...
+
+    def refresh(self) -> None:
+        """Let the parameters that are there now be those that F belongs to."""
+        ...
+
+
+class SearchLine:
+    """
+    The line θ₀ + cβx from where a problem's parameters are.
+
+    The full step, c = 1, is taken on the device as soon as there is an x, whether or not that is of any use: so the
+    figures of both are read in one transfer. What is not finite of a step is left out until they are.
+
+    :param problem: at θ₀
+    :param length: xᵀFx ↦ β, both of shape ()
+    """
+
+    def __init__(self, problem: MovableProblem, length: Callable[[th.Tensor], th.Tensor]):
+        self.problem = problem
+        self._length_of = length
+        self._start = problem.vector.get()
+
+    def take(self, natural_gradient: th.Tensor, curvature: th.Tensor) -> th.Tensor:
+        """
+        Move to θ₀ + βx.
+
+        :param natural_gradient: x, shape (p,)
+        :param curvature: xᵀFx, shape ()
+        :return: figures for :meth:`read`, shape (1 + m,)
+        """
+        length = self._length_of(curvature)
+        self.step = th.nan_to_num(length * natural_gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        self.problem.vector.set(self._start + self.step)
+        return th.cat([length.view(1), self.problem.figures()])
+
+    def read(self, figures: Sequence[float], norm: float) -> None:
+        """
+        Take note of the full step's figures.
+
+        :param figures: those of :meth:`take`, in the host's memory
+        :param norm: ‖x‖
+        :raises NumericalFailure: if the step is not finite
+        """
+        self.length, *self._first = figures
+        # No number of a vector is larger than its norm.
+        if not self.length * norm <= th.finfo(self.step.dtype).max:
+            raise NumericalFailure("the step is not finite")
+
+    def go(self, coefficient: float) -> list[float]:
+        """
+        Move to θ₀ + cβx, and look.
+
+        :param coefficient: c; 1 first, where the parameters are already
+        :return: the problem's figures there
+        """
+        if coefficient == 1.0:
+            return self._first
+        self.problem.vector.set(self._start + coefficient * self.step)
+        figures: list[float] = self.problem.figures().tolist()
+        return figures
+
+    def back(self) -> None:
+        """Move back to θ₀, bit for bit."""
+        self.problem.vector.set(self._start)
+        self.problem.refresh()
