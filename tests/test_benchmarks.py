@@ -417,7 +417,7 @@ def test_the_zoos_atari_is_a_candidate_of_its_study():
     block = yaml.safe_load(Path("zoo_configs/npg.yml").read_text(encoding="utf-8"))["atari"]
     assert {name: block[name] for name in pong.ZOO} == pong.ZOO
     assert (block["n_envs"], block["policy"]) == (pong.N_ENVS, "CnnPolicy")
-    assert pong.Candidate("as in zoo_configs", "NPG", pong.CANDIDATES[0].n_steps, pong.ZOO) in pong.CANDIDATES
+    assert {one.name: one.settings for one in pong.CANDIDATES}["as in zoo_configs"] == pong.ZOO
 
 
 def test_what_becomes_of_a_policy_on_images_is_told():
