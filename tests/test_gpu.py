@@ -7,6 +7,8 @@ import torch as th
 
 from sb3_npg import NPG
 from sb3_npg.linalg import TORCH, conjugate_gradient, make_linalg
+from sb3_npg.linalg.cupy.chain_cg import ChainSolver
+from sb3_npg.linalg.cupy.chain_layout import ChainShape, RowLayout
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.solvers import make_fisher_solver
 from sb3_npg.solvers.direction import find_direction
@@ -62,6 +64,19 @@ def test_one_kernel_solves_as_the_cpu_does(kind, n_rows, dtype, linalg):
     assert result.steps == expected.steps
     assert distance(result.x, expected.x) < TOLERANCES[dtype]
     assert distance(result.product, expected.product) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+def test_many_rows_in_registers_solve_as_the_cpu_does_and_repeat(kind, linalg):
+    exact = make_chain(n_rows=40_001, **CHAINS[kind])
+    chain, b = in_dtype(exact, th.float32, "cuda"), th.randn(exact.size, dtype=th.float64)
+    solver, right = ChainSolver(linalg.chains.device, by_rows=True), b.float().to(CUDA)
+    assert isinstance(solver.layout_of(ChainShape.of(chain), chain.n_rows), RowLayout)
+    first, second = (solver.solve(chain, right, right, 0.5, 0.0, 6).vectors for _ in range(2))
+    assert th.equal(first, second)
+    expected = conjugate_gradient(exact.product, b, 6, shift=0.5)
+    assert distance(first[0], expected.x) < TOLERANCES[th.float32]
+    assert distance(first[1], expected.product) < TOLERANCES[th.float32]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)

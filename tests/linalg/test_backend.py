@@ -11,6 +11,7 @@ import torch as th
 
 from sb3_npg.linalg import TORCH, FisherChain, KroneckerSystem, make_linalg
 from sb3_npg.linalg.cupy import CupyLinearAlgebra
+from sb3_npg.linalg.cupy.chain_layout import ChainShape, RowLayout
 from tests.linalg.chains import CHAINS, make_chain
 
 CPU, CUDA = th.device("cpu"), th.device("cuda")
@@ -59,6 +60,7 @@ class RecordingDevice:
 
     n_processors = 132
     shared_bytes = 227 * 1024
+    has_tensor_cores = True
 
     def __init__(self):
         self.sources: dict[str, str] = {}
@@ -83,12 +85,18 @@ def sources_of(chain: FisherChain) -> dict[str, str]:
     return device.sources
 
 
+KINDS = CHAINS | {
+    f"64 units, {name}": {"widths": (17, 64, 64, 6), "noise": (6, 1), "activation": name} for name in ("tanh", "relu")
+}
 SOURCES = {
     f"{name}, {kind}": source
-    for kind, arguments in (CHAINS | {"64 units": {"widths": (17, 64, 64, 6), "noise": (6, 1)}}).items()
+    for kind, arguments in KINDS.items()
     for name, source in sources_of(make_chain(n_rows=2048, dtype=th.float32, **arguments)).items()
-    if name in ("chain_cg", "chain_factors") or kind in ("tanh", "64 units")
+    if name in ("chain_cg", "chain_factors") or kind.endswith("tanh")
 }
+for kind, arguments in KINDS.items():
+    shape = ChainShape.of(make_chain(n_rows=1, dtype=th.float32, **arguments))
+    SOURCES[f"chain_cg for many rows, {kind}"] = RowLayout(shape, RowLayout.size).source()
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

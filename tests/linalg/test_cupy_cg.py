@@ -5,7 +5,8 @@ import torch as th
 
 from sb3_npg.linalg import TORCH, conjugate_gradient
 from sb3_npg.linalg.cupy import CupyLinearAlgebra
-from sb3_npg.linalg.cupy.chain_cg import ChainShape, ChainSolver
+from sb3_npg.linalg.cupy.chain_cg import ChainSolver
+from sb3_npg.linalg.cupy.chain_layout import ChainShape, RowLayout, TileLayout
 from tests.linalg.chains import CHAINS, in_dtype, make_chain
 from tests.linalg.emulator import COMPILER, EmulatedDevice
 
@@ -95,6 +96,65 @@ def test_products_in_tf32_where_torch_is_told_so():
     finally:
         th.set_float32_matmul_precision(before)
     assert error() < 1e-5 < 1e-4 < in_tf32 < 1e-2
+
+
+class TestManyRows:
+    """Sixteen rows in the registers of each warp."""
+
+    def solver(self, **kwargs):
+        return ChainSolver(EmulatedDevice(**kwargs), by_rows=True)
+
+    @pytest.mark.parametrize("kind", CHAINS)
+    def test_solves_as_in_float64(self, kind):
+        exact = make_chain(n_rows=300, **CHAINS[kind])
+        b = right_side(exact)
+        chain, solver = in_dtype(exact, th.float32), self.solver(n_processors=2)
+        assert isinstance(solver.layout_of(ChainShape.of(chain), chain.n_rows), RowLayout)
+        found = solver.solve(chain, b.float(), b.float(), 0.5, 0.0, 4)
+        expected = conjugate_gradient(exact.product, b, 4, shift=0.5)
+        for mine, theirs in zip(found.vectors, (expected.x, expected.product), strict=True):
+            assert float((mine - theirs).norm()) <= 1e-5 * float(theirs.norm())
+        assert found.figures[:2].tolist() == [4.0, 4.0]
+
+    @pytest.mark.parametrize("n_rows", [65, 128, 129, 500])
+    def test_any_number_of_rows(self, n_rows):
+        exact = make_chain(n_rows=n_rows, **CHAINS["tanh"])
+        chain, b = in_dtype(exact, th.float32), right_side(exact)
+        found = self.solver(n_processors=1).solve(chain, b.float(), b.float(), 0.5, 0.0, 4).vectors[0]
+        expected = conjugate_gradient(exact.product, b, 4, shift=0.5).x
+        assert float((found - expected).norm()) <= 1e-5 * float(expected.norm())
+
+    def test_stops_at_the_tolerance(self):
+        exact = make_chain(n_rows=200, **CHAINS["one layer"])
+        chain, b = in_dtype(exact, th.float32), right_side(exact)
+        found = self.solver(n_processors=1).solve(chain, b.float(), b.float(), 0.1, 0.05, 20)
+        expected = conjugate_gradient(exact.product, b, 20, 0.05, shift=0.1)
+        assert 1 < expected.steps < 20
+        assert int(found.figures[0]) == expected.steps
+
+    def test_a_nan_moves_nothing(self):
+        chain = in_dtype(make_chain(n_rows=200, **CHAINS["tanh"]), th.float32)
+        chain.diagonal[150, 2] = th.nan
+        b = right_side(chain)
+        found = self.solver(n_processors=1).solve(chain, b, b, 0.1, 0.0, 4)
+        assert found.figures[:2].tolist() == [1.0, 0.0]
+        assert not found.vectors.any()
+
+    @pytest.mark.parametrize(
+        ("change", "n_rows"),
+        [({}, 192), ({"dtype": th.float64}, 193), ({"widths": (5, 72, 6)}, 193)],
+        ids=["few rows", "float64", "wide layers"],
+    )
+    def test_others_are_taken_by_tiles(self, change, n_rows):
+        chain = make_chain(n_rows=n_rows, **{"dtype": th.float32, **CHAINS["tanh"], **change})
+        assert isinstance(self.solver().layout_of(ChainShape.of(chain), n_rows), TileLayout)
+
+    def test_needs_tensor_cores(self):
+        solver = self.solver()
+        shape = ChainShape.of(make_chain(n_rows=300, dtype=th.float32, **CHAINS["tanh"]))
+        assert isinstance(solver.layout_of(shape, 300), RowLayout)
+        solver.device.has_tensor_cores = False
+        assert isinstance(solver.layout_of(shape, 300), TileLayout)
 
 
 @pytest.mark.parametrize("way", ["kernel", "graph", "preconditioned steps"])

@@ -39,10 +39,11 @@ class FusedSolution(NamedTuple):
 
 
 class Device(Protocol):
-    """A GPU."""
+    """A GPU: its processors, the shared memory of a block, and whether its tensor cores multiply floats."""
 
     n_processors: int
     shared_bytes: int
+    has_tensor_cores: bool
 
     def launch(self, source: str, name: str, launch: Launch, arguments: Sequence[Argument]) -> None:
         """

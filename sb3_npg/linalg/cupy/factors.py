@@ -8,7 +8,7 @@ import numpy as np
 import torch as th
 
 from sb3_npg.linalg.chain import FisherChain
-from sb3_npg.linalg.cupy.chain_cg import GIVEN_SLOPE, THREADS, TILES, ChainShape
+from sb3_npg.linalg.cupy.chain_layout import GIVEN_SLOPE, ChainShape, TileLayout
 from sb3_npg.linalg.cupy.device import Argument, Device, Launch, forget_oldest
 from sb3_npg.linalg.cupy.sources import c_list, kernel_source, rounded_up, terms
 
@@ -71,7 +71,7 @@ class FactorShape(NamedTuple):
             includes=("tensor_cores",),
             defines={
                 "REAL": "float" if self.layers.dtype == th.float32 else "double",
-                "THREADS": THREADS,
+                "THREADS": TileLayout.threads,
                 "TERMS": terms(),
                 "TILE": plan.tile,
                 "AT_ONCE": plan.at_once,
@@ -110,7 +110,7 @@ def _shared_numbers(shape: ChainShape, plan: Plan) -> int:
     weights = sum(rounded_up(outputs, 8) * _stride(inputs) for inputs, outputs in later)
     slopes = sum(stride for kind, stride in zip(shape.slopes, deltas, strict=True) if kind == GIVEN_SLOPE)
     rows = sum(_stride(width + 1) for width in shape.inputs) + slopes + deltas[-1]
-    delta = max(plan.tile * plan.at_once * max(deltas), 2 * THREADS)
+    delta = max(plan.tile * plan.at_once * max(deltas), 2 * TileLayout.threads)
     return weights + plan.tile * rows + 2 * delta + 32
 
 
@@ -189,7 +189,7 @@ class FactorSolver:
         n_blocks = min(-(-chain.n_rows // plan.tile), self.device.n_processors)
         return _Workspace(
             shape.source(plan),
-            Launch(n_blocks, THREADS, shape.shared_bytes(plan), cooperative=True),
+            Launch(n_blocks, TileLayout.threads, shape.shared_bytes(plan), cooperative=True),
             shape,
             shape.offsets(),
             chain.diagonal.new_empty((n_blocks, shape.n_pieces(), 128)),
@@ -199,7 +199,7 @@ class FactorSolver:
 
 @cache
 def _plan_of(shape: FactorShape, n_rows: int, n_processors: int, shared_bytes: int) -> Plan | None:
-    batches = {tile: _most_at_once(shape, tile, shared_bytes) for tile in TILES}
+    batches = {tile: _most_at_once(shape, tile, shared_bytes) for tile in TileLayout.sizes}
     fitting = [Plan(tile, at_once) for tile, at_once in batches.items() if at_once]
     enough = [plan for plan in fitting if -(-n_rows // plan.tile) <= n_processors]
     return (enough or fitting[::-1])[0] if fitting else None

@@ -27,12 +27,14 @@ class CupyDevice:
         self._cupy: Any = importlib.import_module("cupy")
         if not self._cupy.cuda.is_available():
             raise RuntimeError("CuPy finds no CUDA device")
-        if th.cuda.get_device_capability(device) < (7, 0):
+        capability = th.cuda.get_device_capability(device)
+        if capability < (7, 0):
             raise RuntimeError("kernels need a device of compute capability 7.0 or more")
         self.device = th.device("cuda", th.cuda.current_device() if device.index is None else device.index)
         attributes = self._cupy.cuda.Device(self.device.index).attributes
         self.n_processors: int = attributes["MultiProcessorCount"]
         self.shared_bytes: int = attributes["MaxSharedMemoryPerBlockOptin"]
+        self.has_tensor_cores = capability >= (8, 0)
         self._functions: dict[tuple[str, str, Launch], Any] = {}
         self._streams: dict[int, Any] = {}
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 
 from sb3_npg.linalg.chain import ChainLayer, FisherChain
-from sb3_npg.linalg.cupy.chain_cg import ChainShape
+from sb3_npg.linalg.cupy.chain_layout import ChainShape
 from sb3_npg.linalg.cupy.device import Argument, Device, FusedSolution, Launch, forget_oldest
 from sb3_npg.linalg.cupy.sources import kernel_source
 from sb3_npg.linalg.krylov import Operator

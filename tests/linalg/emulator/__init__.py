@@ -29,6 +29,7 @@ class EmulatedDevice:
         self.backwards = backwards
         self.n_processors = n_processors
         self.shared_bytes = shared_bytes
+        self.has_tensor_cores = True
         self.launches: list[str] = []
 
     def launch(self, source: str, name: str, launch: Launch, arguments: Sequence[Argument]) -> None:

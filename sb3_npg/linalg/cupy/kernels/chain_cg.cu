@@ -119,11 +119,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_cg(
     DYNAMIC_SHARED(arena);
     const Memory m = carve(arena);
     const Layer layers[] = {LAYER_POINTERS};
-    constexpr int k = N_OUTPUTS[LAYERS - 1];
-    const int n_tiles = (n_rows + TILE - 1) / TILE;
     const int slice = rounded_up((PADDED + gridDim.x - 1) / gridDim.x, 8), begin = blockIdx.x * slice;
     const int end = begin + slice < PADDED ? begin + slice : PADDED;
-    const bool stays = n_tiles <= int(gridDim.x);  // one tile a block, loaded once
 
     real squared_right = 0, squared_reference = 0;
 #pragma unroll 4
@@ -135,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_cg(
         squared_right += value * value;
         squared_reference += other * other;
     }
-    load_weights<0>(layers, m);
+    load_weights<0>(layers, m.weights);
     real squared_residual = block_sum(squared_right, m.scratch);
     squared_reference = block_sum(squared_reference, m.scratch);
     real target = rtol * rtol * squared_reference;
@@ -143,29 +140,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_cg(
     real inner = INFINITY;
     int steps = 0, taken = 0;
     real own_x[OWN] = {}, own_product[OWN] = {};
-    bool is_loaded = false;
     while (steps < max_steps && squared_residual > target) {
         const real improvement = squared_residual / inner;
         inner = squared_residual;
         turn(m, improvement, place, scale);
         __syncthreads();
 
-        // This block's rows.
-        bool is_first = true;
-        for (int tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
-            if (!(stays && is_loaded)) {
-                load_tile<0>(layers, m, tile * TILE, n_rows);
-                load_rows<k, stride_of(LAYERS)>(m.metric, metric, TILE, tile * TILE, n_rows);
-                is_loaded = true;
-                __syncthreads();
-            }
-            push<0>(m);
-            finish_metric(m);
-            pull<LAYERS - 1>(m, is_first);
-            is_first = false;
-        }
-        for (int i = 4 * threadIdx.x; i < NOISE_AT; i += 4 * THREADS)
-            store4(partial + size_t(blockIdx.x) * PADDED + i, is_first ? real4{} : load4(m.sums + i));
+        sum_over_rows(layers, m, metric, n_rows, steps == 0, partial + size_t(blockIdx.x) * PADDED);
         grid_barrier(barrier);
 
         reduce_slice(m, partial, noise, place, scale, reduced, begin, end, real(1) / real(n_rows));

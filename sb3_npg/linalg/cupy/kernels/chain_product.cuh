@@ -1,51 +1,17 @@
 // Products with the Fisher of a multilayer perceptron on the rows of one tile, by all threads of a block:
 //
 //     Σ_n J_nᵀ M_n J_n v,   J_n v from layer to layer, M_n a row's output metric.
-//
-// Vectors have a padded layout, layer after layer: the weight as rows of stride_of(l) numbers, then the bias; the
-// noise's parameters come last. `place` says where in θ each number lies, −1 for padding and what is not trained.
-//
-// Defined by the host: THREADS; TILE, rows at a time; LAYERS, and for each layer l INPUTS, OUTPUTS, ACTIVATIONS as lists,
-// LAYER_PARAMETERS and LAYER_POINTERS; GROUPS, the sizes of categoricals (0: the metric is diagonal); NOISE_GROUPS ×
-// NOISE_SIZE, the blocks of the noise (0: none); SCALED, whether S is not the identity; EXPECTED_PADDED, EXPECTED_SHARED.
 
-constexpr int N_INPUTS[] = {INPUTS};
-constexpr int N_OUTPUTS[] = {OUTPUTS};
-constexpr int SLOPES[] = {ACTIVATIONS};
-constexpr int GROUP_SIZES[] = {GROUPS};
-constexpr int N_GROUPS = sizeof(GROUP_SIZES) / sizeof(int);
-constexpr int WARPS = THREADS / 32, BANDS = TILE / 16;  // of 16 rows
-enum { NO_SLOPE, GIVEN_SLOPE, TANH_SLOPE };  // the last is 1 − a² of the next layer's inputs
-
-struct Layer {
-    const real* inputs;  // a, N rows
-    const real* slope;   // φ'(s), N rows
-    const real* weight;  // W
-};
-
-// Rows of this length begin in different banks, and hold whole pieces of 8 columns.
-__host__ __device__ constexpr int stride_for(int width) { return rounded_up(width, 8) + 4; }
-__host__ __device__ constexpr int stride_of(int l) { return stride_for(l < LAYERS ? N_INPUTS[l] : N_OUTPUTS[LAYERS - 1]); }
-__host__ __device__ constexpr int size_of(int l) { return rounded_up(N_OUTPUTS[l] * stride_of(l) + N_OUTPUTS[l], 4); }
-__host__ __device__ constexpr int offset_of(int l) { return l == 0 ? 0 : offset_of(l - 1) + size_of(l - 1); }
-constexpr int NOISE_AT = offset_of(LAYERS);
-constexpr int PADDED = rounded_up(NOISE_AT + NOISE_GROUPS * NOISE_SIZE, 4);
+constexpr int BANDS = TILE / 16;  // of 16 rows
 
 // Shared memory, in numbers.
-__host__ __device__ constexpr int weight_at(int l) {
-    return l <= 1 ? 0 : weight_at(l - 1) + rounded_up(N_OUTPUTS[l - 1], 8) * stride_of(l - 1);
-}
-__host__ __device__ constexpr int inputs_at(int l) { return l == 0 ? 0 : inputs_at(l - 1) + TILE * stride_of(l - 1); }
 __host__ __device__ constexpr bool keeps_slope(int l) { return SLOPES[l] == GIVEN_SLOPE; }
 __host__ __device__ constexpr int slope_at(int l) {
     return l == 0 ? 0 : slope_at(l - 1) + (keeps_slope(l - 1) ? TILE * stride_of(l) : 0);
 }
-__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-__host__ __device__ constexpr int widest(int l) { return l == 0 ? 0 : larger(stride_of(l), widest(l - 1)); }
 constexpr int TANGENT = TILE * widest(LAYERS);
 constexpr int METRIC = TILE * stride_of(LAYERS);
 constexpr int PARTS = larger(4 * THREADS, larger(128 * WARPS, 2 * TANGENT));  // of sums that several warps share
-constexpr int SPARE = 16 * widest(LAYERS);  // read past the end of a matrix, and of no meaning
 constexpr int SHARED_NUMBERS = (3 + SCALED) * PADDED + weight_at(LAYERS) + inputs_at(LAYERS) + slope_at(LAYERS)
                                + 2 * TANGENT + METRIC + PARTS + SPARE + 32;
 static_assert(PADDED == EXPECTED_PADDED && SHARED_NUMBERS == EXPECTED_SHARED, "the host counts otherwise");
@@ -69,39 +35,6 @@ __device__ inline Memory carve(real* arena) {
     m.parts = m.metric + METRIC;
     m.scratch = m.parts + PARTS + SPARE;
     return m;
-}
-
-// Copy rows of a matrix from device memory; what lies outside it is zero.
-template <int COLUMNS, int STRIDE>
-__device__ inline void load_rows(real* to, const real* from, int n_to, int first, int n_from) {
-    if constexpr (COLUMNS % 4 == 0) {
-        constexpr int across = STRIDE / 4;
-#pragma unroll 4
-        for (int i = threadIdx.x; i < n_to * across; i += THREADS) {
-            const int row = first + i / across, column = i % across * 4;
-            const bool there = column < COLUMNS && row < n_from;
-            store4(to + 4 * i, there ? load4(from + size_t(row) * COLUMNS + column) : real4{});
-        }
-    } else {
-#pragma unroll 4
-        for (int i = threadIdx.x; i < n_to * STRIDE; i += THREADS) {
-            const int row = first + i / STRIDE, column = i % STRIDE;
-            const bool there = column < COLUMNS && row < n_from;
-            to[i] = there ? from[size_t(row) * COLUMNS + column] : real(0);
-        }
-    }
-}
-
-template <int l>
-__device__ inline void load_weights(const Layer* layers, const Memory& m) {
-    if constexpr (l < LAYERS) {
-        if constexpr (l > 0) {
-            constexpr int columns = N_INPUTS[l], outputs = N_OUTPUTS[l];
-            load_rows<columns, stride_of(l)>(
-                m.weights + weight_at(l), layers[l].weight, rounded_up(outputs, 8), 0, outputs);
-        }
-        load_weights<l + 1>(layers, m);
-    }
 }
 
 template <int l>
@@ -273,4 +206,26 @@ __device__ inline void pull(const Memory& m, bool is_first) {
         __syncthreads();
         pull<l - 1>(m, is_first);
     }
+}
+
+// This block's part of a product: the sum over its rows. With one tile a block, that is loaded once.
+__device__ inline void sum_over_rows(
+    const Layer* layers, const Memory& m, const real* metric, int n_rows, bool is_first_product, real* partial) {
+    constexpr int k = N_OUTPUTS[LAYERS - 1];
+    const int n_tiles = (n_rows + TILE - 1) / TILE;
+    const bool stays = n_tiles <= int(gridDim.x);
+    bool is_first = true;
+    for (int tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
+        if (!stays || is_first_product) {
+            load_tile<0>(layers, m, tile * TILE, n_rows);
+            load_rows<k, stride_of(LAYERS)>(m.metric, metric, TILE, tile * TILE, n_rows);
+            __syncthreads();
+        }
+        push<0>(m);
+        finish_metric(m);
+        pull<LAYERS - 1>(m, is_first);
+        is_first = false;
+    }
+    for (int i = 4 * threadIdx.x; i < NOISE_AT; i += 4 * THREADS)
+        store4(partial + i, is_first ? real4{} : load4(m.sums + i));
 }
