@@ -134,7 +134,11 @@ CANDIDATES = (
     Candidate("defaults (λ = 0.1)"),
     Candidate("λ = 0.01", settings={"damping": 0.01}),
     Candidate("λ = 0.001", settings={"damping": 0.001}),
-    Candidate("λ = 0.01, an extractor for the critic", settings={"damping": 0.01}, shares=False),
+    Candidate(
+        "λ = 0.01, Adam and an extractor for the critic",
+        settings={"damping": 0.01, "critic_solver": "adam"},
+        shares=False,
+    ),
     Candidate("K-FAC, λ = 0.1", settings={"fisher_solver": "kfac"}),
     Candidate("PPO as in rl_zoo3 for Atari", "PPO", {name: PPO_ZOO[name] for name in PPO_ZOO if name != "n_steps"}),
 )
@@ -223,6 +227,7 @@ def main(argv: Sequence[str]) -> None:
     """Do what is missing, then write the document."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.minatar", description=__doc__)
     parser.add_argument("--candidates", nargs="+", default=[one.name for one in CANDIDATES], metavar="NAME")
+    parser.add_argument("--games", nargs="+", choices=GAMES, default=GAMES)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--processes", type=int, default=2, help="runs at once")
     parser.add_argument("--report", action="store_true", help="write the document from what there is")
@@ -232,7 +237,7 @@ def main(argv: Sequence[str]) -> None:
     chosen = [candidate for candidate in CANDIDATES if candidate.name in arguments.candidates]
     store = Store(arguments.results, any_machine=True)
     if not arguments.report:
-        runs = [Run(one, game, seed) for seed in arguments.seeds for game in GAMES for one in chosen]
+        runs = [Run(one, game, seed) for seed in arguments.seeds for game in arguments.games for one in chosen]
         measure_missing(store, runs, measure, arguments.processes)
     settings = [f"- {one.name}: {one.algorithm}, {one.settings}" for one in CANDIDATES]
     sections = [

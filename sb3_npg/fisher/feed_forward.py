@@ -112,7 +112,7 @@ class FeedForward:
         """
         numbers = 0
         for layer, (_, made) in zip(self.layers, self.shapes(inputs), strict=True):
-            n_positions, fan_in = made[1:].numel(), layer.linear.weight[0].numel()
+            n_positions, fan_in = made[1:].numel(), layer.linear.weight.shape[1:].numel()
             numbers += n_positions * fan_in + n_columns * made.numel()
         return numbers * self.layers[0].linear.weight.element_size()
 

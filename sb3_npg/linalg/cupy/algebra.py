@@ -119,7 +119,7 @@ class CupyLinearAlgebra(LinearAlgebra):
         Small matrices that are not finite have NaN for a result, which is found where the solution is looked at.
         """
         small = {
-            i: matrix.reshape(-1, *matrix.shape[-2:]).unbind()
+            i: [matrix] if matrix.dim() == 2 else matrix.reshape(-1, *matrix.shape[-2:]).unbind()
             for i, matrix in enumerate(matrices)
             if matrix.shape[-1] > 1 and matrix.dtype in _DTYPES and self.eigens.fits(matrix.shape[-1])
         }

@@ -52,10 +52,8 @@ class CholeskySolver:
         """
         if not matrices:
             return []
-        kept = [
-            tuple(tensor.detach().contiguous() for tensor in (a, g, v))
-            for (a, g), v in zip(factors, matrices, strict=True)
-        ]  # copies live until the kernel is queued
+        pairs = zip(factors, matrices, strict=True)
+        kept = [(a.contiguous(), g.contiguous(), v.contiguous()) for (a, g), v in pairs]  # lives until all is queued
         sizes = tuple((len(g), len(a)) for a, g, _ in kept)
         dtype = kept[0][0].dtype
         if not self.fits(sizes, dtype):

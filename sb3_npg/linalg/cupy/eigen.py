@@ -44,7 +44,7 @@ class EigenSolver:
         """
         if not matrices:
             return []
-        rows = [matrix.detach().contiguous() for matrix in matrices]
+        rows = [matrix.contiguous() for matrix in matrices]
         dtype = rows[0].dtype
         if any(matrix.dtype != dtype or not self.fits(len(matrix)) for matrix in rows):
             raise ValueError("the matrices differ in dtype or do not fit into shared memory")

@@ -73,7 +73,7 @@ def _tensors(system: KroneckerSystem) -> list[th.Tensor | None]:
     """Return a system's tensors in the kernel's order, row by row in memory."""
     left, right, values, matrix = system
     tensors = (left.vectors, right.vectors, left.values, right.values, values, matrix)
-    return [tensor if tensor is None else tensor.detach().contiguous() for tensor in tensors]
+    return [tensor if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def _shared_numbers(g: int, a: int) -> int:
