@@ -1,13 +1,17 @@
 """What one update leaves in the log, under the names that users and dashboards read."""
 
+from sb3_npg.local_problem import LocalProblem
 from sb3_npg.solvers.direction import Direction
 from sb3_npg.trust_region import LineSearch
 
 
-def policy_step_figures(direction: Direction, length: float, search: LineSearch) -> dict[str, float]:
+def policy_step_figures(
+    problem: LocalProblem, direction: Direction, length: float, search: LineSearch
+) -> dict[str, float]:
     """
     Name the figures of a policy step.
 
+    :param problem: that it was a step of
     :param direction: the natural gradient and how it was found
     :param length: β of the full step βx
     :param search: where the line search ended
@@ -25,7 +29,8 @@ def policy_step_figures(direction: Direction, length: float, search: LineSearch)
         "natural_gradient_norm": direction.norm,
         "damping": direction.damping,
         **{f"solver_{name}": figure for name, figure in direction.stats.items()},
-        # Under the names of sb3-contrib's TRPO, which dashboards read.
+        # Under the names of PPO and of sb3-contrib's TRPO, which dashboards read.
+        "entropy_loss": -problem.old_entropy(),
         "policy_objective": search.surrogate,
         "kl_divergence_loss": search.mean_kl,
         "is_line_search_success": float(search.accepted),

@@ -97,6 +97,11 @@ class LocalProblem:
         """The parameters that act, in flat order."""
         return self.vector.tensors
 
+    def old_entropy(self) -> float:
+        """Return mean H(π_old(·|s)) in nats; by the actions taken where it has no closed form, after a tanh."""
+        entropy = self.metric.entropy(self._old_outputs)
+        return float((-self._old_log_prob if entropy is None else entropy).mean())
+
     def surrogate(self) -> th.Tensor:
         """Return L at the policy's present parameters, shape (), with its graph."""
         return self._mean(self._surrogate_of)

@@ -287,7 +287,7 @@ class NPG(OnPolicyAlgorithm):
             line = SearchLine(problem, self._step_length)  # θ + cβx
             direction = self._find_direction(problem, gradient, line)  # x
             search = self._search(line)  # θ ← θ + cβx
-            self._conclude_step(direction, line.length, search)
+            self._conclude_step(problem, direction, line.length, search)
         with self._skipped_on_numerical_failure():
             self._fit_critic(rollout, parts)
 
@@ -326,12 +326,12 @@ class NPG(OnPolicyAlgorithm):
         kl_limit = self._step_rule.kl_limit(self._current_progress_remaining)
         return backtrack(line, kl_limit, self.line_search_shrinking_factor, self.line_search_max_iter)
 
-    def _conclude_step(self, direction: Direction, length: float, search: LineSearch) -> None:
+    def _conclude_step(self, problem: LocalProblem, direction: Direction, length: float, search: LineSearch) -> None:
         """Adapt the damping to what the step cost, and log the step."""
         if self.adaptive_damping:
             predicted_kl = direction.predicted_kl(length)
             self._damping_factor = adapted_damping_factor(self._damping_factor, search, predicted_kl)
-        for name, figure in policy_step_figures(direction, length, search).items():
+        for name, figure in policy_step_figures(problem, direction, length, search).items():
             self.logger.record(name, figure)
 
     def _fit_critic(self, rollout: Samples, parts: PolicyParts) -> None:

@@ -18,7 +18,7 @@ ROOMS = {
     },
     "policies": set(),
     "exploration": set(),
-    "figures": {"solvers", "trust_region"},
+    "figures": {"local_problem", "solvers", "trust_region"},
     "arguments": {"checks", "linalg", "schedules", "trust_region"},
     "critic": {
         "actor", "checks", "fisher", "linalg", "networks", "numerics", "parameters", "policy_parts", "rollout",

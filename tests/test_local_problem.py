@@ -142,6 +142,21 @@ def test_sub_sampling_uses_some_rows_for_the_fisher_and_all_rows_for_the_rest(po
     assert th.equal(some.fisher_vector_product(vector), some.fisher_vector_product(vector))
 
 
+@pytest.mark.parametrize("fast_paths", [True, False], ids=["by hand", "autograd"])
+@pytest.mark.parametrize("distribution", ["Gaussian", "gSDE", "categorical", "multi-categorical", "Bernoulli"])
+def test_entropy_is_that_of_the_policy_that_collected_the_rollout(distribution, fast_paths):
+    problem = make_problem(distribution, "Mlp", N, fast_paths=fast_paths)
+    expected = float(problem.policy.get_distribution(problem.observations).entropy().mean().detach())
+    problem.vector.set(problem.vector.get() + 0.1)
+    assert problem.old_entropy() == pytest.approx(expected, rel=1e-12)
+
+
+def test_entropy_of_squashed_actions_is_of_those_that_were_taken():
+    problem = make_problem("squashed Gaussian", "Mlp", N)
+    log_prob = problem.policy.get_distribution(problem.observations).log_prob(problem.actions)
+    assert problem.old_entropy() == pytest.approx(-float(log_prob.mean().detach()), rel=1e-12)
+
+
 def test_entropy_bonus_adds_the_entropy():
     plain, bonus = make_problem("categorical", "Mlp", N), make_problem("categorical", "Mlp", N, ent_coef=0.5)
     entropy = plain.policy.get_distribution(plain.observations).entropy().mean()

@@ -36,6 +36,7 @@ POLICY_FIGURES = {
     "line_search_steps",
     "natural_gradient_norm",
     "damping",
+    "entropy_loss",
     "policy_objective",
     "kl_divergence_loss",
     "is_line_search_success",
