@@ -6,11 +6,12 @@ from typing import NamedTuple, cast
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.preprocessing import get_obs_shape
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_npg.fisher import FeedForward, is_plain, split_rows
+from sb3_npg.fisher import FeedForward, is_plain, sequence_of, split_rows
 from sb3_npg.output_fisher import ExplorationNoise, OutputFisher, make_noise, plain_output_fisher
 
 #: What a policy class may not do in a way of its own.
@@ -120,7 +121,7 @@ def read_networks(policy: ActorCriticPolicy) -> PolicyNetworks | None:
     :return: its networks; None if it is made of anything else, or computes in a way of its own
     """
     metric = plain_output_fisher(policy.action_dist)
-    front = _front(policy.pi_features_extractor)
+    front = _front(policy, policy.pi_features_extractor)
     critic = read_critic(policy)
     if metric is None or front is None or critic is None:
         return None
@@ -140,7 +141,7 @@ def read_critic(policy: ActorCriticPolicy) -> CriticNetwork | None:
     :return: its network; None if it is made of anything else, or computes in a way of its own
     """
     extractor, shared = policy.vf_features_extractor, policy.share_features_extractor
-    front = [] if shared else _front(extractor)
+    front = [] if shared else _front(policy, extractor)
     if front is None or not _computes_as_sb3(policy):
         return None
     layers = _read(policy, [*front, policy.mlp_extractor.value_net, policy.value_net], observes=bool(front))
@@ -159,18 +160,26 @@ def take_rows(observations: PyTorchObs, rows: slice | th.Tensor) -> PyTorchObs:
     return observations[rows]
 
 
-def _front(extractor: BaseFeaturesExtractor) -> list[nn.Module] | None:
+def _front(policy: ActorCriticPolicy, extractor: BaseFeaturesExtractor) -> list[nn.Module] | None:
     """Return what a features extractor puts before a network: nothing if it is constant; None if it is not known."""
     if _is_constant(extractor):
         return []
-    return [extractor.cnn, extractor.linear] if type(extractor) is NatureCNN and is_plain(extractor) else None
+    if type(extractor) is NatureCNN:
+        return [extractor.cnn, extractor.linear] if is_plain(extractor) else None
+    if isinstance(policy.observation_space, spaces.Dict):
+        return None
+    shape, like = get_obs_shape(policy.observation_space), next(policy.parameters())
+    return sequence_of(extractor, lambda: _prepare(policy, th.zeros(1, *shape, device=like.device)).to(like.dtype))
+
+
+def _prepare(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:
+    """Return what SB3 applies an extractor to."""
+    return BasePolicy.extract_features(policy, observations, cast(BaseFeaturesExtractor, nn.Identity()))
 
 
 def _read(policy: ActorCriticPolicy, modules: list[nn.Module], observes: bool) -> FeedForward | None:
     """Read a network, which prepares what it observes as SB3 does for an extractor."""
-    nothing = cast(BaseFeaturesExtractor, nn.Identity())
-    prepare = partial(BasePolicy.extract_features, policy, features_extractor=nothing) if observes else None
-    return FeedForward.read(policy, modules, prepare)
+    return FeedForward.read(policy, modules, partial(_prepare, policy) if observes else None)
 
 
 def _is_constant(extractor: nn.Module) -> bool:

@@ -120,7 +120,7 @@ class NPG(OnPolicyAlgorithm):
     :param sub_sampling_factor: the Fisher uses every so-many-th row of the rollout; all else uses every row
     :param backend: who runs the solvers' linear algebra: "torch"; "cupy", on a CUDA device; "auto", which is CuPy
         there if it is installed. Results are the same to rounding
-    :param fast_paths: compute policies of multilayer perceptrons, and of ``NatureCNN``, by hand, without autograd and
+    :param fast_paths: compute policies of linear layers, and of convolutions before them, by hand, without autograd and
         without distribution objects. Results are the same to rounding; False is there to compare
     :param stats_window_size: number of episodes that the logged reward and length are averaged over
     :param tensorboard_log: folder of the tensorboard log; None for no log

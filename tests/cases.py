@@ -51,6 +51,19 @@ class SmallCnn(BaseFeaturesExtractor):
         return self.value_projection(self.layers(observations)).tanh()
 
 
+class LayersOnly(BaseFeaturesExtractor):
+    """A convolution and a linear layer, and nothing between layers, as in SB3's guide to custom extractors."""
+
+    def __init__(self, observation_space: gym.Space[Any], features_dim: int = 3):
+        super().__init__(observation_space, features_dim)
+        channels = (observation_space.shape or (1,))[0]
+        self.cnn = nn.Sequential(nn.Conv2d(channels, 2, 3, stride=2), nn.Tanh(), nn.Flatten())
+        self.linear = nn.Sequential(nn.Linear(2 * 3 * 3, features_dim), nn.Tanh())
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.linear(self.cnn(observations))
+
+
 class SmallNaturePolicy(ActorCriticCnnPolicy):
     """NatureCNN with layers of a size whose Fisher can be formed."""
 
@@ -154,6 +167,11 @@ POLICIES: dict[str, PolicyCase] = {
         {"features_extractor_class": ValueNamedExtractor, "net_arch": [4], "share_features_extractor": False},
     ),
     "Cnn": PolicyCase(ActorCriticCnnPolicy, _IMAGES, {"features_extractor_class": SmallCnn, "net_arch": []}),
+    "Cnn of layers, not shared": PolicyCase(
+        ActorCriticCnnPolicy,
+        _IMAGES,
+        {"features_extractor_class": LayersOnly, "net_arch": [], "share_features_extractor": False},
+    ),
     "NatureCNN": PolicyCase(SmallNaturePolicy, _LARGE_IMAGES, {"net_arch": [], "features_extractor_kwargs": _FOUR}),
     "NatureCNN, not shared": PolicyCase(
         SmallNaturePolicy,

@@ -170,9 +170,9 @@ def make_observations(shape: tuple[int, ...], n: int, seed: int = 0) -> th.Tenso
 
 
 def freeze_problem(policy: ActorCriticPolicy, observations: th.Tensor, **kwargs: Any) -> LocalProblem:
-    """Freeze an update of a policy that acts on some observations."""
-    actions = make_actions(policy, observations)
-    return LocalProblem(policy, observations, actions, th.randn(len(observations), dtype=th.float64), **kwargs)
+    """Freeze an update of a policy that acts on some observations, through autograd."""
+    actions, advantages = make_actions(policy, observations), th.randn(len(observations), dtype=th.float64)
+    return LocalProblem(policy, observations, actions, advantages, fast_paths=False, **kwargs)
 
 
 def make_network_problem(

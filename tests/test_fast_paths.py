@@ -24,7 +24,7 @@ from tests.agents import ENVIRONMENTS, NormalizingExtractor, TargetEnv, make_age
 from tests.agents import POLICIES as NAMES
 from tests.cases import DISTRIBUTIONS, POLICIES, make_policy, make_problem
 
-BY_HAND = [name for name in POLICIES if name.startswith(("Mlp", "NatureCNN")) or name == "MultiInput"]
+BY_HAND = [name for name in POLICIES if name.startswith(("Mlp", "NatureCNN", "Cnn of layers", "MultiInput"))]
 every_policy = pytest.mark.parametrize("policy", BY_HAND)
 every_distribution = pytest.mark.parametrize(
     "distribution", [name for name in DISTRIBUTIONS if name != "gSDE learn_features"]
@@ -117,9 +117,9 @@ def test_frozen_parameters_have_no_part_either_way(distribution, frozen):
 # What is recognised
 
 
-def trained(fast_paths: bool, **options):
+def trained(fast_paths: bool, environment: str = "vector", **options):
     """Build an agent, train it, and return it with what it logged."""
-    agent = make_agent("vector", **options, fast_paths=fast_paths)
+    agent = make_agent(environment, **options, fast_paths=fast_paths)
     return agent, train(agent, 2)
 
 
@@ -243,6 +243,39 @@ def test_training_on_images_is_the_same(fisher_solver, critic_solver, shared):
         assert one["train/value_loss"] == pytest.approx(other["train/value_loss"], rel=1e-3)
     for name, tensor in agents[0].policy.state_dict().items():
         other = agents[1].policy.state_dict()[name]
+        assert float((tensor - other).norm()) < 1e-2 * float(other.norm()), name
+
+
+class TwoLayers(BaseFeaturesExtractor):
+    """A features extractor of layers alone."""
+
+    def __init__(self, observation_space, features_dim=5):
+        super().__init__(observation_space, features_dim)
+        n_inputs = spaces.utils.flatdim(observation_space)
+        self.first, self.second = (
+            nn.Linear(n_inputs, 6),
+            nn.Sequential(nn.ReLU(), nn.Linear(6, features_dim), nn.Tanh()),
+        )
+
+    def forward(self, observations):
+        return self.second(self.first(observations))
+
+
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("environment", ["vector", "MultiBinary"])
+def test_training_behind_an_extractor_of_layers_is_the_same(environment, shares):
+    kwargs = {"features_extractor_class": TwoLayers, "share_features_extractor": shares, "net_arch": [8]}
+    options = {"environment": environment, "policy_kwargs": kwargs}
+    (by_hand, figures), (autograd, expected) = (trained(fast_paths, **options) for fast_paths in (True, False))
+    networks = read_networks(by_hand.policy)
+    assert networks is not None
+    assert len(networks.actor.layers) == 4
+    assert len(networks.critic.layers.layers) == (2 if shares else 4)
+    for one, other in zip(figures, expected, strict=True):
+        assert one["train/kl_divergence_loss"] == pytest.approx(other["train/kl_divergence_loss"], rel=1e-2)
+        assert one["train/value_loss"] == pytest.approx(other["train/value_loss"], rel=1e-3)
+    for name, tensor in by_hand.policy.state_dict().items():
+        other = autograd.policy.state_dict()[name]
         assert float((tensor - other).norm()) < 1e-2 * float(other.norm()), name
 
 

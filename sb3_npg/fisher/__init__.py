@@ -9,6 +9,7 @@ from sb3_npg.fisher.feed_forward_layers import FeedForwardLayers, FeedForwardMod
 from sb3_npg.fisher.kept import KeptJacobian
 from sb3_npg.fisher.layers import Acting, ActingModel, LayeredFisher
 from sb3_npg.fisher.noise import GaussianJacobian, NoiseJacobian
+from sb3_npg.fisher.sequences import sequence_of
 from sb3_npg.fisher.statistics import LayerRecord, jacobians, kronecker_factors, second_moments, squared_norms
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "memory_budget_of",
     "rows_within",
     "second_moments",
+    "sequence_of",
     "split_rows",
     "squared_norms",
 ]

@@ -1,0 +1,85 @@
+"""What a module does, where that is to apply others one after the other."""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch as th
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from sb3_npg.fisher.feed_forward import ELEMENTWISE, is_plain
+
+#: What may be applied, and the dimensions of what it is applied to where they matter, that of the rows included.
+_LEAVES: dict[type[nn.Module], int | None] = {
+    nn.Conv2d: 4, nn.Linear: 2, nn.Flatten: None, nn.Identity: None, **dict.fromkeys(ELEMENTWISE)
+}  # fmt: skip
+
+
+class _NoSequence(Exception):
+    """Something else is done."""
+
+
+def sequence_of(module: nn.Module, example: Callable[[], th.Tensor]) -> list[nn.Module] | None:
+    """
+    Tell which layers a module applies one after the other, by watching it.
+
+    The example passes through the module's own ``forward``. Every layer must be applied to what the one before has
+    made, the same tensor, untouched, and nothing of torch may be called in between: not even to decide what to do next.
+    A module that holds anything but layers without chance and without memory is not tried.
+
+    :param module: any
+    :param example: makes what it is applied to, one row
+    :return: layers in the order of their use; None if it does anything else
+    """
+    leaves = [leaf for leaf in module.modules() if not any(True for _ in leaf.children())]
+    known = all(type(leaf) in _LEAVES for leaf in leaves) and all(map(is_plain, module.modules()))
+    if not known or any(True for _ in module.buffers()):
+        return None
+    watch = _Watch(example())
+    with ExitStack() as hooks, th.no_grad():
+        for leaf in leaves:
+            hooks.enter_context(leaf.register_forward_pre_hook(watch.enter))
+            hooks.enter_context(leaf.register_forward_hook(watch.leave))
+        try:
+            with watch:
+                made = module(watch.last)
+            watch.require_last(made)
+        except Exception:  # not ours alone: a module may mind the example
+            return None
+    return watch.applied
+
+
+class _Watch(TorchFunctionMode):
+    """Follows one tensor from layer to layer."""
+
+    def __init__(self, example: th.Tensor):
+        super().__init__()
+        self.applied: list[nn.Module] = []
+        self._inside = False
+        self.last, self._version = example, example._version
+
+    def enter(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Look at what a layer is applied to."""
+        self._inside = True
+        self.require_last(*inputs)
+        if _LEAVES[type(layer)] not in (None, self.last.dim()):
+            raise _NoSequence
+
+    def leave(self, layer: nn.Module, inputs: tuple[Any, ...], output: th.Tensor) -> None:
+        """Note the layer, and remember what it has made."""
+        self.last, self._version = output, output._version
+        self.applied.append(layer)
+        self._inside = False
+
+    def require_last(self, *tensors: object) -> None:
+        """Give up unless there is one tensor, what the last layer has made as it has made it."""
+        if len(tensors) != 1 or tensors[0] is not self.last or self.last._version != self._version:
+            raise _NoSequence
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not self._inside:
+            raise _NoSequence
+        return func(*args, **(kwargs or {}))
