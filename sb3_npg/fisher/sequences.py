@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from threading import get_ident
 from typing import Any
 
 import torch as th
@@ -51,16 +52,19 @@ def sequence_of(module: nn.Module, example: Callable[[], th.Tensor]) -> list[nn.
 
 
 class _Watch(TorchFunctionMode):
-    """Follows one tensor from layer to layer."""
+    """Follows one tensor from layer to layer, in one thread: others may use the layers meanwhile."""
 
     def __init__(self, example: th.Tensor):
         super().__init__()
         self.applied: list[nn.Module] = []
         self._inside = False
+        self._thread = get_ident()
         self.last, self._version = example, example._version
 
     def enter(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Look at what a layer is applied to."""
+        if get_ident() != self._thread:
+            return
         self._inside = True
         self.require_last(*inputs)
         if _LEAVES[type(layer)] not in (None, self.last.dim()):
@@ -68,6 +72,8 @@ class _Watch(TorchFunctionMode):
 
     def leave(self, layer: nn.Module, inputs: tuple[Any, ...], output: th.Tensor) -> None:
         """Note the layer, and remember what it has made."""
+        if get_ident() != self._thread:
+            return
         self.last, self._version = output, output._version
         self.applied.append(layer)
         self._inside = False

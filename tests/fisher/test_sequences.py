@@ -1,5 +1,7 @@
 """Modules that apply layers one after the other are recognised by watching them, and no others."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch as th
 from torch import nn
@@ -140,6 +142,19 @@ def test_a_module_with_hooks_is_not_tried(spoil):
     spoil(module.layers[0], lambda *_: None)
     assert sequence_of(module, lambda: th.zeros(IMAGE)) is None
     assert module.calls == 0
+
+
+def test_other_threads_may_use_the_layers_meanwhile():
+    elsewhere = []
+
+    def forward(m, x):
+        with ThreadPoolExecutor(1) as threads:
+            elsewhere.append(threads.submit(lambda: m.second(th.ones(1, 4)) + 1.0).result())
+        return m.second(m.first(x))
+
+    module = two(forward)
+    assert sequence_of(module, lambda: th.zeros(VECTOR)) == [module.first, module.second]
+    assert th.equal(elsewhere[0], module.second(th.ones(1, 4)) + 1.0)
 
 
 def test_memory_is_not_moved():
