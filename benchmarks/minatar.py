@@ -46,7 +46,7 @@ from sb3_npg import NPG
 
 RESULTS = Path("benchmarks/results/minatar")
 GAMES = ("asterix", "breakout", "space_invaders")
-SEEDS = (0, 1)
+SEEDS = (0,)
 N_ENVS, N_STEPS, STEPS = 16, 128, 300_000
 #: Looks at a run, evenly spaced.
 LOOKS = 6
@@ -142,6 +142,19 @@ CANDIDATES = (
     Candidate("K-FAC, λ = 0.1", settings={"fisher_solver": "kfac"}),
     Candidate("PPO as in rl_zoo3 for Atari", "PPO", {name: PPO_ZOO[name] for name in PPO_ZOO if name != "n_steps"}),
 )
+#: What the tables say, in the words of those who read them.
+CONCLUSIONS = """\
+## What this says
+
+- **Per sample NPG is ahead of PPO with λ = 0.01** on Breakout (9.4 to 6.8) and Space Invaders (32.0 to 23.2), and
+  with its defaults on the latter. By the clock PPO is: NPG takes two to three times as long, on one thread. (Measured
+  through autograd; since then such an extractor is computed by hand.) Nobody has learnt Asterix after so few steps.
+- **A tenth of the default damping does no harm on images, and on Breakout it helps** (9.4 to 5.5); with a hundredth of
+  it the returns are lower again.
+- **K-FAC is last but on Asterix**, as it is on [Pong](pong.md), at half the time of conjugate gradient.
+- Adam with an extractor for the critic alone, as in zoo_configs for Atari, is no better than a shared one here.
+- One seed: differences of a tenth say nothing. What is missing was not run.
+"""
 
 
 @dataclass(frozen=True)
@@ -242,7 +255,8 @@ def main(argv: Sequence[str]) -> None:
     settings = [f"- {one.name}: {one.algorithm}, {one.settings}" for one in CANDIDATES]
     sections = [
         preamble("Policies of small images: MinAtar", command_line("benchmarks.minatar", [])),
-        f"{STEPS:,} steps of {N_ENVS} environments, {N_STEPS} each between updates; seeds {SEEDS}; one convolution and "
+        CONCLUSIONS,
+        f"{STEPS:,} steps of {N_ENVS} environments, {N_STEPS} each between updates; seeds {SEEDS}. One convolution and "
         "one linear layer. One extractor for actor and critic unless something else is said.",
         "\n".join(settings),
         "## Mean return of the last 100 episodes of the training, over seeds",

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
+from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticCnnPolicy
 
 from benchmarks import (
     bipedal_walker,
@@ -19,6 +21,7 @@ from benchmarks import (
     gpu,
     held_out,
     memory,
+    minatar,
     pace,
     pong,
     report,
@@ -37,6 +40,7 @@ from benchmarks import (
 )
 from benchmarks.pace import STANDARD
 from sb3_npg import NPG
+from sb3_npg.networks import read_networks
 from tests.agents import make_env
 
 
@@ -432,6 +436,24 @@ def test_what_becomes_of_a_policy_on_images_is_told():
     dead = pong.policy_figures(model)
     assert dead["alive"] < alive
     assert dead["spread"] == 0.0
+
+
+def test_minatars_network_is_computed_by_hand():
+    space = spaces.Box(0.0, 1.0, (4, 10, 10), np.float32)
+    kwargs = {"features_extractor_class": minatar.MinAtarCNN, "normalize_images": False}
+    policy = ActorCriticCnnPolicy(space, spaces.Discrete(3), lambda _: 1e-3, **kwargs)
+    assert read_networks(policy) is not None
+
+
+def test_minatars_table_means_over_the_seeds_that_are_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(minatar, "SEEDS", (0, 1))
+    store = report.Store(tmp_path, any_machine=True)
+    first, other = minatar.CANDIDATES[:2]
+    for seed, value in zip(minatar.SEEDS, (1.0, 3.0), strict=True):
+        store.save(minatar.Run(first, "breakout", seed).settings(), {"returns": [0.0, value]})
+    store.save(minatar.Run(other, "asterix", 0).settings(), {"returns": [5.0]})
+    rows = minatar.table(store, [first, other], minatar.final).splitlines()
+    assert rows[2:] == [f"| {first.name} | – | 2.0 ± 1.4 | – |", f"| {other.name} | 5.0 | – | – |"]
 
 
 def test_pongs_tables_show_how_far_each_candidate_went():
