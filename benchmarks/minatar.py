@@ -9,14 +9,12 @@ Experiments, section 3. What the defaults of ``NPG("CnnPolicy")`` do, next to ot
 was. It needs MinAtar.
 """
 
-import argparse
 import importlib
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -35,6 +33,7 @@ from torch import nn
 from benchmarks.pong import PPO_ZOO
 from benchmarks.report import (
     Store,
+    candidates_parser,
     command_line,
     markdown_table,
     mean_and_spread,
@@ -44,7 +43,6 @@ from benchmarks.report import (
 )
 from sb3_npg import NPG
 
-RESULTS = Path("benchmarks/results/minatar")
 GAMES = ("asterix", "breakout", "space_invaders")
 SEEDS = (0,)
 N_ENVS, N_STEPS, STEPS = 16, 128, 300_000
@@ -238,14 +236,9 @@ def minutes(runs: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Do what is missing, then write the document."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.minatar", description=__doc__)
-    parser.add_argument("--candidates", nargs="+", default=[one.name for one in CANDIDATES], metavar="NAME")
+    parser = candidates_parser("minatar", __doc__, [one.name for one in CANDIDATES])
     parser.add_argument("--games", nargs="+", choices=GAMES, default=GAMES)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    parser.add_argument("--processes", type=int, default=2, help="runs at once")
-    parser.add_argument("--report", action="store_true", help="write the document from what there is")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--out", type=Path, default=Path("docs/minatar.md"))
     arguments = parser.parse_args(argv)
     chosen = [candidate for candidate in CANDIDATES if candidate.name in arguments.candidates]
     store = Store(arguments.results, any_machine=True)

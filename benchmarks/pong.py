@@ -9,13 +9,11 @@ and how many of its extractor's units still do something.
 needs ale-py and opencv-python.
 """
 
-import argparse
 import importlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -29,10 +27,17 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import VecFrameStack
 from torch import nn
 
-from benchmarks.report import Store, command_line, markdown_table, measure_missing, preamble, write_document
+from benchmarks.report import (
+    Store,
+    candidates_parser,
+    command_line,
+    markdown_table,
+    measure_missing,
+    preamble,
+    write_document,
+)
 from sb3_npg import NPG
 
-RESULTS = Path("benchmarks/results/pong")
 TASK, SCREEN, N_ENVS = "PongNoFrameskip-v4", 48, 16
 #: Environment steps between two looks at a run.
 EVERY = 100_000
@@ -239,12 +244,7 @@ def document(store: Store, runs: Sequence[Run]) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     """Do what is missing, then write the document."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pong", description=__doc__)
-    parser.add_argument("--candidates", nargs="+", default=[one.name for one in CANDIDATES], metavar="NAME")
-    parser.add_argument("--processes", type=int, default=2, help="runs at once")
-    parser.add_argument("--report", action="store_true", help="write the document from what there is")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--out", type=Path, default=Path("docs/pong.md"))
+    parser = candidates_parser("pong", __doc__, [one.name for one in CANDIDATES])
     arguments = parser.parse_args(argv)
     chosen = [candidate for candidate in CANDIDATES if candidate.name in arguments.candidates]
     runs = [Run(candidate, seed) for candidate in chosen for seed in range(candidate.n_seeds)]

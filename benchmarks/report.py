@@ -1,5 +1,6 @@
 """What the benchmarks share: versions and machine, stored runs, a fresh process for each run, Markdown."""
 
+import argparse
 import hashlib
 import json
 import os
@@ -141,6 +142,23 @@ def measure_missing(
         done = threads.map(lambda run: in_fresh_process(measure, store, run), missing)
         for _ in track(done, f"{len(missing)} of {len(runs)} runs to do", total=len(missing)):
             pass
+
+
+def candidates_parser(name: str, description: str | None, candidates: Sequence[str]) -> argparse.ArgumentParser:
+    """
+    Return the arguments of a benchmark that compares candidates.
+
+    :param name: of the benchmark, its folder of results and its document
+    :param description: what it does
+    :param candidates: by name
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    parser.add_argument("--candidates", nargs="+", default=list(candidates), metavar="NAME")
+    parser.add_argument("--processes", type=int, default=2, help="runs at once")
+    parser.add_argument("--report", action="store_true", help="write the document from what there is")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results") / name)
+    parser.add_argument("--out", type=Path, default=Path(f"docs/{name}.md"))
+    return parser
 
 
 def command_line(module: str, argv: Sequence[str]) -> str:
