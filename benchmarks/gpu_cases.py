@@ -22,9 +22,6 @@ from benchmarks.gpu_timing import Contestant, Setting
 from benchmarks.speed_peers import ACTION_DIM, CG_STEPS, DAMPING
 from benchmarks.speed_products import OBSERVATIONS
 from sb3_npg.linalg import make_linalg
-from sb3_npg.linalg.cupy import CupyLinearAlgebra
-from sb3_npg.linalg.cupy.chain_cg import ChainSolver
-from sb3_npg.linalg.cupy.chain_layout import ChainShape, RowLayout
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.solvers import FisherSolver, make_fisher_solver
 
@@ -137,29 +134,6 @@ class KernelSolve:
                 th.set_float32_matmul_precision(before)
 
         return solve
-
-
-class ManyRowsSolve:
-    """
-    The same by the kernel that takes rows through all layers in registers, which is not chosen by itself.
-
-    :param inputs: what it solves for
-    """
-
-    def __init__(self, inputs: Inputs):
-        self._inputs = inputs
-
-    def prepare(self) -> Callable[[], th.Tensor]:
-        """Make a system; what is timed is the solve."""
-        problem = self._inputs.problem()
-        gradient, chain = problem.surrogate_gradient(), problem.fisher_chain()
-        linalg = make_linalg("cupy", gradient.device)
-        if chain is None or not isinstance(linalg, CupyLinearAlgebra):
-            raise ValueError("no chain of layers on a GPU")
-        solver = ChainSolver(linalg.chains.device, by_rows=True)
-        if not isinstance(solver.layout_of(ChainShape.of(chain), chain.n_rows), RowLayout):
-            raise ValueError("not a network of narrow layers with many rows")
-        return lambda: solver.solve(chain, gradient, gradient, DAMPING, 0.0, CG_STEPS).vectors[0]
 
 
 def _solve(solver: FisherSolver, problem: LocalProblem, gradient: th.Tensor) -> th.Tensor:
@@ -288,9 +262,7 @@ def gemm(setting: Setting) -> list[Contestant]:
     return [Contestant("torch", lambda: partial(th.mm, a, b))]
 
 
-def cg(
-    hidden: Sequence[int], rows: int, setting: Setting, against_trpo: bool = True, by_rows: bool = False
-) -> list[Contestant]:
+def cg(hidden: Sequence[int], rows: int, setting: Setting, against_trpo: bool = True) -> list[Contestant]:
     """Solve by conjugate gradient."""
     hidden = [setting.size(width, 16) for width in hidden]
     inputs = mlp_inputs(hidden, setting.size(rows, 64), setting.device)
@@ -299,8 +271,6 @@ def cg(
         alone = {"the linear system alone": "highest", "the linear system alone, in TF32": "high"}
         like = f"CG {CG_STEPS}, torch"
         ours += [Contestant(name, KernelSolve(inputs, precision).prepare, like) for name, precision in alone.items()]
-        if by_rows:
-            ours.append(Contestant("the linear system alone, rows in registers", ManyRowsSolve(inputs).prepare, like))
     return [*ours, Contestant(PEER, TrpoSolve(inputs).prepare)] if against_trpo else ours
 
 

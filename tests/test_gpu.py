@@ -7,7 +7,6 @@ import torch as th
 
 from sb3_npg import NPG
 from sb3_npg.linalg import TORCH, conjugate_gradient, make_linalg
-from sb3_npg.linalg.cupy.chain_cg import ChainSolver
 from sb3_npg.linalg.cupy.chain_layout import ChainShape, RowLayout
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.solvers import make_fisher_solver
@@ -70,7 +69,7 @@ def test_one_kernel_solves_as_the_cpu_does(kind, n_rows, dtype, linalg):
 def test_many_rows_in_registers_solve_as_the_cpu_does_and_repeat(kind, linalg):
     exact = make_chain(n_rows=40_001, **CHAINS[kind])
     chain, b = in_dtype(exact, th.float32, "cuda"), th.randn(exact.size, dtype=th.float64)
-    solver, right = ChainSolver(linalg.chains.device, by_rows=True), b.float().to(CUDA)
+    solver, right = linalg.chains, b.float().to(CUDA)
     assert isinstance(solver.layout_of(ChainShape.of(chain), chain.n_rows), RowLayout)
     first, second = (solver.solve(chain, right, right, 0.5, 0.0, 6).vectors for _ in range(2))
     assert th.equal(first, second)
@@ -134,12 +133,13 @@ def test_works_on_torchs_stream_and_leaves_cupys_state_alone(linalg):
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_natural_gradients_are_those_of_the_cpu(distribution, policy, solver, linalg):
     exact = make_problem(distribution, policy, 40)
-    expected = find_direction(make_fisher_solver(solver), exact, exact.surrogate_gradient(), 1.0)
+    # Ten steps of conjugate gradient multiply a rounding of 1e-13 to 1e-4 for some of these, four leave it as it is.
+    options = {"max_steps": 4} if solver == "cg" else {}
+    expected = find_direction(make_fisher_solver(solver, options), exact, exact.surrogate_gradient(), 1.0)
     problem = on_gpu(exact, distribution, policy)
-    mine = make_fisher_solver(solver).to(CUDA)
+    mine = make_fisher_solver(solver, options).to(CUDA)
     mine.use(linalg)
     found = find_direction(mine, problem, problem.surrogate_gradient(), 1.0)
-    # CG amplifies rounding from step to step once its residual is small.
     assert distance(found.natural_gradient, expected.natural_gradient) < 1e-5
     assert found.curvature == pytest.approx(expected.curvature, rel=1e-5)
 

@@ -102,7 +102,7 @@ class TestManyRows:
     """Sixteen rows in the registers of each warp."""
 
     def solver(self, **kwargs):
-        return ChainSolver(EmulatedDevice(**kwargs), by_rows=True)
+        return ChainSolver(EmulatedDevice(**kwargs))
 
     @pytest.mark.parametrize("kind", CHAINS)
     def test_solves_as_in_float64(self, kind):

@@ -8,7 +8,6 @@ import torch as th
 
 from sb3_npg.linalg.backend import KroneckerSystem
 from sb3_npg.linalg.cupy import CupyLinearAlgebra
-from sb3_npg.linalg.cupy.chain_cg import ChainSolver
 from sb3_npg.linalg.cupy.device import Launch
 from sb3_npg.linalg.cupy.sources import kernel_source
 from sb3_npg.linalg.kronecker import Eigen
@@ -29,15 +28,12 @@ def positive(n: int) -> th.Tensor:
     return rows.T @ rows / n
 
 
-def chain_cg(linalg: CupyLinearAlgebra, kind: str = "tanh", n_rows: int = 70) -> list[th.Tensor]:
-    chain = in_dtype(make_chain(n_rows=n_rows, **CHAINS[kind]), th.float32)
-    return list(linalg.chains.solve(chain, b := normal(chain.size), b, 0.5, 0.0, 3))
-
-
-def many_rows(linalg: CupyLinearAlgebra, kind: str) -> list[th.Tensor]:
-    chain = in_dtype(make_chain(n_rows=500, **CHAINS[kind]), th.float32)
-    b = normal(chain.size)
-    return list(ChainSolver(linalg.chains.device, by_rows=True).solve(chain, b, b, 0.5, 0.0, 3))
+def chain_cg(
+    linalg: CupyLinearAlgebra, kind: str = "tanh", n_rows: int = 70, dtype: th.dtype = th.float32
+) -> list[th.Tensor]:
+    chain = in_dtype(make_chain(n_rows=n_rows, **CHAINS[kind]), dtype)
+    b = normal(chain.size).to(dtype)
+    return list(linalg.chains.solve(chain, b, b, 0.5, 0.0, 3))
 
 
 def single_steps(linalg: CupyLinearAlgebra) -> list[th.Tensor]:
@@ -69,8 +65,9 @@ def cholesky(linalg: CupyLinearAlgebra) -> list[th.Tensor]:
 
 OUTCOMES: dict[str, Outcome] = {
     **{f"chain_cg, {kind}": lambda linalg, kind=kind: chain_cg(linalg, kind) for kind in CHAINS},
-    "chain_cg, several tiles a block": lambda linalg: chain_cg(linalg, n_rows=300),
-    **{f"many rows, {kind}": lambda linalg, kind=kind: many_rows(linalg, kind) for kind in ("tanh", "categoricals")},
+    "chain_cg, several tiles a block": lambda linalg: chain_cg(linalg, n_rows=300, dtype=th.float64),
+    "many rows": lambda linalg: chain_cg(linalg, n_rows=500),
+    "many rows of categoricals": lambda linalg: chain_cg(linalg, "categoricals", 500),
     "single steps": single_steps,
     "factors": factors,
     "factors of categoricals": lambda linalg: factors(linalg, "categoricals"),

@@ -33,18 +33,16 @@ class ChainSolver:
     than processors nothing of the rollout is read twice.
 
     :param device: the GPU
-    :param by_rows: whether many rows pass through the layers in registers
     """
 
-    def __init__(self, device: Device, by_rows: bool = False):
+    def __init__(self, device: Device):
         self.device = device
-        self.by_rows = by_rows
         self._workspaces: dict[tuple[object, ...], _Workspace] = {}
 
     def layout_of(self, shape: ChainShape, n_rows: int) -> ChainLayout | None:
         """Return how the kernel lays out a network and so many rows; None if the network is too large."""
         device = self.device
-        if self.by_rows and device.has_tensor_cores:
+        if device.has_tensor_cores:
             layout = _layout_by_rows(shape, n_rows, device.n_processors, device.shared_bytes)
             if layout is not None:
                 return layout
