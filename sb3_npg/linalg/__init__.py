@@ -1,6 +1,6 @@
 """Numerical linear algebra on plain tensors. Knows nothing of policies."""
 
-from sb3_npg.linalg.backend import BACKENDS, TORCH, KroneckerSystem, LinearAlgebra, make_linalg
+from sb3_npg.linalg.backend import BACKENDS, TORCH, FactoredChain, KroneckerSystem, LinearAlgebra, make_linalg
 from sb3_npg.linalg.chain import ChainLayer, FisherChain
 from sb3_npg.linalg.kronecker import (
     Eigen,
@@ -21,6 +21,7 @@ __all__ = [
     "ChainLayer",
     "ConjugateGradientResult",
     "Eigen",
+    "FactoredChain",
     "FisherChain",
     "KroneckerSystem",
     "LinearAlgebra",

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch as th
 
@@ -28,6 +28,35 @@ class KroneckerSystem(NamedTuple):
     right: Eigen
     values: th.Tensor | None
     matrix: th.Tensor
+
+
+class FactoredChain(Protocol):
+    """K-FAC of a chain of layers, measured in one go and solved in one go. An update overwrites what it holds."""
+
+    #: A and G of each layer that is trained.
+    factors: list[tuple[th.Tensor, th.Tensor]]
+
+    @property
+    def eigens(self) -> dict[int, tuple[Eigen, Eigen]]:
+        """The decompositions of A and G, by the layer's number, of those that are decomposed."""
+        ...
+
+    @property
+    def noise(self) -> Eigen | None:
+        """The decomposition of the noise's blocks; None if there is no noise."""
+        ...
+
+    def serves(self, chain: FisherChain) -> bool:
+        """Tell whether a chain is like the one that this was made for."""
+        ...
+
+    def update(self, chain: FisherChain) -> None:
+        """Measure and decompose."""
+        ...
+
+    def solve(self, vector: th.Tensor, damping: float) -> th.Tensor:
+        """Return the damped inverse's product with v, shape (p,); not finite where it has none."""
+        ...
 
 
 class LinearAlgebra:
@@ -88,6 +117,16 @@ class LinearAlgebra:
         :param chain: F
         :return: A = 1/N Σ_n ã ãᵀ and G = 1/N Σ_n Σ_c δ δᵀ of each layer that is trained; None if this backend does not,
             for such a chain
+        """
+        return None
+
+    def factored_chain(self, chain: FisherChain, largest_eigen: int) -> FactoredChain | None:
+        """
+        Make K-FAC of a chain ready, for one solver's own use.
+
+        :param chain: which is like those to come
+        :param largest_eigen: decompose factors of up to so many rows; above, Cholesky with the damping split
+        :return: None if this backend has nothing better than the single steps, for such a chain
         """
         return None
 

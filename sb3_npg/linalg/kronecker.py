@@ -41,7 +41,7 @@ def symmetric_eigen(matrix: th.Tensor) -> Eigen:
     return Eigen(values.clamp_min(0.0).to(matrix.dtype), vectors.to(matrix.dtype))
 
 
-def damped_solve(eigen: Eigen, vectors: th.Tensor, damping: float) -> th.Tensor:
+def damped_solve(eigen: Eigen, vectors: th.Tensor, damping: float | th.Tensor) -> th.Tensor:
     """
     Solve (M + λI) x = v for each of b matrices.
 

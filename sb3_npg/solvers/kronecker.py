@@ -1,6 +1,7 @@
 """K-FAC and EKFAC: each layer's block of the Fisher as a Kronecker product, or in its eigenbasis."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch as th
 
@@ -17,7 +18,9 @@ from sb3_npg.fisher import (
     second_moments,
 )
 from sb3_npg.linalg import (
+    TORCH,
     Eigen,
+    FactoredChain,
     KroneckerSystem,
     damped_solve,
     factored_damping,
@@ -25,7 +28,7 @@ from sb3_npg.linalg import (
     symmetric_eigen,
     try_cholesky,
 )
-from sb3_npg.solvers.base import Layers, layer_chain
+from sb3_npg.solvers.base import Layers, Problem, fisher_chain, layer_chain
 from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
 
 #: How a layer that is applied at several positions of a row is approximated.
@@ -72,6 +75,52 @@ class KFACSolver(BlockDiagonalSolver):
         self.weight_sharing = weight_sharing
         self.largest_eigen = largest_eigen
         self._cholesky: tuple[float, dict[str, tuple[th.Tensor, th.Tensor]]] | None = None
+        self._at_once: FactoredChain | None = None
+
+    def update(self, problem: Problem) -> None:
+        """Measure and decompose the factors, when that is due; all at once where the backend can."""
+        self._is_updated = False
+        chain = fisher_chain(problem) if self.linalg is not TORCH and self._is_forgetful() else None
+        if chain is not None and (self._at_once is None or not self._at_once.serves(chain)):
+            self._at_once = self.linalg.factored_chain(chain, self.largest_eigen)
+            if self._at_once is not None:
+                self._blocks = problem.layers.blocks
+                self._remember_at_once(self._at_once)
+        if chain is None or self._at_once is None:
+            self._at_once = None
+            super().update(problem)
+            return
+        self._at_once.update(chain)
+        self.memory.count += 1
+        self._is_updated = True
+
+    def apply_inverse(self, vector: th.Tensor, damping: float) -> th.Tensor:
+        """Multiply by the inverse of the damped approximation, after an update."""
+        if self._at_once is None or not self._is_updated:
+            return super().apply_inverse(vector, damping)
+        return self._at_once.solve(vector, damping)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: its next update records graphs of its own."""
+        return {**vars(self), "_at_once": None, "_is_updated": self._is_updated and self._at_once is None}
+
+    def _is_forgetful(self) -> bool:
+        """Tell whether every update stands for itself, with all columns of F_out's root."""
+        return self.columns == "exact" and not self.memory.saved
+
+    def _remember_at_once(self, found: FactoredChain) -> None:
+        """Let the memory name the tensors that are overwritten at each update."""
+        tensors = self.memory.tensors
+        for i, (block, factors) in enumerate(zip(layer_blocks(self._blocks), found.factors, strict=True)):
+            for name, factor, eigen in zip("AG", factors, found.eigens.get(i, (None, None)), strict=True):
+                tensors[f"{block.name}.{name}"] = factor
+                if eigen is None:
+                    tensors[f"{block.name}.{name}.decomposed"] = factor
+                else:
+                    self.memory.put_eigen(f"{block.name}.{name}", eigen)
+        for noise in dense_blocks(self._blocks):
+            if found.noise is not None:
+                self.memory.put_eigen(f"{noise.name}.F", found.noise)
 
     def _update_blocks(self, layers: Layers) -> None:
         known = all(self._is_known(block) for block in self._blocks)
@@ -213,6 +262,10 @@ class EKFACSolver(KFACSolver):
     :param largest_eigen: decompose factors of up to so many rows; above, as K-FAC
     :raises ValueError: if an argument is unknown or out of range
     """
+
+    def _is_forgetful(self) -> bool:
+        """Tell that there is more to it than the factors: the moments along their eigenvectors."""
+        return False
 
     def _update_blocks(self, layers: Layers) -> None:
         super()._update_blocks(layers)

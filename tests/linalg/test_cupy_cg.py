@@ -8,28 +8,14 @@ from sb3_npg.linalg.cupy import CupyLinearAlgebra
 from sb3_npg.linalg.cupy.chain_cg import ChainSolver
 from sb3_npg.linalg.cupy.chain_layout import ChainShape, RowLayout, TileLayout
 from tests.linalg.chains import CHAINS, in_dtype, make_chain
-from tests.linalg.emulator import COMPILER, EmulatedDevice
+from tests.linalg.emulator import COMPILER, EmulatedDevice, emulated_capture
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
 
-class RepeatedGraph:
-    """What stands for a CUDA graph: runs again."""
-
-    def __init__(self, run):
-        self.run = run
-
-    def replay(self):
-        self.run()
-
-
-def captured(run):
-    return RepeatedGraph(run), run()
-
-
 def emulated(**kwargs) -> tuple[CupyLinearAlgebra, EmulatedDevice]:
     device = EmulatedDevice(**kwargs)
-    return CupyLinearAlgebra(device, captured), device
+    return CupyLinearAlgebra(device, emulated_capture), device
 
 
 def right_side(chain, seed=1):
@@ -223,7 +209,7 @@ def test_a_graph_is_replayed_on_new_tensors_and_captured_anew_for_new_shapes():
 
     def counted(run):
         runs.append(run)
-        return captured(run)
+        return emulated_capture(run)
 
     linalg = CupyLinearAlgebra(EmulatedDevice(shared_bytes=1000), counted)
     for n_rows, damping, expected_captures in ((20, 0.1, 1), (20, 0.3, 1), (30, 0.3, 2), (20, 0.2, 2)):

@@ -10,7 +10,7 @@ from sb3_npg.linalg.cupy import CupyLinearAlgebra
 from sb3_npg.solvers import make_fisher_solver
 from sb3_npg.solvers.direction import find_direction
 from tests.cases import make_problem
-from tests.linalg.emulator import COMPILER, EmulatedDevice
+from tests.linalg.emulator import COMPILER, EmulatedDevice, emulated_capture
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -22,7 +22,10 @@ SOLVERS = {
     "cg, momentum": ("cg", {"momentum": 0.5, "max_steps": 5}, "chain_cg"),
     "cg, preconditioned": ("cg", {"preconditioner": "kfac"}, "cg_step"),
     "kfac": ("kfac", {"decay": 0.5}, "kron_solve"),
-    "kfac, Cholesky": ("kfac", {"largest_eigen": 0}, "cholesky_solve"),
+    "kfac, Cholesky": ("kfac", {"decay": 0.5, "largest_eigen": 0}, "cholesky_solve"),
+    "kfac, recorded": ("kfac", {}, "kron_solve"),
+    "kfac, Cholesky, recorded": ("kfac", {"largest_eigen": 0}, "cholesky_solve"),
+    "kfac, both, recorded": ("kfac", {"largest_eigen": 5}, "kron_solve"),
     "ekfac": ("ekfac", {}, "jacobi_eigen"),
 }
 
@@ -45,7 +48,7 @@ def test_backends_agree(distribution, policy, solver, relative):
     name, kwargs, kernel = SOLVERS[solver]
     reference, mine = (make_fisher_solver(name, kwargs) for _ in range(2))
     device = EmulatedDevice()
-    mine.use(CupyLinearAlgebra(device))
+    mine.use(CupyLinearAlgebra(device, emulated_capture))
     pairs = zip(*(natural_gradients(one, problem, relative) for one in (reference, mine)), strict=True)
     for expected, found in pairs:
         error = float((found.natural_gradient - expected.natural_gradient).norm())
@@ -59,7 +62,7 @@ def test_convolutions_are_left_to_torch():
     problem = make_problem("categorical", "Cnn", 5)
     reference, mine = (make_fisher_solver("cg", {"max_steps": 5}) for _ in range(2))
     device = EmulatedDevice()
-    mine.use(CupyLinearAlgebra(device))
+    mine.use(CupyLinearAlgebra(device, emulated_capture))
     gradient = problem.surrogate_gradient()
     expected, found = (find_direction(one, problem, gradient, 0.1) for one in (reference, mine))
     th.testing.assert_close(found.natural_gradient, expected.natural_gradient, rtol=1e-8, atol=1e-12)

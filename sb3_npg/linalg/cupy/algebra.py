@@ -9,12 +9,14 @@ import torch as th
 from sb3_npg.linalg.backend import KroneckerSystem, LinearAlgebra
 from sb3_npg.linalg.chain import FisherChain
 from sb3_npg.linalg.cupy.chain_cg import ChainSolver
+from sb3_npg.linalg.cupy.chain_copy import chain_bytes
 from sb3_npg.linalg.cupy.cholesky import CholeskySolver
-from sb3_npg.linalg.cupy.device import Device, FusedSolution
+from sb3_npg.linalg.cupy.device import Capture, Device, FusedSolution
 from sb3_npg.linalg.cupy.eigen import EigenSolver
+from sb3_npg.linalg.cupy.factored_chain import FactoredChain, Kernels
 from sb3_npg.linalg.cupy.factors import FactorSolver
 from sb3_npg.linalg.cupy.kron import KroneckerSolver
-from sb3_npg.linalg.cupy.krylov import Capture, GraphSolver, StepSolver, chain_bytes
+from sb3_npg.linalg.cupy.krylov import GraphSolver, StepSolver
 from sb3_npg.linalg.kronecker import Eigen, symmetric_eigen
 from sb3_npg.linalg.krylov import ConjugateGradientResult, History, Operator
 
@@ -48,6 +50,7 @@ class CupyLinearAlgebra(LinearAlgebra):
         self.choleskys = CholeskySolver(device)
         self.kroneckers = KroneckerSolver(device)
         self.graphs = None if capture is None else GraphSolver(self.steps, capture)
+        self._device, self._capture = device, capture
 
     @classmethod
     @cache
@@ -138,6 +141,13 @@ class CupyLinearAlgebra(LinearAlgebra):
     def kronecker_factors(self, chain: FisherChain) -> list[tuple[th.Tensor, th.Tensor]] | None:
         """Measure K-FAC's factors of all layers of a chain in one kernel, if they fit into shared memory."""
         return self.factors.solve(chain) if chain.scale is None and self.factors.fits(chain) else None
+
+    def factored_chain(self, chain: FisherChain, largest_eigen: int) -> FactoredChain | None:
+        """Record K-FAC of a chain as two graphs, if kernels do all of it."""
+        kernels = Kernels(self.factors, self.eigens, self.kroneckers, self.choleskys)
+        if self._capture is None or not kernels.fit(chain, largest_eigen):
+            return None
+        return FactoredChain(self._device, self._capture, self.symmetric_eigens, chain, largest_eigen)
 
     def factored_solves(
         self, factors: Sequence[tuple[th.Tensor, th.Tensor]], matrices: Sequence[th.Tensor], damping: float

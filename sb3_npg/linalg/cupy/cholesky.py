@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
 import torch as th
 
-from sb3_npg.linalg.cupy.device import Argument, Device, Launch
+from sb3_npg.linalg.cupy.device import Argument, Device, Launch, on_device
 from sb3_npg.linalg.cupy.eigen import by_block
 from sb3_npg.linalg.cupy.sources import kernel_source
 
@@ -38,7 +37,10 @@ class CholeskySolver:
         )
 
     def solve(
-        self, factors: Sequence[tuple[th.Tensor, th.Tensor]], matrices: Sequence[th.Tensor], damping: float
+        self,
+        factors: Sequence[tuple[th.Tensor, th.Tensor]],
+        matrices: Sequence[th.Tensor],
+        damping: float | th.Tensor,
     ) -> list[th.Tensor]:
         """
         Return X = (G + λ_G I)⁻¹ V (A + λ_A I)⁻¹ of each layer, without waiting for the device.
@@ -47,7 +49,7 @@ class CholeskySolver:
 
         :param factors: A, shape (a, a), and G, shape (g, g), of layers that fit; lower triangles are read
         :param matrices: V of each, shape (g, a), of the factors' dtype
-        :param damping: λ
+        :param damping: λ, or where on the device it is, shape (), float64
         :return: X of each, shape (g, a); NaN where a damped factor is not finite or not positive definite
         """
         if not matrices:
@@ -64,7 +66,7 @@ class CholeskySolver:
         arguments: list[Argument] = []
         for tensors, result in zip(kept, results, strict=True):
             arguments += [*tensors, result]
-        arguments.append(np.float64(damping))
+        arguments.append(on_device(damping, results[0].device))
         source, launch = _launch(sizes, dtype)
         self.device.launch(source, "cholesky_solve", launch, arguments)
         return results

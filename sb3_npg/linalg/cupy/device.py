@@ -1,7 +1,7 @@
 """What a solver needs of a GPU: its limits, and kernels started on torch's tensors."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch as th
@@ -38,6 +38,25 @@ class FusedSolution(NamedTuple):
     figures: th.Tensor
 
 
+class Graph(Protocol):
+    """Work on the device that was recorded."""
+
+    def replay(self) -> None:
+        """Do it again, on torch's current stream, with what is at the same addresses now."""
+        ...
+
+
+Tensors = TypeVar("Tensors", bound=tuple[th.Tensor, ...])
+
+
+class Capture(Protocol):
+    """Records what a function does on the device as a graph; a replay writes to the tensors that it returned."""
+
+    def __call__(self, run: Callable[[], Tensors]) -> tuple[Graph, Tensors]:
+        """Record a function."""
+        ...
+
+
 class Device(Protocol):
     """A GPU: its processors, the shared memory of a block, and whether its tensor cores multiply floats."""
 
@@ -61,6 +80,11 @@ def in_rows(tensor: th.Tensor) -> th.Tensor:
     """Return a tensor row by row in memory, at an address that vectors of four can be read from."""
     tensor = tensor.contiguous()
     return tensor.clone() if tensor.data_ptr() % 32 else tensor
+
+
+def on_device(number: float | th.Tensor, device: th.device) -> th.Tensor:
+    """Return a number where a kernel can read it, in double precision."""
+    return number if isinstance(number, th.Tensor) else th.full((), number, dtype=th.float64, device=device)
 
 
 def forget_oldest(kept: dict[Any, Any], leave: int) -> None:

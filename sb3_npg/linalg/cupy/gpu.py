@@ -6,7 +6,7 @@ from typing import Any
 
 import torch as th
 
-from sb3_npg.linalg.cupy.device import Argument, FusedSolution, Launch
+from sb3_npg.linalg.cupy.device import Argument, Launch, Tensors
 
 _OPTIONS = ("-std=c++17",)
 
@@ -53,7 +53,7 @@ class CupyDevice:
         grid, block = (launch.n_blocks, 1, 1), (launch.n_threads, 1, 1)
         function(grid, block, values, launch.shared_bytes, stream, launch.cooperative)
 
-    def capture(self, run: Callable[[], FusedSolution]) -> tuple[th.cuda.CUDAGraph, FusedSolution]:
+    def capture(self, run: Callable[[], Tensors]) -> tuple[th.cuda.CUDAGraph, Tensors]:
         """Record what a function does as a graph, after it has run a few times and all its kernels are compiled."""
         side = th.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         side.wait_stream(th.cuda.current_stream(self.device))
@@ -63,8 +63,8 @@ class CupyDevice:
         th.cuda.current_stream(self.device).wait_stream(side)
         graph = th.cuda.CUDAGraph()
         with th.cuda.device(self.device), th.cuda.graph(graph):
-            solution = run()
-        return graph, solution
+            found = run()
+        return graph, found
 
     def _stream(self, pointer: int) -> Any:
         if pointer not in self._streams:

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
 import torch as th
 
 from sb3_npg.linalg.backend import KroneckerSystem
-from sb3_npg.linalg.cupy.device import Argument, Device, Launch
+from sb3_npg.linalg.cupy.device import Argument, Device, Launch, on_device
 from sb3_npg.linalg.cupy.eigen import by_block
 from sb3_npg.linalg.cupy.sources import kernel_source, rounded_up, row_stride
 
@@ -33,12 +32,12 @@ class KroneckerSolver:
         """
         return all(_shared_numbers(g, a) * dtype.itemsize <= self.device.shared_bytes for g, a in sizes)
 
-    def solve(self, systems: Sequence[KroneckerSystem], damping: float) -> list[th.Tensor]:
+    def solve(self, systems: Sequence[KroneckerSystem], damping: float | th.Tensor) -> list[th.Tensor]:
         """
         Return X = Q_G [(Q_Gᵀ V Q_A) / (D + λ)] Q_Aᵀ of each system, without waiting for the device.
 
         :param systems: layers that fit, with tensors of one dtype
-        :param damping: λ
+        :param damping: λ, or where on the device it is, shape (), float64
         :return: X of each, shape (g, a); not finite where D + λ is zero
         """
         if not systems:
@@ -54,7 +53,7 @@ class KroneckerSolver:
         arguments: list[Argument] = []
         for tensors, result in zip(kept, results, strict=True):
             arguments += [*tensors, result]
-        arguments.append(np.float32(damping) if dtype == th.float32 else np.float64(damping))
+        arguments.append(on_device(damping, results[0].device))
         source, launch = _launch(sizes, dtype)
         self.device.launch(source, "kron_solve", launch, arguments)
         return results

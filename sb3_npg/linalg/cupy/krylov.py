@@ -1,14 +1,13 @@
 """Conjugate gradient with scalars that stay on the device, for products that torch makes."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch as th
 
-from sb3_npg.linalg.chain import ChainLayer, FisherChain
-from sb3_npg.linalg.cupy.chain_layout import ChainShape
-from sb3_npg.linalg.cupy.device import Argument, Device, FusedSolution, Launch, forget_oldest
+from sb3_npg.linalg.chain import FisherChain
+from sb3_npg.linalg.cupy.chain_copy import ChainCopy, chain_key
+from sb3_npg.linalg.cupy.device import Argument, Capture, Device, FusedSolution, Graph, Launch, forget_oldest
 from sb3_npg.linalg.cupy.sources import kernel_source
 from sb3_npg.linalg.krylov import Operator
 
@@ -120,14 +119,10 @@ class StepSolver:
 class _Captured(NamedTuple):
     """A solve as a graph, with the memory that it reads and writes."""
 
-    graph: th.cuda.CUDAGraph
-    chain: FisherChain
+    graph: Graph
+    own: ChainCopy
     vectors: Vectors
     solution: FusedSolution
-
-
-#: Records what a function does on the device, without doing it, as a graph to replay.
-Capture = Callable[[Callable[[], FusedSolution]], tuple[th.cuda.CUDAGraph, FusedSolution]]
 
 
 class GraphSolver:
@@ -151,8 +146,7 @@ class GraphSolver:
     ) -> FusedSolution:
         """Solve (F + λI) x = b as :class:`StepSolver` does."""
         captured = self._for(chain, right, max_steps)
-        for own, given in zip(_tensors(captured.chain), _tensors(chain), strict=True):
-            own.copy_(given)
+        captured.own.take(chain)
         vectors = captured.vectors
         vectors.right.copy_(right)
         vectors.reference.copy_(reference)
@@ -163,35 +157,14 @@ class GraphSolver:
         return FusedSolution(solution.vectors.clone(), solution.figures.clone())
 
     def _for(self, chain: FisherChain, right: th.Tensor, max_steps: int) -> _Captured:
-        key = (ChainShape.of(chain), chain.spans(), chain.n_rows, max_steps, right.device)
+        key = (chain_key(chain), max_steps)
         if key not in self._captured:
             forget_oldest(self._captured, leave=3)
-            own = _copied(chain)
+            own = ChainCopy(chain)
             vectors = Vectors.like(right, max_steps, self.steps.device.n_processors)
             vectors.right.copy_(right)
             vectors.reference.copy_(right)
             vectors.settings.fill_(0.0)
-            graph, solution = self._capture(lambda: self.steps.run(own.product, vectors, max_steps))
+            graph, solution = self._capture(lambda: self.steps.run(own.chain.product, vectors, max_steps))
             self._captured[key] = _Captured(graph, own, vectors, solution)
         return self._captured[key]
-
-
-def chain_bytes(chain: FisherChain) -> int:
-    """Return the memory that a chain's tensors take."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(chain))
-
-
-def _tensors(chain: FisherChain) -> list[th.Tensor]:
-    """Return a chain's tensors; the inputs of a layer may be those of another network's too, and are copied."""
-    found = [chain.diagonal, chain.noise, chain.scale]
-    for layer in chain.layers:
-        found += [layer.inputs, layer.weight, layer.slope]
-    return [tensor.detach() for tensor in found if tensor is not None]
-
-
-def _copied(chain: FisherChain) -> FisherChain:
-    def own(item: Any) -> Any:
-        return item.detach().clone() if isinstance(item, th.Tensor) else item
-
-    layers = tuple(ChainLayer(*map(own, layer)) for layer in chain.layers)
-    return FisherChain(*map(own, chain))._replace(layers=layers)

@@ -114,7 +114,8 @@ __device__ inline void store(T* to, const double (&values)[HELD][HELD_WIDE], int
         }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) cholesky_solve(LAYER_PARAMETERS, const double damping) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) cholesky_solve(LAYER_PARAMETERS, const double* lambda) {
+    const double damping = *lambda;
     DYNAMIC_SHARED(arena);
     const Layer layer = LAYER;
     const int n_a = layer.n_a, n_g = layer.n_g, t = threadIdx.x % HALF, row = t / SIDE, column = t % SIDE;

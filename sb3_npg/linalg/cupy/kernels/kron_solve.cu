@@ -86,7 +86,8 @@ __device__ inline real eigenvalue(const System& system, int row, int column) {
     return system.left_values[row] * system.right_values[column];
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) kron_solve(SYSTEM_PARAMETERS, const real damping) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) kron_solve(SYSTEM_PARAMETERS, const double* lambda) {
+    const real damping = real(*lambda);
     DYNAMIC_SHARED(arena);
     const System system = SYSTEM;
     const int g = system.g, a = system.a;

@@ -1,0 +1,51 @@
+"""A chain of layers at addresses of its own, which a CUDA graph can read again and again."""
+
+from typing import Any
+
+import torch as th
+
+from sb3_npg.linalg.chain import ChainLayer, FisherChain
+from sb3_npg.linalg.cupy.chain_layout import ChainShape
+from sb3_npg.linalg.cupy.sources import terms
+
+#: What a graph of a chain is recorded for.
+ChainKey = tuple[object, ...]
+
+
+def chain_key(chain: FisherChain) -> ChainKey:
+    """Return all that a graph depends on but the numbers in the tensors: shapes, places, precision and device."""
+    return (ChainShape.of(chain), chain.spans(), chain.n_rows, terms(), chain.diagonal.device)
+
+
+def chain_bytes(chain: FisherChain) -> int:
+    """Return the memory that a chain's tensors take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(chain))
+
+
+class ChainCopy:
+    """
+    A copy of a chain.
+
+    :param chain: what is copied first
+    """
+
+    def __init__(self, chain: FisherChain):
+        def own(item: Any) -> Any:
+            return item.detach().contiguous().clone() if isinstance(item, th.Tensor) else item
+
+        layers = tuple(ChainLayer(*map(own, layer)) for layer in chain.layers)
+        self.chain = FisherChain(*map(own, chain))._replace(layers=layers)
+        self._tensors = _tensors(self.chain)
+
+    @th.no_grad()
+    def take(self, chain: FisherChain) -> None:
+        """Copy a chain of the same key, in one launch."""
+        th._foreach_copy_(self._tensors, [tensor.contiguous() for tensor in _tensors(chain)])
+
+
+def _tensors(chain: FisherChain) -> list[th.Tensor]:
+    """Return a chain's tensors; the inputs of a layer may be those of another network's too, and are copied."""
+    found = [chain.diagonal, chain.noise, chain.scale]
+    for layer in chain.layers:
+        found += [layer.inputs, layer.weight, layer.slope]
+    return [tensor for tensor in found if tensor is not None]
