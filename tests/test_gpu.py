@@ -37,7 +37,7 @@ def distance(mine, exact) -> float:
     return float((mine.double().cpu() - exact).norm() / exact.norm())
 
 
-def on_gpu(exact: LocalProblem, distribution: str, policy: str) -> LocalProblem:
+def on_gpu(exact: LocalProblem, distribution: str, policy: str, seed: int = 0) -> LocalProblem:
     """Freeze the same update on the GPU, in float64 too."""
 
     def moved(tensors):
@@ -45,7 +45,7 @@ def on_gpu(exact: LocalProblem, distribution: str, policy: str) -> LocalProblem:
             return {key: tensor.to(CUDA) for key, tensor in tensors.items()}
         return tensors.to(CUDA)
 
-    same = make_policy(distribution, policy).to(CUDA)
+    same = make_policy(distribution, policy, seed).to(CUDA)
     if same.use_sde:
         same.reset_noise()  # leaves no matrix on the CPU
     return LocalProblem(same, moved(exact.observations), exact.actions.to(CUDA), exact.advantages.to(CUDA))
@@ -91,6 +91,35 @@ def test_graph_kernel_and_steps_agree_and_repeat(dtype, linalg):
     assert th.equal(first, second)
     for found in (eager[0], first[0]):
         assert distance(found, expected) < TOLERANCES[dtype]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("largest_eigen", [1024, 5, 0])
+@pytest.mark.parametrize("distribution", ["Gaussian", "gSDE", "categorical"])
+def test_recorded_kfac_sees_each_rollout_and_does_not_wait(distribution, largest_eigen, linalg):
+    mine, other = (make_fisher_solver("kfac", {"largest_eigen": largest_eigen}).to(CUDA) for _ in range(2))
+    for solver in (mine, other):
+        solver.use(linalg)
+    for seed in (0, 1, 2):
+        exact = make_problem(distribution, "Mlp", 40, seed=seed)
+        reference = make_fisher_solver("kfac", {"largest_eigen": largest_eigen})
+        reference.update(exact)
+        problem = on_gpu(exact, distribution, "Mlp", seed)
+        gradient = exact.surrogate_gradient()
+        moved = gradient.to(CUDA)
+        if seed:  # the first update records
+            th.cuda.set_sync_debug_mode("error")
+        try:
+            mine.update(problem)
+            found = [mine.solve(problem, moved, damping).natural_gradient for damping in (1.0, 0.1)]
+        finally:
+            th.cuda.set_sync_debug_mode("default")
+        assert mine._at_once is not None
+        other.update(on_gpu(make_problem(distribution, "Mlp", 40, seed=9), distribution, "Mlp", 9))
+        for x, damping in zip([*found, mine.solve(problem, moved, 0.1).natural_gradient], (1.0, 0.1, 0.1), strict=True):
+            assert distance(x, reference.solve(exact, gradient, damping).natural_gradient) < 1e-7
+        for name, values in reference.eigenvalues().items():
+            th.testing.assert_close(mine.eigenvalues()[name].cpu(), values, rtol=1e-6, atol=1e-8)
 
 
 def test_a_solve_does_not_wait_for_the_device(linalg):
