@@ -8,7 +8,7 @@ import torch as th
 
 from sb3_npg.linalg.backend import KroneckerSystem, LinearAlgebra
 from sb3_npg.linalg.chain import FisherChain
-from sb3_npg.linalg.cupy.chain_cg import ChainSolver
+from sb3_npg.linalg.cupy.chain_cg import ChainSolver, Solve
 from sb3_npg.linalg.cupy.chain_copy import chain_bytes
 from sb3_npg.linalg.cupy.cholesky import CholeskySolver
 from sb3_npg.linalg.cupy.device import Capture, Device, FusedSolution
@@ -98,22 +98,23 @@ class CupyLinearAlgebra(LinearAlgebra):
         """Solve (A + σI) x = b; see :func:`~sb3_npg.linalg.conjugate_gradient`."""
         use_steps = preconditioner is not None and len(b) <= LARGEST_STEPS
         system = chain() if chain is not None and preconditioner is None else None
-        solver = None if system is None else self._solver_of(system)
-        if b.dtype not in _DTYPES or not (use_steps or solver is not None):
+        solve = None if system is None or b.dtype not in _DTYPES else self._solve_of(system)
+        if b.dtype not in _DTYPES or not (use_steps or solve is not None):
             return super().conjugate_gradient(matvec, b, max_steps, rtol, preconditioner, x0, shift)
         applied = None if x0 is None else matvec(x0)
         right = b if x0 is None or applied is None else b - applied - shift * x0
-        if system is None or solver is None:
+        if solve is None:
             result = _result(self.steps.solve(matvec, right, b, shift, rtol, max_steps, preconditioner))
         else:
-            result = _result(solver.solve(system, right, b, shift, rtol, max_steps))
+            result = _result(solve(right, b, shift, rtol, max_steps))
         return result if x0 is None or applied is None else result.from_start(x0, applied)
 
-    def _solver_of(self, chain: FisherChain) -> ChainSolver | GraphSolver | None:
-        """Return who solves a chain as one, if somebody does."""
-        if self.chains.fits(chain):
-            return self.chains
-        return self.graphs if self.graphs is not None and chain_bytes(chain) <= LARGEST_GRAPH else None
+    def _solve_of(self, chain: FisherChain) -> Solve | None:
+        """Return what solves a chain as one, if there is such."""
+        solve = self.chains.solve_of(chain)
+        if solve is None and self.graphs is not None and chain_bytes(chain) <= LARGEST_GRAPH:
+            return partial(self.graphs.solve, chain)
+        return solve
 
     def symmetric_eigens(self, matrices: Sequence[th.Tensor]) -> list[Eigen]:
         """

@@ -1,15 +1,19 @@
 """Conjugate gradient on the Fisher of a small multilayer perceptron, from beginning to end in one kernel."""
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 import torch as th
 
 from sb3_npg.linalg.chain import FisherChain
+from sb3_npg.linalg.cupy.chain_copy import ChainKey, chain_key
 from sb3_npg.linalg.cupy.chain_layout import GIVEN_SLOPE, ChainLayout, ChainShape, RowLayout, TileLayout
 from sb3_npg.linalg.cupy.device import Argument, Device, FusedSolution, Launch, forget_oldest, in_rows
-from sb3_npg.linalg.cupy.sources import terms
+
+#: Solves (F + λI) x = b for b, what the residual is compared with, λ, rtol and the largest number of steps.
+Solve = Callable[[th.Tensor, th.Tensor, float, float, int], FusedSolution]
 
 
 class _Workspace(NamedTuple):
@@ -37,7 +41,7 @@ class ChainSolver:
 
     def __init__(self, device: Device):
         self.device = device
-        self._workspaces: dict[tuple[object, ...], _Workspace] = {}
+        self._workspaces: dict[ChainKey, _Workspace | None] = {}
 
     def layout_of(self, shape: ChainShape, n_rows: int) -> ChainLayout | None:
         """Return how the kernel lays out a network and so many rows; None if the network is too large."""
@@ -48,9 +52,10 @@ class ChainSolver:
                 return layout
         return _layout_by_tiles(shape, n_rows, device.n_processors, device.shared_bytes)
 
-    def fits(self, chain: FisherChain) -> bool:
-        """Tell whether this network can be solved here."""
-        return self.layout_of(ChainShape.of(chain), chain.n_rows) is not None
+    def solve_of(self, chain: FisherChain) -> Solve | None:
+        """Return :meth:`solve` for a network; None if it does not fit."""
+        workspace = self._workspace(chain)
+        return None if workspace is None else partial(self._solve, workspace, chain)
 
     def solve(
         self, chain: FisherChain, right: th.Tensor, reference: th.Tensor, damping: float, rtol: float, max_steps: int
@@ -66,7 +71,21 @@ class ChainSolver:
         :param max_steps: largest number of steps
         :return: x, F x and what happened
         """
-        workspace = self._workspace(chain)
+        solve = self.solve_of(chain)
+        if solve is None:
+            raise ValueError("the network does not fit into shared memory")
+        return solve(right, reference, damping, rtol, max_steps)
+
+    def _solve(
+        self,
+        workspace: _Workspace,
+        chain: FisherChain,
+        right: th.Tensor,
+        reference: th.Tensor,
+        damping: float,
+        rtol: float,
+        max_steps: int,
+    ) -> FusedSolution:
         scalar = np.float32 if right.dtype == th.float32 else np.float64
         vectors = right.new_empty(2, len(right)) if workspace.covers else right.new_zeros(2, len(right))
         figures = right.new_empty(4 + 2 * max_steps)
@@ -81,18 +100,17 @@ class ChainSolver:
         self.device.launch(workspace.source, "chain_cg", workspace.launch, arguments)
         return FusedSolution(vectors, figures)
 
-    def _workspace(self, chain: FisherChain) -> _Workspace:
-        shape = ChainShape.of(chain)
-        key = (shape, chain.n_rows, chain.spans(), terms(), chain.diagonal.device)
+    def _workspace(self, chain: FisherChain) -> _Workspace | None:
+        key = chain_key(chain)
         if key not in self._workspaces:
             forget_oldest(self._workspaces, leave=7)
-            self._workspaces[key] = self._new_workspace(chain, shape)
+            self._workspaces[key] = self._new_workspace(chain, key.shape)
         return self._workspaces[key]
 
-    def _new_workspace(self, chain: FisherChain, shape: ChainShape) -> _Workspace:
+    def _new_workspace(self, chain: FisherChain, shape: ChainShape) -> _Workspace | None:
         layout = self.layout_of(shape, chain.n_rows)
         if layout is None:
-            raise ValueError("the network does not fit into shared memory")
+            return None
         n_blocks = min(-(-chain.n_rows // layout.tile), self.device.n_processors)
         places = layout.places(chain)
         new, device = chain.diagonal.new_empty, chain.diagonal.device

@@ -1,6 +1,6 @@
 """A chain of layers at addresses of its own, which a CUDA graph can read again and again."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as th
 
@@ -8,13 +8,28 @@ from sb3_npg.linalg.chain import ChainLayer, FisherChain
 from sb3_npg.linalg.cupy.chain_layout import ChainShape
 from sb3_npg.linalg.cupy.sources import terms
 
-#: What a graph of a chain is recorded for.
-ChainKey = tuple[object, ...]
+
+class ChainKey(NamedTuple):
+    """
+    All of a chain but the numbers in its tensors: what a kernel is prepared for and a graph is recorded for.
+
+    :param shape: widths and kinds of the layers
+    :param spans: where the parameters lie in a vector
+    :param n_rows: N
+    :param terms: precision of products, see :func:`~sb3_npg.linalg.cupy.sources.terms`
+    :param device: of the tensors
+    """
+
+    shape: ChainShape
+    spans: tuple[int, ...]
+    n_rows: int
+    terms: int
+    device: th.device
 
 
 def chain_key(chain: FisherChain) -> ChainKey:
-    """Return all that a graph depends on but the numbers in the tensors: shapes, places, precision and device."""
-    return (ChainShape.of(chain), chain.spans(), chain.n_rows, terms(), chain.diagonal.device)
+    """Return a chain's key, for products as precise as torch's are now."""
+    return ChainKey(ChainShape.of(chain), chain.spans(), chain.n_rows, terms(), chain.diagonal.device)
 
 
 def chain_bytes(chain: FisherChain) -> int:

@@ -49,7 +49,7 @@ class CupyDevice:
             argument.data_ptr() if isinstance(argument, th.Tensor) else 0 if argument is None else argument
             for argument in arguments
         )
-        stream = self._stream(th.cuda.current_stream(self.device).cuda_stream)
+        stream = self._stream(th._C._cuda_getCurrentRawStream(self.device.index))
         grid, block = (launch.n_blocks, 1, 1), (launch.n_threads, 1, 1)
         function(grid, block, values, launch.shared_bytes, stream, launch.cooperative)
 

@@ -10,9 +10,10 @@ static_assert(sizeof(real) == 4 && TILE == 16 * WARPS, "a warp takes sixteen row
 
 __host__ __device__ constexpr int pieces_of(int width) { return (width + 7) / 8; }
 __host__ __device__ constexpr int bands_of(int width) { return (width + 15) / 16; }
-// Pieces of layer l's δᵀa that a warp sums, and units whose δ a quarter of a thread's group of four sums.
+__host__ __device__ constexpr int divisor_from(int n, int least) { return n % least ? divisor_from(n, least + 1) : least; }
+// Pieces of layer l's δᵀa that a warp sums, all of one band, and units whose δ a quarter of a thread's group of four sums.
 __host__ __device__ constexpr int pieces_per_warp(int l) {
-    return (bands_of(N_OUTPUTS[l]) * pieces_of(N_INPUTS[l]) + WARPS - 1) / WARPS;
+    return divisor_from(pieces_of(N_INPUTS[l]), (bands_of(N_OUTPUTS[l]) * pieces_of(N_INPUTS[l]) + WARPS - 1) / WARPS);
 }
 __host__ __device__ constexpr int units_per_thread(int l) { return (4 * N_OUTPUTS[l] + THREADS - 1) / THREADS; }
 __host__ __device__ constexpr int widest_delta(int l) { return l == 0 ? 0 : larger(stride_of(l), widest_delta(l - 1)); }
@@ -41,11 +42,43 @@ __device__ inline Memory carve(real* arena) {
     return m;
 }
 
+// N numbers from device memory, or as many zeros: on their way until a thread waits for all that it sent for.
+template <int N>
+__device__ inline void send_for(real* to, const real* from, bool there) {
+#ifdef EMULATED
+    for (int i = 0; i < N; i++) to[i] = there ? from[i] : real(0);
+#else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from),
+                 "n"(4 * N), "r"(there ? 4 * N : 0)
+                 : "memory");
+#endif
+}
+
+__device__ inline void wait_for_all() {
+#ifndef EMULATED
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// The rows of layer l's inputs from the first on.
 template <int l>
-__device__ inline void load_tile(const Layer* layers, const Memory& m, int first, int n_rows) {
+__device__ inline void send_for_inputs(const Layer* layers, const Memory& m, int first, int n_rows) {
+    constexpr int columns = N_INPUTS[l], stride = stride_of(l), at_once = columns % 4 == 0 ? 4 : 1, across = stride / at_once;
+    real* to = m.inputs + inputs_at(l);
+    const real* from = layers[l].inputs;
+#pragma unroll 3
+    for (int i = threadIdx.x; i < TILE * across; i += THREADS) {
+        const int row = first + i / across, column = i % across * at_once;
+        const bool there = column < columns && row < n_rows;
+        send_for<at_once>(to + at_once * i, there ? from + size_t(row) * columns + column : from, there);
+    }
+}
+
+template <int l>
+__device__ inline void send_for_tile(const Layer* layers, const Memory& m, int first, int n_rows) {
     if constexpr (l < LAYERS) {
-        load_rows<N_INPUTS[l], stride_of(l)>(m.inputs + inputs_at(l), layers[l].inputs, TILE, first, n_rows);
-        load_tile<l + 1>(layers, m, first, n_rows);
+        send_for_inputs<l>(layers, m, first, n_rows);
+        send_for_tile<l + 1>(layers, m, first, n_rows);
     }
 }
 
@@ -60,6 +93,8 @@ struct Lane {
     int row, column;  // g and 2t
     int first;        // the warp's first row of the tile
     int before, n_rows;  // the tile's first row, and the rollout's rows
+
+    __device__ int next() const { return before + gridDim.x * TILE; }
 
     // Numbers 2t and 2t + 1 of a piece of 8 columns of a row of a matrix in device memory; zero outside it.
     template <int COLUMNS>
@@ -256,27 +291,21 @@ template <int l>
 __device__ inline void add_gradient(const Memory& m, const Lane& lane, Sums<l>& sums) {
     constexpr int stride = stride_of(l), stride_delta = stride_of(l + 1), across = pieces_of(N_INPUTS[l]);
     constexpr int outputs = N_OUTPUTS[l], all = bands_of(outputs) * across, own = pieces_per_warp(l);
-    constexpr bool is_in_one_band = across % own == 0;
     const int t = lane.column / 2, begin = threadIdx.x / 32 * own;
+    const real* delta = m.delta + t * stride_delta + lane.row + begin / across * 16;
+    const real* inputs = m.inputs + inputs_at(l) + t * stride + lane.row + begin % across * 8;
+    if (begin < all)
 #pragma unroll 2
-    for (int row = 0; row < TILE; row += 8) {
-        const real* delta = m.delta + (row + t) * stride_delta + lane.row;
-        const real* inputs = m.inputs + inputs_at(l) + (row + t) * stride + lane.row;
-        Factor<4> left;
+        for (int row = 0; row < TILE; row += 8) {
+            const real *from = delta + row * stride_delta, *to = inputs + row * stride;
+            const real values[4] = {from[0], from[8], from[4 * stride_delta], from[4 * stride_delta + 8]};
+            const Factor<4> left = factor(values);
 #pragma unroll
-        for (int i = 0; i < own; i++) {
-            const int piece = begin + i;
-            if (piece < all) {
-                const real *from = delta + piece / across * 16, *to = inputs + piece % across * 8;
-                if (i == 0 || !is_in_one_band) {
-                    const real values[4] = {from[0], from[8], from[4 * stride_delta], from[4 * stride_delta + 8]};
-                    left = factor(values);
-                }
-                const real right[2] = {to[0], to[4 * stride]};
+            for (int i = 0; i < own; i++) {
+                const real right[2] = {to[8 * i], to[8 * i + 4 * stride]};
                 add_product(sums.gradient[i], left, factor(right));
             }
         }
-    }
 #pragma unroll
     for (int i = 0; i < units_per_thread(l); i++) {
         const int unit = (threadIdx.x + i * THREADS) / 4;
@@ -310,7 +339,7 @@ __device__ inline void store_gradient(const Lane& lane, const Sums<l>& sums, rea
     if constexpr (l > 0) store_gradient<l - 1>(lane, sums.below, partial);
 }
 
-// Layer l and those above it, forwards and backwards. `passing` is ∂a_in before and δ of the layer below afterwards.
+// Layer l and those above it, forwards and backwards; its inputs are then overwritten by those of the next tile. `passing` is ∂a_in before and δ of the layer below afterwards.
 template <int l, int BEFORE, class S>
 __device__ inline void through(
     const Memory& m, const Layer* layers, const Lane& lane, const real* metric, real (&passing)[BEFORE][4], S& all) {
@@ -331,6 +360,7 @@ __device__ inline void through(
     __syncthreads();
     add_gradient<l>(m, lane, of_layer<l>(all));
     __syncthreads();
+    if (lane.next() < lane.n_rows) send_for_inputs<l>(layers, m, lane.next(), lane.n_rows);
 }
 
 // This block's part of a product: the sum over its rows.
@@ -338,8 +368,10 @@ __device__ inline void sum_over_rows(
     const Layer* layers, const Memory& m, const real* metric, int n_rows, bool, real* partial) {
     Sums<LAYERS - 1> sums;
     Lane lane = {int(threadIdx.x) % 32 / 4, int(threadIdx.x) % 4 * 2, int(threadIdx.x) / 32 * 16, 0, n_rows};
-    for (lane.before = blockIdx.x * TILE; lane.before < n_rows; lane.before += gridDim.x * TILE) {
-        load_tile<0>(layers, m, lane.before, n_rows);
+    lane.before = blockIdx.x * TILE;
+    if (lane.before < n_rows) send_for_tile<0>(layers, m, lane.before, n_rows);
+    for (; lane.before < n_rows; lane.before = lane.next()) {
+        wait_for_all();
         __syncthreads();
         real nothing[1][4];
         through<0>(m, layers, lane, metric, nothing, sums);
