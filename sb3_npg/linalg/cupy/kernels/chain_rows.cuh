@@ -66,7 +66,7 @@ __device__ inline void send_for_inputs(const Layer* layers, const Memory& m, int
     constexpr int columns = N_INPUTS[l], stride = stride_of(l), at_once = columns % 4 == 0 ? 4 : 1, across = stride / at_once;
     real* to = m.inputs + inputs_at(l);
     const real* from = layers[l].inputs;
-#pragma unroll 3
+#pragma unroll 1  // more of them would take registers from the sums
     for (int i = threadIdx.x; i < TILE * across; i += THREADS) {
         const int row = first + i / across, column = i % across * at_once;
         const bool there = column < columns && row < n_rows;
