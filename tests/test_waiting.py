@@ -7,7 +7,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_npg import NPG
 from sb3_npg.linalg.cupy import CupyLinearAlgebra
 from tests.agents import TargetEnv, make_agent, seeded
-from tests.linalg.emulator import COMPILER, EmulatedDevice
+from tests.linalg.emulator import COMPILER, EmulatedDevice, emulated_capture
 from tests.waits import waits_of
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -17,7 +17,7 @@ def on_emulated_gpu(space=None, **kwargs) -> NPG:
     agent = make_agent(
         DummyVecEnv([lambda: seeded(TargetEnv(action_space=space))]), policy_kwargs={"net_arch": [8]}, **kwargs
     )
-    linalg = CupyLinearAlgebra(EmulatedDevice())
+    linalg = CupyLinearAlgebra(EmulatedDevice(), emulated_capture)
     agent.fisher.use(linalg)
     agent._critic_solver.use(linalg)
     return agent
