@@ -114,7 +114,7 @@ def test_recorded_kfac_sees_each_rollout_and_does_not_wait(distribution, largest
             found = [mine.solve(problem, moved, damping).natural_gradient for damping in (1.0, 0.1)]
         finally:
             th.cuda.set_sync_debug_mode("default")
-        assert mine._at_once is not None
+        assert mine._factored is not None
         other.update(on_gpu(make_problem(distribution, "Mlp", 40, seed=9), distribution, "Mlp", 9))
         for x, damping in zip([*found, mine.solve(problem, moved, 0.1).natural_gradient], (1.0, 0.1, 0.1), strict=True):
             assert distance(x, reference.solve(exact, gradient, damping).natural_gradient) < 1e-7

@@ -21,6 +21,7 @@ from sb3_npg.linalg import (
     TORCH,
     Eigen,
     FactoredChain,
+    FisherChain,
     KroneckerSystem,
     damped_solve,
     factored_damping,
@@ -75,40 +76,45 @@ class KFACSolver(BlockDiagonalSolver):
         self.weight_sharing = weight_sharing
         self.largest_eigen = largest_eigen
         self._cholesky: tuple[float, dict[str, tuple[th.Tensor, th.Tensor]]] | None = None
-        self._at_once: FactoredChain | None = None
+        self._factored: FactoredChain | None = None
 
     def update(self, problem: Problem) -> None:
         """Measure and decompose the factors, when that is due; all at once where the backend can."""
         self._is_updated = False
         chain = fisher_chain(problem) if self.linalg is not TORCH and self._is_forgetful() else None
-        if chain is not None and (self._at_once is None or not self._at_once.serves(chain)):
-            self._at_once = self.linalg.factored_chain(chain, self.largest_eigen)
-            if self._at_once is not None:
-                self._blocks = problem.layers.blocks
-                self._remember_at_once(self._at_once)
-        if chain is None or self._at_once is None:
-            self._at_once = None
+        self._factored = None if chain is None else self._factored_like(chain, problem)
+        if chain is None or self._factored is None:
             super().update(problem)
             return
-        self._at_once.update(chain)
+        self._factored.update(chain)
         self.memory.count += 1
         self._is_updated = True
 
     def apply_inverse(self, vector: th.Tensor, damping: float) -> th.Tensor:
         """Multiply by the inverse of the damped approximation, after an update."""
-        if self._at_once is None or not self._is_updated:
+        if self._factored is None or not self._is_updated:
             return super().apply_inverse(vector, damping)
-        return self._at_once.solve(vector, damping)
+        return self._factored.solve(vector, damping)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy has: its next update records graphs of its own."""
-        return {**vars(self), "_at_once": None, "_is_updated": self._is_updated and self._at_once is None}
+        return {**vars(self), "_factored": None, "_is_updated": self._is_updated and self._factored is None}
 
     def _is_forgetful(self) -> bool:
         """Tell whether every update stands for itself, with all columns of F_out's root."""
         return self.columns == "exact" and not self.memory.saved
 
-    def _remember_at_once(self, found: FactoredChain) -> None:
+    def _factored_like(self, chain: FisherChain, problem: Problem) -> FactoredChain | None:
+        """Return what the last update used, if it serves the chain too, else what the backend makes for it."""
+        if self._factored is not None and self._factored.serves(chain):
+            return self._factored
+        made = self.linalg.factored_chain(chain, self.largest_eigen)
+        if made is not None:
+            self._blocks = problem.layers.blocks
+            self._remember_factored(made)
+        return made
+
+    def _remember_factored(self, found: FactoredChain) -> None:
         """Let the memory name the tensors that are overwritten at each update."""
         tensors = self.memory.tensors
         for i, (block, factors) in enumerate(zip(layer_blocks(self._blocks), found.factors, strict=True)):

@@ -13,10 +13,10 @@ from sb3_npg.linalg.cupy.chain_copy import chain_bytes
 from sb3_npg.linalg.cupy.cholesky import CholeskySolver
 from sb3_npg.linalg.cupy.device import Capture, Device, FusedSolution
 from sb3_npg.linalg.cupy.eigen import EigenSolver
-from sb3_npg.linalg.cupy.factored_chain import FactoredChain, Kernels
 from sb3_npg.linalg.cupy.factors import FactorSolver
 from sb3_npg.linalg.cupy.kron import KroneckerSolver
 from sb3_npg.linalg.cupy.krylov import GraphSolver, StepSolver
+from sb3_npg.linalg.cupy.recorded_chain import Kernels, RecordedChain
 from sb3_npg.linalg.kronecker import Eigen, symmetric_eigen
 from sb3_npg.linalg.krylov import ConjugateGradientResult, History, Operator
 
@@ -143,12 +143,12 @@ class CupyLinearAlgebra(LinearAlgebra):
         """Measure K-FAC's factors of all layers of a chain in one kernel, if they fit into shared memory."""
         return self.factors.solve(chain) if chain.scale is None and self.factors.fits(chain) else None
 
-    def factored_chain(self, chain: FisherChain, largest_eigen: int) -> FactoredChain | None:
+    def factored_chain(self, chain: FisherChain, largest_eigen: int) -> RecordedChain | None:
         """Record K-FAC of a chain as two graphs, if kernels do all of it."""
         kernels = Kernels(self.factors, self.eigens, self.kroneckers, self.choleskys)
         if self._capture is None or not kernels.fit(chain, largest_eigen):
             return None
-        return FactoredChain(self._device, self._capture, self.symmetric_eigens, chain, largest_eigen)
+        return RecordedChain(self._device, self._capture, self.symmetric_eigens, chain, largest_eigen)
 
     def factored_solves(
         self, factors: Sequence[tuple[th.Tensor, th.Tensor]], matrices: Sequence[th.Tensor], damping: float

@@ -53,7 +53,7 @@ class Kernels(NamedTuple):
         )
 
 
-class FactoredChain:
+class RecordedChain:
     """
     (A ⊗ G + λI)⁻¹ of each layer of a chain, and (F + λI)⁻¹ of its noise.
 
