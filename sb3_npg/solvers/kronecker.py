@@ -101,8 +101,8 @@ class KFACSolver(BlockDiagonalSolver):
         return {**vars(self), "_factored": None, "_is_updated": self._is_updated and self._factored is None}
 
     def _is_forgetful(self) -> bool:
-        """Tell whether every update stands for itself, with all columns of F_out's root."""
-        return self.columns == "exact" and not self.memory.saved
+        """Tell whether each update is its rollout's factors and no more; a subclass may measure anything."""
+        return type(self) is KFACSolver and self.columns == "exact" and not self.memory.saved
 
     def _factored_like(self, chain: FisherChain, problem: Problem) -> FactoredChain | None:
         """Return what the last update used, if it serves the chain too, else what the backend makes for it."""
@@ -268,10 +268,6 @@ class EKFACSolver(KFACSolver):
     :param largest_eigen: decompose factors of up to so many rows; above, as K-FAC
     :raises ValueError: if an argument is unknown or out of range
     """
-
-    def _is_forgetful(self) -> bool:
-        """Tell that there is more to it than the factors: the moments along their eigenvectors."""
-        return False
 
     def _update_blocks(self, layers: Layers) -> None:
         super()._update_blocks(layers)

@@ -8,6 +8,7 @@ import torch as th
 
 from sb3_npg.linalg.cupy import CupyLinearAlgebra
 from sb3_npg.solvers import make_fisher_solver
+from sb3_npg.solvers.kronecker import KFACSolver
 from sb3_npg.solvers.scaling import ScaledProblem
 from tests.cases import make_problem
 from tests.linalg.emulator import COMPILER, EmulatedDevice, emulated_capture
@@ -126,6 +127,21 @@ def test_what_is_more_than_one_rollouts_factors_is_not_recorded(name, kwargs, po
     solver.update(problem if scale is None else ScaledProblem(problem, th.full_like(gradient, scale)))
     assert bool(solver.apply_inverse(gradient, 0.1).isfinite().all())
     assert recorder.count == 0
+
+
+def test_a_subclass_measures_as_it_says():
+    class Doubled(KFACSolver):
+        def _factors(self, layers):
+            return {name: 2.0 * factor for name, factor in super()._factors(layers).items()}
+
+    linalg, problem = CupyLinearAlgebra(EmulatedDevice(), emulated_capture), make_problem("Gaussian", "Mlp", 12)
+    doubled, plain = Doubled(), solver_on(linalg)
+    doubled.use(linalg)
+    for solver in (doubled, plain):
+        solver.update(problem)
+    for name, values in plain.eigenvalues().items():
+        factor = 2.0 if name == "log_std" else 4.0  # of two factors
+        th.testing.assert_close(doubled.eigenvalues()[name], factor * values, rtol=1e-6, atol=1e-9)
 
 
 def test_a_nan_in_a_decomposition_is_one_in_the_solution_and_gone_with_the_next_update():
