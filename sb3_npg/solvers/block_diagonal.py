@@ -44,11 +44,8 @@ class BlockDiagonalSolver(FisherSolver):
 
     def update(self, problem: Problem) -> None:
         """Measure and average the curvature, when that is due."""
-        layers = problem.layers
-        self._blocks = layers.blocks
         self._is_updated = False
-        self._announce([block.note for block in dense_blocks(self._blocks) if block.note])
-        self._update_blocks(layers)
+        self._look_at(problem)
         self.memory.count += 1
         self._is_updated = True
 
@@ -81,6 +78,13 @@ class BlockDiagonalSolver(FisherSolver):
         :return: by the block's name, in no order, shape (size of the block,)
         """
         return {block.name: self._eigenvalues_of(block).flatten() for block in self._blocks}
+
+    def _look_at(self, problem: Problem) -> None:
+        """Find the blocks, and bring the memory up to the rollout."""
+        layers = problem.layers
+        self._blocks = layers.blocks
+        self._announce([block.note for block in dense_blocks(self._blocks) if block.note])
+        self._update_blocks(layers)
 
     @abstractmethod
     def _update_blocks(self, layers: Layers) -> None:

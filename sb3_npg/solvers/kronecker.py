@@ -78,18 +78,6 @@ class KFACSolver(BlockDiagonalSolver):
         self._cholesky: tuple[float, dict[str, tuple[th.Tensor, th.Tensor]]] | None = None
         self._factored: FactoredChain | None = None
 
-    def update(self, problem: Problem) -> None:
-        """Measure and decompose the factors, when that is due; all at once where the backend can."""
-        self._is_updated = False
-        chain = fisher_chain(problem) if self.linalg is not TORCH and self._is_forgetful() else None
-        self._factored = None if chain is None else self._factored_like(chain, problem)
-        if chain is None or self._factored is None:
-            super().update(problem)
-            return
-        self._factored.update(chain)
-        self.memory.count += 1
-        self._is_updated = True
-
     def apply_inverse(self, vector: th.Tensor, damping: float) -> th.Tensor:
         """Multiply by the inverse of the damped approximation, after an update."""
         if self._factored is None or not self._is_updated:
@@ -99,6 +87,15 @@ class KFACSolver(BlockDiagonalSolver):
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy has: its next update records graphs of its own."""
         return {**vars(self), "_factored": None, "_is_updated": self._is_updated and self._factored is None}
+
+    def _look_at(self, problem: Problem) -> None:
+        """Measure and decompose the factors, when that is due; all at once where the backend can."""
+        chain = fisher_chain(problem) if self.linalg is not TORCH and self._is_forgetful() else None
+        self._factored = None if chain is None else self._factored_like(chain, problem)
+        if chain is None or self._factored is None:
+            super()._look_at(problem)
+        else:
+            self._factored.update(chain)
 
     def _is_forgetful(self) -> bool:
         """Tell whether each update is its rollout's factors and no more; a subclass may measure anything."""

@@ -145,10 +145,10 @@ class CupyLinearAlgebra(LinearAlgebra):
 
     def factored_chain(self, chain: FisherChain, largest_eigen: int) -> RecordedChain | None:
         """Record K-FAC of a chain as two graphs, if kernels do all of it."""
-        kernels = Kernels(self.factors, self.eigens, self.kroneckers, self.choleskys)
+        kernels = Kernels(FactorSolver(self._device), self.eigens, self.kroneckers, self.choleskys)
         if self._capture is None or not kernels.fit(chain, largest_eigen):
             return None
-        return RecordedChain(self._device, self._capture, self.symmetric_eigens, chain, largest_eigen)
+        return RecordedChain(kernels, self._capture, self.symmetric_eigens, chain, largest_eigen)
 
     def factored_solves(
         self, factors: Sequence[tuple[th.Tensor, th.Tensor]], matrices: Sequence[th.Tensor], damping: float

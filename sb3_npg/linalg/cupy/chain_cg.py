@@ -41,7 +41,7 @@ class ChainSolver:
 
     def __init__(self, device: Device):
         self.device = device
-        self._workspaces: dict[ChainKey, _Workspace | None] = {}
+        self._workspaces: dict[ChainKey, _Workspace] = {}
 
     def layout_of(self, shape: ChainShape, n_rows: int) -> ChainLayout | None:
         """Return how the kernel lays out a network and so many rows; None if the network is too large."""
@@ -103,21 +103,21 @@ class ChainSolver:
     def _workspace(self, chain: FisherChain) -> _Workspace | None:
         key = chain_key(chain)
         if key not in self._workspaces:
+            layout = self.layout_of(key.shape, key.n_rows)
+            if layout is None:
+                return None
             forget_oldest(self._workspaces, leave=7)
-            self._workspaces[key] = self._new_workspace(chain, key.shape)
+            self._workspaces[key] = self._new_workspace(chain, layout)
         return self._workspaces[key]
 
-    def _new_workspace(self, chain: FisherChain, shape: ChainShape) -> _Workspace | None:
-        layout = self.layout_of(shape, chain.n_rows)
-        if layout is None:
-            return None
+    def _new_workspace(self, chain: FisherChain, layout: ChainLayout) -> _Workspace:
         n_blocks = min(-(-chain.n_rows // layout.tile), self.device.n_processors)
         places = layout.places(chain)
         new, device = chain.diagonal.new_empty, chain.diagonal.device
         return _Workspace(
             layout.source(),
             Launch(n_blocks, layout.threads, layout.shared_bytes, cooperative=True),
-            shape.slopes,
+            layout.shape.slopes,
             sum(place >= 0 for place in places) == chain.size,
             th.tensor(places, dtype=th.int32, device=device),
             new((n_blocks, layout.padded)),

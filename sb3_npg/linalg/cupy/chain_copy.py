@@ -46,7 +46,8 @@ class ChainCopy:
 
     def __init__(self, chain: FisherChain):
         def own(item: Any) -> Any:
-            return item.detach().contiguous().clone() if isinstance(item, th.Tensor) else item
+            is_tensor = isinstance(item, th.Tensor)
+            return item.detach().clone(memory_format=th.contiguous_format) if is_tensor else item
 
         layers = tuple(ChainLayer(*map(own, layer)) for layer in chain.layers)
         self.chain = FisherChain(*map(own, chain))._replace(layers=layers)

@@ -10,9 +10,9 @@ from sb3_npg.linalg.backend import KroneckerSystem
 from sb3_npg.linalg.chain import FisherChain
 from sb3_npg.linalg.cupy.chain_copy import ChainCopy, chain_key
 from sb3_npg.linalg.cupy.cholesky import CholeskySolver
-from sb3_npg.linalg.cupy.device import Capture, Device
+from sb3_npg.linalg.cupy.device import Capture
 from sb3_npg.linalg.cupy.eigen import EigenSolver
-from sb3_npg.linalg.cupy.factors import FactorSolver
+from sb3_npg.linalg.cupy.factors import FactorShape, FactorSolver
 from sb3_npg.linalg.cupy.kron import KroneckerSolver
 from sb3_npg.linalg.kronecker import Eigen, damped_solve
 
@@ -21,7 +21,7 @@ class Kernels(NamedTuple):
     """
     What K-FAC of a chain is made of.
 
-    :param factors: measures A and G of all layers
+    :param factors: measures A and G of all layers; in a workspace that a graph writes to, so nobody else may use it
     :param eigens: decomposes them
     :param kroneckers: solves with what is decomposed
     :param choleskys: solves with what is not
@@ -32,18 +32,12 @@ class Kernels(NamedTuple):
     kroneckers: KroneckerSolver
     choleskys: CholeskySolver
 
-    @classmethod
-    def on(cls, device: Device) -> "Kernels":
-        """Make new ones, whose workspaces nobody else uses."""
-        return cls(FactorSolver(device), EigenSolver(device), KroneckerSolver(device), CholeskySolver(device))
-
     def fit(self, chain: FisherChain, largest_eigen: int) -> bool:
         """Tell whether all of a chain can be done by kernels, none of which waits for the device."""
         if chain.scale is not None or not self.factors.fits(chain):
             return False
         sizes, dtype = _sizes(chain), chain.diagonal.dtype
-        small = [size for size in sizes if max(size) <= largest_eigen]
-        large = [size for size in sizes if max(size) > largest_eigen]
+        small, large = ([sizes[i] for i in layers] for layers in _parted(sizes, largest_eigen))
         decomposed = [n for size in small for n in size] + ([] if chain.noise is None else [chain.noise.shape[-1]])
         return (
             all(n == 1 or self.eigens.fits(n) for n in decomposed)
@@ -61,7 +55,7 @@ class RecordedChain:
     the host takes longer to say what is to be done than the device to do it. The graphs read and write tensors of this
     object's own, so there is one object to a solver.
 
-    :param device: the GPU
+    :param kernels: which fit
     :param capture: records a function as a graph
     :param decompose: decomposes matrices without waiting for the device
     :param chain: which is like those to come
@@ -70,19 +64,18 @@ class RecordedChain:
 
     def __init__(
         self,
-        device: Device,
+        kernels: Kernels,
         capture: Capture,
         decompose: Callable[[Sequence[th.Tensor]], list[Eigen]],
         chain: FisherChain,
         largest_eigen: int,
     ):
         self._key = chain_key(chain)
-        self._kernels = Kernels.on(device)
+        self._kernels = kernels
         self._decompose = decompose
         self._own = ChainCopy(chain)
         self._sizes = _sizes(chain)
-        self._small = [i for i, size in enumerate(self._sizes) if max(size) <= largest_eigen]
-        self._large = [i for i, size in enumerate(self._sizes) if max(size) > largest_eigen]
+        self._small, self._large = _parted(self._sizes, largest_eigen)
         order, where = _order(chain), chain.diagonal.device
         self._order, self._places = (th.tensor(places, device=where) for places in (order, np.argsort(order)))
         self._vector = chain.diagonal.new_zeros(chain.size)
@@ -148,12 +141,14 @@ class RecordedChain:
 
 def _sizes(chain: FisherChain) -> list[tuple[int, int]]:
     """Return (g, a) of each layer that is trained."""
-    found = []
-    for layer in chain.layers:
-        outputs, inputs = layer.weight.shape
-        if layer.weight_span is not None or layer.bias_span is not None:
-            found.append((outputs, inputs * (layer.weight_span is not None) + (layer.bias_span is not None)))
-    return found
+    return [(g, a) for a, g in FactorShape.of(chain).sizes() if g]
+
+
+def _parted(sizes: Sequence[tuple[int, int]], largest_eigen: int) -> tuple[list[int], list[int]]:
+    """Return the numbers of the layers whose factors are decomposed, and of the others."""
+    is_small = [max(size) <= largest_eigen for size in sizes]
+    small, large = ([i for i, one in enumerate(is_small) if one is wanted] for wanted in (True, False))
+    return small, large
 
 
 def _order(chain: FisherChain) -> list[int]:
