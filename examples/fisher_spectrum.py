@@ -137,7 +137,7 @@ def kronecker_products(layers: Layers) -> dict[str, th.Tensor]:
     factors: dict[str, tuple[th.Tensor, th.Tensor]] = {}
     for records in layers.records():
         for record in records:
-            a, g = (factor.double() / layers.n_rows for factor in kronecker_factors(record, expand=True))
+            a, g = (factor.double() / layers.n_rows for factor in kronecker_factors(record))
             old_a, old_g = factors.get(record.block.name, (0.0, 0.0))
             factors[record.block.name] = old_a + a, old_g + g
     return {name: th.kron(g, a) for name, (a, g) in factors.items()}

@@ -10,7 +10,14 @@ from sb3_npg.fisher.kept import KeptJacobian
 from sb3_npg.fisher.layers import Acting, ActingModel, LayeredFisher
 from sb3_npg.fisher.noise import GaussianJacobian, NoiseJacobian
 from sb3_npg.fisher.sequences import sequence_of
-from sb3_npg.fisher.statistics import LayerRecord, jacobians, kronecker_factors, second_moments, squared_norms
+from sb3_npg.fisher.statistics import (
+    LayerRecord,
+    WeightSharing,
+    jacobians,
+    kronecker_factors,
+    second_moments,
+    squared_norms,
+)
 
 __all__ = [
     "LARGEST_TEMPORARY",
@@ -34,6 +41,7 @@ __all__ = [
     "NoiseJacobian",
     "OutputModel",
     "RolloutFisher",
+    "WeightSharing",
     "dense_blocks",
     "is_plain",
     "jacobians",

@@ -5,7 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from sb3_npg.fisher.patches import by_position, conv_arguments, patches
+from sb3_npg.fisher.patches import by_position, conv_arguments, mean_patch, patches
+from sb3_npg.fisher.statistics import WeightSharing
 from sb3_npg.fisher.steps import LayerStep, NetworkLayer, sloped, with_slope
 
 
@@ -71,15 +72,19 @@ class ConvolutionStep(LayerStep):
         """Return nothing: it is applied at many positions."""
         return
 
-    def seen(self) -> th.Tensor:
-        """Return its patches, shape (n, T, a)."""
+    def seen(self, weight_sharing: WeightSharing) -> th.Tensor:
+        """Return its patches, shape (n, T, a), or their mean, shape (n, 1, a)."""
+        is_reduced, has_bias = weight_sharing == "reduce", self.bias_span is not None
         if self.weight_span is None:
-            return self.inputs.new_ones(len(self.inputs), self.output_shape[1:].numel(), 1)
-        return patches(self._convolution, self.inputs, n_ones=int(self.bias_span is not None))
+            return self.inputs.new_ones(len(self.inputs), 1 if is_reduced else self.output_shape[1:].numel(), 1)
+        if is_reduced:
+            return F.pad(mean_patch(self._convolution, self.inputs), (0, int(has_bias)), value=1.0)
+        return patches(self._convolution, self.inputs, n_ones=int(has_bias))
 
-    def by_position(self, deltas: th.Tensor) -> th.Tensor:
-        """Return cotangents, shape (c, n, T, g)."""
-        return by_position(deltas)
+    def by_position(self, deltas: th.Tensor, weight_sharing: WeightSharing) -> th.Tensor:
+        """Return cotangents, shape (c, n, T, g), or their sum, shape (c, n, 1, g)."""
+        found = by_position(deltas)
+        return found.sum(dim=2, keepdim=True) if weight_sharing == "reduce" else found
 
     def _pulled(self, delta: th.Tensor) -> th.Tensor:
         shape = (len(delta), *self.inputs.shape[1:])

@@ -11,7 +11,7 @@ from sb3_npg.fisher.columns import Columns, propagated_root
 from sb3_npg.fisher.feed_forward import FeedForwardJacobian
 from sb3_npg.fisher.kept import ChunkedRecords
 from sb3_npg.fisher.noise import GaussianJacobian, NoiseJacobian, noise_fisher, noise_scores
-from sb3_npg.fisher.statistics import LayerRecord
+from sb3_npg.fisher.statistics import LayerRecord, WeightSharing
 from sb3_npg.fisher.steps import LayerStep
 from sb3_npg.linalg import FisherChain
 
@@ -108,7 +108,9 @@ class FeedForwardLayers(ChunkedRecords):
             raise ValueError("the policy has no parameter that scales its noise")
         return rows.noise.columns()
 
-    def _records_of(self, rows: slice, columns: Columns, generator: th.Generator) -> list[LayerRecord]:
+    def _records_of(
+        self, rows: slice, columns: Columns, generator: th.Generator, weight_sharing: WeightSharing
+    ) -> list[LayerRecord]:
         seen = self.model.rows(rows)
         outputs = seen.whole.outputs
         n_moved, n_outputs = seen.jacobian.outputs.shape[1], outputs.shape[1]
@@ -119,7 +121,7 @@ class FeedForwardLayers(ChunkedRecords):
             root = propagated_root(self.model.metric.root(outputs), moved, columns, generator)
         deltas = seen.jacobian.deltas(root[:, :n_moved].permute(2, 0, 1).contiguous())
         return [
-            LayerRecord(place, step.seen(), step.by_position(delta))
+            LayerRecord(place, step.seen(weight_sharing), step.by_position(delta, weight_sharing))
             for step, place, delta in zip(seen.jacobian.steps, self._places, deltas, strict=True)
             if place is not None
         ]

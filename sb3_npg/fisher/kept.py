@@ -7,7 +7,7 @@ import torch as th
 
 from sb3_npg.fisher.columns import Columns
 from sb3_npg.fisher.feed_forward import FeedForward, FeedForwardJacobian
-from sb3_npg.fisher.statistics import LayerRecord
+from sb3_npg.fisher.statistics import LayerRecord, WeightSharing
 from sb3_npg.parameters import ParameterVector
 
 
@@ -20,29 +20,34 @@ class ChunkedRecords(ABC):
 
     def __init__(self, chunks: Sequence[slice]):
         self.chunks = chunks
-        self._kept: tuple[tuple[str, int], list[LayerRecord]] | None = None
+        self._kept: tuple[tuple[str, int, str], list[LayerRecord]] | None = None
 
-    def records(self, columns: Columns = "exact", seed: int = 0) -> Iterator[list[LayerRecord]]:
+    def records(
+        self, columns: Columns = "exact", seed: int = 0, weight_sharing: WeightSharing = "expand"
+    ) -> Iterator[list[LayerRecord]]:
         """
         Yield the records of all layers, a chunk of rows at a time. One chunk is kept and serves the next call too.
 
         :param columns: "exact", all columns of F_out's root; "propagated", one random sum of them; "sampled", the
             score of the action taken
         :param seed: of the random signs
+        :param weight_sharing: "expand" for each position of a layer, "reduce" for all of them together
         """
-        key = (columns, seed)
+        key = (columns, seed, weight_sharing)
         if self._kept is not None and self._kept[0] == key:
             yield self._kept[1]
             return
         generator = th.Generator().manual_seed(seed)
         for rows in self.chunks:
-            records = self._records_of(rows, columns, generator)
+            records = self._records_of(rows, columns, generator, weight_sharing)
             if len(self.chunks) == 1:
                 self._kept = key, records
             yield records
 
     @abstractmethod
-    def _records_of(self, rows: slice, columns: Columns, generator: th.Generator) -> list[LayerRecord]:
+    def _records_of(
+        self, rows: slice, columns: Columns, generator: th.Generator, weight_sharing: WeightSharing
+    ) -> list[LayerRecord]:
         """Return the records of some rows."""
 
 

@@ -15,7 +15,7 @@ from sb3_npg.fisher.kept import ChunkedRecords
 from sb3_npg.fisher.noise import noise_fisher
 from sb3_npg.fisher.partition import PROBE_ROWS, LayerUse, find_layers, untreated_block
 from sb3_npg.fisher.recording import layers_that_mix_rows, recorded_calls
-from sb3_npg.fisher.statistics import LayerRecord
+from sb3_npg.fisher.statistics import LayerRecord, WeightSharing
 from sb3_npg.parameters import ParameterVector
 
 
@@ -138,7 +138,9 @@ class LayeredFisher(ChunkedRecords):
             mixing |= layers_that_mix_rows(modules, partial(self.acting.act, rows), rows.stop - rows.start)
         return mixing
 
-    def _records_of(self, rows: slice, columns: Columns, generator: th.Generator) -> list[LayerRecord]:
+    def _records_of(
+        self, rows: slice, columns: Columns, generator: th.Generator, weight_sharing: WeightSharing
+    ) -> list[LayerRecord]:
         layers = {layer for use in self._layers for layer in use.layers}
         with recorded_calls(layers) as calls, th.enable_grad():
             acting = self.acting.act(rows)
@@ -146,7 +148,7 @@ class LayeredFisher(ChunkedRecords):
                 return []
             gradients = self._backpropagated(acting, columns, generator, [call.output for call in calls])
         deltas = [call.derivatives(gradient) for call, gradient in zip(calls, gradients, strict=True)]
-        return [use.record(calls, deltas) for use in self._layers]
+        return [use.record(calls, deltas, weight_sharing) for use in self._layers]
 
     def _backpropagated(
         self, acting: Acting, columns: Columns, generator: th.Generator, targets: Sequence[th.Tensor]

@@ -8,7 +8,7 @@ from torch import nn
 
 from sb3_npg.fisher.blocks import DenseBlock, LayerBlock, span_length
 from sb3_npg.fisher.recording import Call, Layer, recordable
-from sb3_npg.fisher.statistics import LayerRecord, jacobians
+from sb3_npg.fisher.statistics import LayerRecord, WeightSharing, jacobians
 from sb3_npg.parameters import ParameterVector
 
 #: Rows on which layers are tried.
@@ -32,18 +32,30 @@ class LayerUse(NamedTuple):
         """Tell whether a call is one of this block's modules."""
         return any(call.layer is layer for layer in self.layers)
 
-    def record(self, calls: Sequence[Call], deltas: Sequence[th.Tensor]) -> LayerRecord:
+    def record(
+        self, calls: Sequence[Call], deltas: Sequence[th.Tensor], weight_sharing: WeightSharing = "expand"
+    ) -> LayerRecord:
         """
         Join what this block's calls saw and what depends on them.
 
         :param calls: of all layers
         :param deltas: of each call, shape (c, n, T, g)
+        :param weight_sharing: "expand" for each position, "reduce" for all of them together
         """
         mine = [(call, delta) for call, delta in zip(calls, deltas, strict=True) if self.made(call)]
+        if weight_sharing == "reduce":
+            return self._reduced(mine)
         inputs = [self._homogeneous(call.inputs()) for call, _ in mine]
         if len(mine) == 1:  # spare the copies
             return LayerRecord(self.block, inputs[0], mine[0][1])
         return LayerRecord(self.block, th.cat(inputs, dim=1), th.cat([delta for _, delta in mine], dim=2))
+
+    def _reduced(self, mine: Sequence[tuple[Call, th.Tensor]]) -> LayerRecord:
+        """Take all positions of all calls for one application to their mean input."""
+        n_positions = sum(delta.shape[2] for _, delta in mine)
+        inputs = [self._homogeneous(call.mean_inputs()) * (delta.shape[2] / n_positions) for call, delta in mine]
+        deltas = [delta.sum(dim=2, keepdim=True) for _, delta in mine]
+        return LayerRecord(self.block, th.stack(inputs).sum(dim=0), th.stack(deltas).sum(dim=0))
 
     def _homogeneous(self, inputs: th.Tensor) -> th.Tensor:
         """Append a coordinate of ones for the bias, and leave the inputs out where the weight does not act."""

@@ -14,11 +14,9 @@ def patches(layer: nn.Conv2d, images: th.Tensor, n_ones: int = 0) -> th.Tensor:
     :param n_ones: coordinates that are always one, at the end of each patch
     :return: shape (n, T, c · kernel + n_ones), T being the positions, in the order of the weight's entries
     """
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    cut = F.pad(images, layer._reversed_padding_repeated_twice, mode)
+    cut = _padded(layer, images)
     for dim in (0, 1):
-        extent = (layer.kernel_size[dim] - 1) * layer.dilation[dim] + 1
-        cut = cut.unfold(2 + dim, extent, layer.stride[dim])[..., :: layer.dilation[dim]]
+        cut = _cut(layer, cut, dim, axis=2 + dim)
     # A view of shape (n, h', w', c, k, l): F.unfold would start a kernel for each image.
     cut = cut.permute(0, 2, 3, 1, 4, 5)
     n_positions, fan_in = cut.shape[1:3].numel(), cut.shape[3:].numel()
@@ -29,6 +27,20 @@ def patches(layer: nn.Conv2d, images: th.Tensor, n_ones: int = 0) -> th.Tensor:
     return found
 
 
+def mean_patch(layer: nn.Conv2d, images: th.Tensor) -> th.Tensor:
+    """
+    Return the mean of :func:`patches` over positions, without cutting them out: along one side, then the other.
+
+    :param layer: the convolution
+    :param images: shape (n, c, h, w)
+    :return: shape (n, 1, c · kernel)
+    """
+    found = _padded(layer, images)
+    for dim in (0, 1):
+        found = _cut(layer, found, dim, axis=2).mean(dim=2)
+    return found.flatten(1).unsqueeze(1)
+
+
 def by_position(images: th.Tensor) -> th.Tensor:
     """
     Bring what has the shape of a convolution's output, or c of them, into the order of :func:`patches`.
@@ -37,6 +49,17 @@ def by_position(images: th.Tensor) -> th.Tensor:
     :return: shape (…, T, g)
     """
     return images.flatten(-2).mT
+
+
+def _padded(layer: nn.Conv2d, images: th.Tensor) -> th.Tensor:
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return F.pad(images, layer._reversed_padding_repeated_twice, mode)
+
+
+def _cut(layer: nn.Conv2d, images: th.Tensor, dim: int, axis: int) -> th.Tensor:
+    """Return a view with the positions along one side in the place of an axis, and the kernel's entries last."""
+    extent = (layer.kernel_size[dim] - 1) * layer.dilation[dim] + 1
+    return images.unfold(axis, extent, layer.stride[dim])[..., :: layer.dilation[dim]]
 
 
 def positions_along(layer: nn.Conv2d, length: int, dim: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch as th
 from torch import nn
 
-from sb3_npg.fisher.patches import by_position, patches
+from sb3_npg.fisher.patches import by_position, mean_patch, patches
 
 #: Layers that are s = W a + b at one or several positions.
 Layer = nn.Linear | nn.Conv2d
@@ -31,6 +31,12 @@ class Call(NamedTuple):
         if isinstance(self.layer, nn.Linear):
             return self.input.reshape(len(self.input), -1, self.layer.in_features)
         return patches(self.layer, self.input)
+
+    def mean_inputs(self) -> th.Tensor:
+        """Return the mean of :meth:`inputs` over positions, shape (n, 1, fan_in)."""
+        if isinstance(self.layer, nn.Linear):
+            return self.inputs().mean(dim=1, keepdim=True)
+        return mean_patch(self.layer, self.input)
 
     def derivatives(self, gradients: th.Tensor) -> th.Tensor:
         """

@@ -6,17 +6,23 @@ which the layer is applied: one for a dense layer, one for each patch of a convo
 used more than once.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch as th
 
 from sb3_npg.fisher.blocks import LayerBlock
 from sb3_npg.fisher.chunks import LARGEST_TEMPORARY
 
+#: What a layer counts as that is applied at several positions: as many applications that are independent, or one to
+#: the mean of its inputs.
+WeightSharing = Literal["expand", "reduce"]
+
 
 class LayerRecord(NamedTuple):
     """
     What a layer saw and what depends on it, for n rows.
+
+    With weight sharing "reduce" there is one position, with the mean of all inputs and the sum of all derivatives.
 
     :param block: the layer's place in the parameter vector
     :param inputs: ã, shape (n, T, a), the last coordinate one where there is a bias
@@ -28,27 +34,22 @@ class LayerRecord(NamedTuple):
     deltas: th.Tensor
 
 
-def kronecker_factors(record: LayerRecord, expand: bool) -> tuple[th.Tensor, th.Tensor]:
+def kronecker_factors(record: LayerRecord) -> tuple[th.Tensor, th.Tensor]:
     """
     Sum the Kronecker factors A and G of a layer over rows, so that ΣDDᵀ ≈ A ⊗ G / n.
 
-    Over several positions, ``expand`` takes them for independent: A = Σ_t ã ãᵀ, G = Σ_t δ δᵀ / T; else the
-    layer counts as one application to the mean input: A = ā āᵀ, G = (Σ_t δ)(Σ_t δ)ᵀ.
+    Several positions count as independent: A = Σ_t ã ãᵀ, G = Σ_t δ δᵀ / T. A reduced record has but one.
 
     Martens & Grosse (2015), section 3; Grosse & Martens (2016), A Kronecker-factored approximate Fisher matrix for
     convolution layers, section 3; Eschenhagen et al. (2023), Kronecker-Factored Approximate Curvature for Modern
     Neural Network Architectures, section 3.
 
     :param record: of n rows
-    :param expand: how positions are treated
     :return: A of shape (a, a) and G of shape (g, g)
     """
     _, inputs, deltas = record
-    n_positions = inputs.shape[1]
-    if not expand:
-        inputs, deltas, n_positions = inputs.mean(dim=1), deltas.sum(dim=2), 1
     a, g = inputs.flatten(0, -2), deltas.flatten(0, -2)
-    return a.T @ a, g.T @ g / n_positions
+    return a.T @ a, g.T @ g / inputs.shape[1]
 
 
 def second_moments(record: LayerRecord) -> th.Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_npg.fisher.patches import conv_arguments, positions_along
+from sb3_npg.fisher.statistics import WeightSharing
 from sb3_npg.linalg import ChainLayer
 
 #: Products with fewer columns than this are several times faster with their result stored column by column.
@@ -105,12 +106,12 @@ class LayerStep(ABC):
         """Return the layer as plain tensors; None if it is not one matrix."""
 
     @abstractmethod
-    def seen(self) -> th.Tensor:
-        """Return ã by position, shape (n, T, a): the inputs where W acts, and a one where b does."""
+    def seen(self, weight_sharing: WeightSharing) -> th.Tensor:
+        """Return ã by position, shape (n, T, a), or its mean: the inputs where W acts, and a one where b does."""
 
     @abstractmethod
-    def by_position(self, deltas: th.Tensor) -> th.Tensor:
-        """Return c cotangents of the sums by position, shape (c, n, T, g)."""
+    def by_position(self, deltas: th.Tensor, weight_sharing: WeightSharing) -> th.Tensor:
+        """Return c cotangents of the sums by position, shape (c, n, T, g), or their sum over positions."""
 
 
 class LinearStep(LayerStep):
@@ -175,13 +176,13 @@ class LinearStep(LayerStep):
         is_tanh = type(self.activation) is nn.Tanh
         return ChainLayer(self.inputs, self.weight, self.slope, is_tanh, self.weight_span, self.bias_span)
 
-    def seen(self) -> th.Tensor:
+    def seen(self, weight_sharing: WeightSharing) -> th.Tensor:
         """Return ã, shape (n, 1, a)."""
         inputs = self.inputs if self.weight_span is not None else self.inputs[:, :0]
         ones = [inputs.new_ones(len(inputs), 1)] if self.bias_span is not None else []
         return th.cat([inputs, *ones], dim=1).unsqueeze(1)
 
-    def by_position(self, deltas: th.Tensor) -> th.Tensor:
+    def by_position(self, deltas: th.Tensor, weight_sharing: WeightSharing) -> th.Tensor:
         """Return cotangents, shape (c, n, 1, g)."""
         return deltas.unsqueeze(2)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch as th
 from torch import nn
 
-from sb3_npg.fisher import Block, Columns, DenseBlock, LayerRecord
+from sb3_npg.fisher import Block, Columns, DenseBlock, LayerRecord, WeightSharing
 from sb3_npg.linalg import TORCH, FisherChain, LinearAlgebra
 
 
@@ -25,7 +25,9 @@ class Layers(Protocol):
         """N, the rows that F is a mean over."""
         ...
 
-    def records(self, columns: Columns = "exact", seed: int = 0) -> Iterator[Sequence[LayerRecord]]:
+    def records(
+        self, columns: Columns = "exact", seed: int = 0, weight_sharing: WeightSharing = "expand"
+    ) -> Iterator[Sequence[LayerRecord]]:
         """Yield the records of all layers, a chunk of rows at a time."""
         ...
 
@@ -189,7 +191,11 @@ def _kinds(state_dict: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def means_over_rows(
-    layers: Layers, statistic: Callable[[LayerRecord], dict[str, th.Tensor]], columns: Columns = "exact", seed: int = 0
+    layers: Layers,
+    statistic: Callable[[LayerRecord], dict[str, th.Tensor]],
+    columns: Columns = "exact",
+    seed: int = 0,
+    weight_sharing: WeightSharing = "expand",
 ) -> dict[str, th.Tensor]:
     """
     Add up what a function of each layer's records gives, and divide by the number of rows.
@@ -198,10 +204,11 @@ def means_over_rows(
     :param statistic: record of some rows ↦ sums over these rows, by name
     :param columns: which columns are propagated backwards
     :param seed: of random columns
+    :param weight_sharing: "expand" for each position of a layer, "reduce" for all of them together
     :return: means, by the layer's name, a dot and the statistic's
     """
     sums: dict[str, th.Tensor] = {}
-    for records in layers.records(columns, seed):
+    for records in layers.records(columns, seed, weight_sharing):
         for record in records:
             for name, new in statistic(record).items():
                 key = f"{record.block.name}.{name}"

@@ -9,7 +9,7 @@ from typing import get_args
 import torch as th
 
 from sb3_npg.checks import check_choice, check_integer, check_number
-from sb3_npg.fisher import Block, Columns, LayerRecord, dense_blocks
+from sb3_npg.fisher import Block, Columns, LayerRecord, WeightSharing, dense_blocks
 from sb3_npg.numerics import require_finite
 from sb3_npg.solvers.base import Figures, FisherSolver, Layers, Problem, Solution, means_over_rows
 from sb3_npg.solvers.memory import Memory
@@ -119,10 +119,13 @@ class BlockDiagonalSolver(FisherSolver):
         return self.memory.count % interval == 0
 
     def _measure(
-        self, layers: Layers, statistic: Callable[[LayerRecord], dict[str, th.Tensor]]
+        self,
+        layers: Layers,
+        statistic: Callable[[LayerRecord], dict[str, th.Tensor]],
+        weight_sharing: WeightSharing = "expand",
     ) -> dict[str, th.Tensor]:
         """Measure with this solver's columns; random ones are drawn anew at each update."""
-        return means_over_rows(layers, statistic, self.columns, seed=self.memory.count)
+        return means_over_rows(layers, statistic, self.columns, self.memory.count, weight_sharing)
 
     def _remember(self, measured: dict[str, th.Tensor]) -> None:
         """

@@ -1,7 +1,7 @@
 """K-FAC and EKFAC: each layer's block of the Fisher as a Kronecker product, or in its eigenbasis."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch as th
 
@@ -12,6 +12,7 @@ from sb3_npg.fisher import (
     DenseBlock,
     LayerBlock,
     LayerRecord,
+    WeightSharing,
     dense_blocks,
     kronecker_factors,
     layer_blocks,
@@ -31,9 +32,6 @@ from sb3_npg.linalg import (
 )
 from sb3_npg.solvers.base import Layers, Problem, fisher_chain, layer_chain
 from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
-
-#: How a layer that is applied at several positions of a row is approximated.
-WEIGHT_SHARING = ("expand", "reduce")
 
 
 class KFACSolver(BlockDiagonalSolver):
@@ -65,12 +63,12 @@ class KFACSolver(BlockDiagonalSolver):
         decay: float = 0.0,
         statistics_interval: int = 1,
         inverse_interval: int = 1,
-        weight_sharing: str = "expand",
+        weight_sharing: WeightSharing = "expand",
         largest_eigen: int = 1024,
     ):
         super().__init__(columns, decay, statistics_interval, others_saved=inverse_interval != 1)
         check_integer("fisher_solver_kwargs['inverse_interval']", inverse_interval, minimum=1)
-        check_choice("fisher_solver_kwargs['weight_sharing']", weight_sharing, WEIGHT_SHARING)
+        check_choice("fisher_solver_kwargs['weight_sharing']", weight_sharing, get_args(WeightSharing))
         check_integer("fisher_solver_kwargs['largest_eigen']", largest_eigen, minimum=0)
         self.inverse_interval = inverse_interval
         self.weight_sharing = weight_sharing
@@ -146,10 +144,10 @@ class KFACSolver(BlockDiagonalSolver):
             return others
 
         def factors(record: LayerRecord) -> dict[str, th.Tensor]:
-            a, g = kronecker_factors(record, expand=self.weight_sharing == "expand")
+            a, g = kronecker_factors(record)
             return {"A": a, "G": g}
 
-        return self._measure(layers, factors) | others
+        return self._measure(layers, factors, self.weight_sharing) | others
 
     def _decompose(self) -> None:
         """Decompose the factors as they are now; large ones are kept for Cholesky, which waits for the damping."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import torch as th
 
-from sb3_npg.fisher import Block, Columns, DenseBlock, LayerRecord, dense_blocks, squared_norms
+from sb3_npg.fisher import Block, Columns, DenseBlock, LayerRecord, WeightSharing, dense_blocks, squared_norms
 from sb3_npg.linalg import FisherChain
 from sb3_npg.solvers.base import Layers, Problem, fisher_chain, means_over_rows
 
@@ -73,9 +73,11 @@ class ScaledLayers:
         """N, the rows that F is a mean over."""
         return self.layers.n_rows
 
-    def records(self, columns: Columns = "exact", seed: int = 0) -> Iterator[Sequence[LayerRecord]]:
+    def records(
+        self, columns: Columns = "exact", seed: int = 0, weight_sharing: WeightSharing = "expand"
+    ) -> Iterator[Sequence[LayerRecord]]:
         """Yield the records of all layers, a chunk of rows at a time."""
-        for records in self.layers.records(columns, seed):
+        for records in self.layers.records(columns, seed, weight_sharing):
             yield [record._replace(deltas=record.deltas / self._scale_of(record.block)) for record in records]
 
     def dense_block(self, block: DenseBlock) -> th.Tensor:

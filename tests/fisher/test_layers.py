@@ -214,18 +214,18 @@ def test_second_moments_are_squares_of_jacobians(n_positions, monkeypatch):
 
 
 @pytest.mark.parametrize("network", ["at every position", "convolution", "shared weight", "frozen weight"])
-def test_factors_are_those_of_the_reference(network):
+@pytest.mark.parametrize("weight_sharing", ["expand", "reduce"])
+def test_factors_are_those_of_the_reference(network, weight_sharing):
     problem = make_network_problem(network, "categorical", 3)
     layers = expected_layers(problem, network)
     exact = curvature(problem.policy, problem.observations, 3, problem.parameters, layers)
     expected = {int(one.index[0, 0]): one.factors for one in exact.layers}
-    (records,) = problem.layers.records()
+    (records,) = problem.layers.records(weight_sharing=weight_sharing)
     assert len(records) == len(expected)
     for record in records:
-        kinds = expected[int(index_of(record.block, len(problem.vector))[0, 0])]
-        for kind, factors in kinds.items():
-            for sums, means in zip(kronecker_factors(record, expand=kind == "expand"), factors, strict=True):
-                th.testing.assert_close(sums / 3, means, rtol=1e-10, atol=1e-12)
+        factors = expected[int(index_of(record.block, len(problem.vector))[0, 0])][weight_sharing]
+        for sums, means in zip(kronecker_factors(record), factors, strict=True):
+            th.testing.assert_close(sums / 3, means, rtol=1e-10, atol=1e-12)
 
 
 # Where K-FAC is exact

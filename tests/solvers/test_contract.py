@@ -252,8 +252,8 @@ class NarrowLayers:
     def __init__(self, layers):
         self.layers, self.blocks, self.n_rows = layers, layers.blocks, layers.n_rows
 
-    def records(self, columns="exact", seed=0):
-        for records in self.layers.records(columns, seed):
+    def records(self, *args):
+        for records in self.layers.records(*args):
             yield [LayerRecord(block, inputs.float(), deltas.float()) for block, inputs, deltas in records]
 
     def dense_block(self, block):

@@ -114,7 +114,7 @@ class Recorded:
     def fisher_vector_product(self, vector: th.Tensor) -> th.Tensor:
         return self.fisher @ vector
 
-    def records(self, columns: str = "exact", seed: int = 0) -> list[list[LayerRecord]]:
+    def records(self, *_args: object) -> list[list[LayerRecord]]:
         return self.kept
 
     def dense_block(self, block: DenseBlock) -> th.Tensor:
@@ -193,8 +193,8 @@ class Faulty:
     def layers(self) -> "Faulty":
         return Faulty(self.problem.layers, self.where, self.value)  # type: ignore[arg-type]
 
-    def records(self, columns="exact", seed=0):
-        for records in self.problem.records(columns, seed):
+    def records(self, *args):
+        for records in self.problem.records(*args):
             bad = [LayerRecord(block, inputs.clone(), deltas.clone()) for block, inputs, deltas in records]
             if self.where == "inputs":
                 bad[-1].inputs[0, 0, 0] = self.value

@@ -62,7 +62,7 @@ class CupyDevice:
                 run()
         th.cuda.current_stream(self.device).wait_stream(side)
         graph = th.cuda.CUDAGraph()
-        with th.cuda.device(self.device), th.cuda.graph(graph):
+        with th.cuda.device(self.device), th.cuda.graph(graph, capture_error_mode="thread_local"):
             found = run()
         return graph, found
 
