@@ -1,12 +1,13 @@
 """Recognises an SB3 policy whose actor and critic are feed-forward networks that can be computed by hand."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, cast
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.preprocessing import get_obs_shape
+from stable_baselines3.common.preprocessing import get_obs_shape, is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
@@ -88,6 +89,18 @@ class PolicyNetworks(NamedTuple):
         same = self.policy.share_features_extractor and not self.extracts
         return inputs, inputs if same else self.critic.inputs(observations)
 
+    def n_shared_layers(self) -> int | None:
+        """
+        Return how many of the actor's layers are a features extractor that the critic begins after.
+
+        None if one of them goes on behind the extractor.
+        """
+        if not (self.extracts and self.critic.shares):
+            return 0
+        modules = set(self.policy.pi_features_extractor.modules())
+        layers = [layer for layer in self.actor.layers if layer.linear in modules]
+        return len(layers) if all(layer.activation in (None, *modules) for layer in layers) else None
+
     def observes_vectors(self) -> bool:
         """Tell whether the features of actor and critic are the observations themselves, as floats."""
         space = self.policy.observation_space
@@ -148,6 +161,14 @@ def read_critic(policy: ActorCriticPolicy) -> CriticNetwork | None:
     return None if layers is None else CriticNetwork(policy, layers, shares=shared and not _is_constant(extractor))
 
 
+def preparation(policy: ActorCriticPolicy) -> Callable[[th.Tensor], th.Tensor]:
+    """Return what SB3 does to observations before an extractor, looked up once for vectors and images."""
+    space = policy.observation_space
+    if not isinstance(space, spaces.Box):
+        return partial(_prepare, policy)
+    return _as_fractions if policy.normalize_images and is_image_space(space) else th.Tensor.float
+
+
 def count_rows(observations: PyTorchObs) -> int:
     """Return how many rows a batch of observations has."""
     return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
@@ -170,6 +191,10 @@ def _front(policy: ActorCriticPolicy, extractor: BaseFeaturesExtractor) -> list[
         return None
     shape, like = get_obs_shape(policy.observation_space), next(policy.parameters())
     return sequence_of(extractor, lambda: _prepare(policy, th.zeros(1, *shape, device=like.device)).to(like.dtype))
+
+
+def _as_fractions(images: th.Tensor) -> th.Tensor:
+    return images.float() / 255.0
 
 
 def _prepare(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:

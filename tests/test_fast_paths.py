@@ -323,17 +323,23 @@ class Policies(BaseCallback):
 
 OPTIONS = {
     "plain": {},
+    "extractors of their own": {"policy_kwargs": {"share_features_extractor": False}},
+    "layers before the networks": {"policy_kwargs": {"features_extractor_class": TwoLayers}},
+    "layers of their own": {
+        "policy_kwargs": {"features_extractor_class": TwoLayers, "share_features_extractor": False}
+    },
+    "layers that end in none": {"policy_kwargs": {"features_extractor_class": TwoLayers, "net_arch": []}},
     "gSDE": {"use_sde": True, "sde_sample_freq": 4},
     "gSDE, squashed": {"use_sde": True, "policy_kwargs": {"squash_output": True}},
     "gSDE, one std": {"use_sde": True, "policy_kwargs": {"full_std": False, "use_expln": True}},
 }
-RUNS = [
-    (space, name)
-    for space in ENVIRONMENTS
-    if "image" not in space
-    for name in OPTIONS
-    if name == "plain" or space in ("Box", "vector", "Dict")
-]
+SPACES = {
+    "plain": [space for space in ENVIRONMENTS if space != "image in a Dict"],
+    "extractors of their own": ["image", "image, Box"],
+    **dict.fromkeys((name for name in OPTIONS if name.startswith("layers")), ("vector", "MultiBinary")),
+    **dict.fromkeys((name for name in OPTIONS if name.startswith("gSDE")), ("Box", "vector", "Dict", "image, Box")),
+}
+RUNS = [(space, name) for name, spaces_of in SPACES.items() for space in spaces_of]
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
@@ -352,6 +358,33 @@ def test_rollout_is_that_of_sb3s_own_loop(space, options, n_envs):
     one, other = buffers
     for name in ("actions", "values", "log_probs", "returns", "advantages", "rewards", "episode_starts"):
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("frozen", ["pi_features_extractor", "vf_features_extractor"])
+def test_one_extractor_that_learns_and_one_that_does_not_act_as_in_sb3(frozen):
+    kwargs = {"features_extractor_class": TwoLayers, "share_features_extractor": False}
+    policy = make_agent("vector", policy_kwargs=kwargs).policy
+    getattr(policy, frozen).requires_grad_(False)
+    assert_acts_as_in_sb3(policy, FastForward.of(policy))
+
+
+def test_extractor_whose_last_layer_goes_on_behind_it_leaves_acting_to_sb3():
+    policy = make_agent("vector", policy_kwargs={"features_extractor_class": TwoLayers, "net_arch": [4]}).policy
+    policy.features_extractor.second[2] = nn.Identity()
+    assert_acts_as_in_sb3(policy, FastForward.of(policy))
+    policy.mlp_extractor.policy_net.insert(0, nn.Tanh())
+    assert read_networks(policy) is not None
+    assert FastForward.of(policy) is None
+
+
+@th.no_grad()
+def assert_acts_as_in_sb3(policy: ActorCriticPolicy, forward: FastForward) -> None:
+    observations = th.randn(5, *policy.observation_space.shape)
+    th.manual_seed(0)
+    found = forward(observations)
+    th.manual_seed(0)
+    for one, other in zip(found, policy(observations), strict=True):
+        th.testing.assert_close(one, other)
 
 
 class Stop(BaseCallback):
@@ -380,11 +413,12 @@ class Copier(BaseCallback):
         return True
 
 
-def test_copy_made_in_the_middle_of_a_rollout_stands_by_itself(tmp_path):
-    agent = make_agent("vector")
+@pytest.mark.parametrize("environment", ["vector", "image"])
+def test_copy_made_in_the_middle_of_a_rollout_stands_by_itself(environment, tmp_path):
+    agent = make_agent(environment)
     callback = Copier(tmp_path / "agent")
     agent.learn(agent.n_steps, callback)
-    observations = th.randn(4, 3)
+    observations = th.as_tensor(np.stack([agent.observation_space.sample() for _ in range(4)]))
     with th.no_grad():
         before = callback.copied(observations, deterministic=True)
         for parameter in agent.policy.parameters():

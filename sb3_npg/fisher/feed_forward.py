@@ -116,25 +116,35 @@ class FeedForward:
             numbers += n_positions * fan_in + n_columns * made.numel()
         return numbers * self.layers[0].linear.weight.element_size()
 
-    def hidden(self, inputs: th.Tensor) -> th.Tensor:
-        """Return what goes into the last layer, shape (n, d)."""
-        if self.prepare is not None:
-            inputs = self.prepare(inputs)
-        for linear, follow_up in self._maps[:-1]:
+    def prepared(self, inputs: th.Tensor) -> th.Tensor:
+        """Return what goes into the first layer."""
+        return inputs if self.prepare is None else self.prepare(inputs)
+
+    def through(self, inputs: th.Tensor, layers: slice) -> th.Tensor:
+        """
+        Apply some of the layers.
+
+        :param inputs: what goes into the first of them, n rows
+        :param layers: which
+        :return: what comes out of the last of them
+        """
+        for linear, follow_up in self._maps[layers]:
             inputs = linear(inputs)
             if follow_up is not None:
                 inputs = follow_up(inputs)
         return inputs
 
+    def hidden(self, inputs: th.Tensor) -> th.Tensor:
+        """Return what goes into the last layer, shape (n, d)."""
+        return self.through(self.prepared(inputs), slice(-1))
+
     def head(self, hidden: th.Tensor) -> th.Tensor:
         """Apply the last layer, shape (n, k)."""
-        linear, follow_up = self._maps[-1]
-        sums = linear(hidden)
-        return sums if follow_up is None else follow_up(sums)
+        return self.through(hidden, slice(-1, None))
 
     def __call__(self, inputs: th.Tensor) -> th.Tensor:
         """Return the outputs, shape (n, k)."""
-        return self.head(self.hidden(inputs))
+        return self.through(self.prepared(inputs), slice(None))
 
 
 class FeedForwardJacobian:
@@ -155,15 +165,14 @@ class FeedForwardJacobian:
         self.steps: list[LayerStep] = []
         for layer in network.layers:
             self.steps.append(_make_step(layer, len(inputs), spans, any(before.acts for before in self.steps)))
-        self._prepare = network.prepare
+        self._network = network
         self._tensors = [tensor for layer in network.layers for tensor in layer.linear.parameters()]
         self.linearize(inputs)
 
     @th.no_grad()
     def linearize(self, inputs: th.Tensor) -> None:
         """Move to other inputs, of the same shape, and to the parameters as they are now."""
-        if self._prepare is not None:
-            inputs = self._prepare(inputs)
+        inputs = self._network.prepared(inputs)
         for step in self.steps:
             inputs = step.forward(inputs)
         self.outputs = inputs
