@@ -123,8 +123,8 @@ def _profile(found: Found, products: Mapping[str, Any]) -> list[str]:
 def _images_and_memory(found: Found) -> list[str]:
     parts = []
     if images := _titled("images", found):
-        about = "512 rows of 36 × 36 images, NatureCNN, 3 actions; milliseconds of `train()`."
-        parts += ["## Images", about, _memory_table(images)]
+        about = "512 rows of 36 × 36 images in 8 environments, NatureCNN, 3 actions; the rollout without its simulator."
+        parts += ["## Images", about, _images_table(images)]
     if solvers := _titled("solvers", found):
         parts += ["## Peak memory of the process, standard size", _memory_table(solvers)]
     return parts
@@ -220,6 +220,22 @@ def _memory_table(figures: Mapping[str, Iterations]) -> str:
         for name, iterations in figures.items()
     ]
     return markdown_table(["algorithm", "train(), ms", "peak MiB"], rows)
+
+
+def _images_table(figures: Mapping[str, Iterations]) -> str:
+    outside = {name: [one["rollout"] - one["simulator"] for one in found] for name, found in figures.items()}
+    base = median(next(iter(outside.values())))
+    rows = [
+        [
+            name,
+            _milliseconds(_column(iterations, "train")),
+            _milliseconds(outside[name]),
+            f"{median(outside[name]) / base:.2f}",
+            f"{iterations[-1]['peak bytes'] / MIB:.0f}",
+        ]
+        for name, iterations in figures.items()
+    ]
+    return markdown_table(["algorithm", "train(), ms", "rollout, ms", "of NPG", "peak MiB"], rows)
 
 
 def _column(iterations: Iterations, key: str) -> list[float]:

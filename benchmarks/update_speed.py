@@ -87,7 +87,7 @@ def groups(rounds: int = 15, quick: bool = False) -> list[Group]:
             Group("width", Size(env_id="vectors", width=width), _affordable(Size(width=width)), few)
             for width in WIDTHS[1:]
         ),
-        Group("images", Size(env_id="images", rows=512), (CG, SOLVERS[1], TRPO, PPO), 3),
+        Group("images", Size(env_id="images", rows=512), (CG, SOLVERS[1], GENERIC, TRPO, PPO, A2C), few),
     ]
 
 

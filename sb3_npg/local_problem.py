@@ -12,8 +12,7 @@ from torch import nn
 from sb3_npg.actor import ActingRows, make_actor
 from sb3_npg.fisher import FeedForwardLayers, LayeredFisher, memory_budget_of, split_rows
 from sb3_npg.linalg import FisherChain
-from sb3_npg.networks import read_networks
-from sb3_npg.parameters import ParameterVector
+from sb3_npg.policy_parts import PolicyParts, split_policy
 from sb3_npg.trust_region import Evaluation
 
 
@@ -45,10 +44,11 @@ class LocalProblem:
     :param advantages: A, shape (n,)
     :param ent_coef: c, weight of the entropy bonus
     :param sub_sampling_factor: F uses every so-many-th row; the same rows in each product
-    :param parameters: θ, the parameters that act; found by following the graph if not given
+    :param parts: the policy's, of which θ are the parameters that act; found if not given
     :param memory_budget: bytes that one chunk of rows may take while it is differentiated; None for 256 MiB, or an
         eighth of a GPU's memory
-    :param fast_paths: compute feed-forward networks by hand; False takes autograd for every policy
+    :param fast_paths: compute feed-forward networks by hand; False takes autograd for every policy. Of no meaning with
+        ``parts``, which tell
     :raises ValueError: if the policy's distribution is of a kind whose Fisher is not known
     """
 
@@ -63,7 +63,7 @@ class LocalProblem:
         *,
         ent_coef: float = 0.0,
         sub_sampling_factor: int = 1,
-        parameters: ParameterVector | None = None,
+        parts: PolicyParts | None = None,
         memory_budget: int | None = None,
         fast_paths: bool = True,
     ):
@@ -73,8 +73,8 @@ class LocalProblem:
         self.advantages = advantages
         self.ent_coef = ent_coef
         self.n_rows = len(advantages)
-        networks = read_networks(policy) if fast_paths else None
-        self.actor = make_actor(policy, observations, actions, parameters, networks)
+        acting, _, _, networks, _ = split_policy(policy, observations, fast_paths) if parts is None else parts
+        self.actor = make_actor(policy, observations, actions, acting, networks)
         self.metric = self.actor.metric
         self.vector = self.actor.parameters
         self._memory_budget = memory_budget_of(policy.device) if memory_budget is None else memory_budget

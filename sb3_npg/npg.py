@@ -305,8 +305,7 @@ class NPG(OnPolicyAlgorithm):
             normalized(rollout.advantages) if self.normalize_advantage else rollout.advantages,
             ent_coef=self.ent_coef,
             sub_sampling_factor=self.sub_sampling_factor,
-            parameters=parts.acting,
-            fast_paths=self.fast_paths,
+            parts=parts,
         )
 
     def _step_length(self, curvature: th.Tensor) -> th.Tensor:

@@ -26,8 +26,8 @@ def make_actor(
     policy: ActorCriticPolicy,
     observations: PyTorchObs,
     actions: th.Tensor,
-    parameters: ParameterVector | None = None,
-    networks: PolicyNetworks | None = None,
+    parameters: ParameterVector,
+    networks: PolicyNetworks | None,
 ) -> Actor:
     """
     Choose how a policy is computed on the rows of a rollout.
@@ -35,13 +35,13 @@ def make_actor(
     :param policy: SB3 actor-critic policy
     :param observations: what the rollout buffer returns, n rows
     :param actions: shape (n, action_dim), or (n,) for a Discrete space
-    :param parameters: θ, the parameters that act; found if not given
+    :param parameters: θ, the parameters that act
     :param networks: the policy's, if they are known and are to be computed by hand
     :return: an actor
     :raises ValueError: if the policy's distribution is of a kind whose Fisher is not known
     """
     if networks is None:
-        return PolicyActor(policy, observations, actions, parameters or acting_parameters(policy, observations))
+        return PolicyActor(policy, observations, actions, parameters)
     with th.no_grad():
         inputs = networks.actor_inputs(observations)
-    return FeedForwardActor(networks, inputs, actions, parameters or ParameterVector(networks.acting_parameters()))
+    return FeedForwardActor(networks, inputs, actions, parameters)
