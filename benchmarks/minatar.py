@@ -44,7 +44,7 @@ from benchmarks.report import (
 from sb3_npg import NPG
 
 GAMES = ("asterix", "breakout", "space_invaders")
-SEEDS = (0,)
+SEEDS = (0, 1, 2)
 N_ENVS, N_STEPS, STEPS = 16, 128, 300_000
 #: Looks at a run, evenly spaced.
 LOOKS = 6
@@ -128,16 +128,24 @@ class Candidate:
     shares: bool = True
 
 
+KFAC: dict[str, Any] = {"fisher_solver": "kfac"}
+REDUCED, CHOLESKY, PROPAGATED = {"weight_sharing": "reduce"}, {"largest_eigen": 0}, {"columns": "propagated"}
 CANDIDATES = (
-    Candidate("defaults (λ = 0.1)"),
-    Candidate("λ = 0.01", settings={"damping": 0.01}),
+    Candidate("λ = 0.1", settings={"damping": 0.1}),
+    Candidate("defaults (λ = 0.01)", settings={"damping": 0.01}),
     Candidate("λ = 0.001", settings={"damping": 0.001}),
     Candidate(
         "λ = 0.01, Adam and an extractor for the critic",
         settings={"damping": 0.01, "critic_solver": "adam"},
         shares=False,
     ),
-    Candidate("K-FAC, λ = 0.1", settings={"fisher_solver": "kfac"}),
+    Candidate("K-FAC, λ = 0.1", settings=KFAC | {"damping": 0.1}),
+    Candidate("K-FAC, λ = 0.01", settings=KFAC | {"damping": 0.01}),
+    Candidate("K-FAC, λ = 0.001", settings=KFAC | {"damping": 0.001}),
+    Candidate("K-FAC, λ = 0.0001", settings=KFAC | {"damping": 0.0001}),
+    Candidate("K-FAC, λ = 0.01, reduced", settings=KFAC | {"damping": 0.01, "fisher_solver_kwargs": REDUCED}),
+    Candidate("K-FAC, λ = 0.001, Cholesky", settings=KFAC | {"damping": 0.001, "fisher_solver_kwargs": CHOLESKY}),
+    Candidate("K-FAC, λ = 0.001, propagated", settings=KFAC | {"damping": 0.001, "fisher_solver_kwargs": PROPAGATED}),
     Candidate("PPO as in rl_zoo3 for Atari", "PPO", {name: PPO_ZOO[name] for name in PPO_ZOO if name != "n_steps"}),
 )
 #: What the tables say, in the words of those who read them.

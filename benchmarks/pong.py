@@ -94,6 +94,7 @@ CANDIDATES = (
     Candidate("PPO as in rl_zoo3", "PPO", settings=PPO_ZOO, n_seeds=3),
     Candidate("K-FAC, λ = 0.1", n_steps=200_000, settings=ZOO | KFAC),
     Candidate("K-FAC, λ = 0.1, one extractor", n_steps=200_000, settings=ZOO | KFAC | {"policy_kwargs": None}),
+    Candidate("K-FAC, λ = 0.001", n_steps=600_000, settings=ZOO | KFAC | {"damping": 0.001}),
     Candidate("λ = 0.1", n_steps=200_000, settings=ZOO | {"damping": 0.1}),
 )
 #: What the tables say, in the words of those who read them.

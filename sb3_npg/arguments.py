@@ -21,8 +21,8 @@ from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 
 #: Radius of the trust region in nats when neither ``target_kl`` nor ``step_size`` is given.
 DEFAULT_TARGET_KL = 0.01
-#: λ for each action dimension when ``damping`` is not given.
-DEFAULT_DAMPING = 0.1
+#: λ for each action dimension when ``damping`` is not given, and the same for policies that see images.
+DEFAULT_DAMPING, IMAGE_DAMPING = 0.1, 0.01
 #: λ of GAE when ``gae_lambda`` is not given, and the same for continuous actions of up to so many dimensions.
 DEFAULT_GAE_LAMBDA = 0.95
 CONTINUOUS_GAE_LAMBDAS = {3: 0.98, 6: 0.95, math.inf: 0.9}
@@ -78,16 +78,27 @@ def _check_rollout_size(arguments: dict[str, Any], n_envs: int) -> None:
         )
 
 
-def default_damping(action_space: spaces.Space[Any], relative: bool) -> float:
+def default_damping(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], relative: bool) -> float:
     """
-    Return λ where the user leaves it open: 0.1 for each action dimension, as F is a sum over them.
+    Return λ where the user leaves it open: 0.1 for each action dimension, as F is a sum over them, and 0.01 for images.
 
-    Relative damping measures F's scale itself, and is 0.1 whatever the dimension.
+    What tells one image from another is little of what a policy of images sees, and has small eigenvalues. Relative
+    damping measures F's scale itself, and is 0.1 whatever the spaces.
 
+    :param observation_space: the policy's
     :param action_space: the policy's
     :param relative: whether the damping is relative to F's blocks
     """
-    return DEFAULT_DAMPING if relative else DEFAULT_DAMPING * get_action_dim(action_space)
+    if relative:
+        return DEFAULT_DAMPING
+    return (IMAGE_DAMPING if _has_images(observation_space) else DEFAULT_DAMPING) * get_action_dim(action_space)
+
+
+def _has_images(space: spaces.Space[Any]) -> bool:
+    """Tell whether observations hold an array of three dimensions, which SB3 need not take for an image of bytes."""
+    if isinstance(space, spaces.Dict):
+        return any(map(_has_images, space.spaces.values()))
+    return isinstance(space, spaces.Box) and len(space.shape) == 3
 
 
 def default_gae_lambda(action_space: spaces.Space[Any]) -> float:

@@ -20,6 +20,7 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnRewardThreshold,
 )
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -266,6 +267,23 @@ def test_no_schedule_is_asked_beyond_the_end(name):
 def test_damping_is_a_tenth_for_each_action_dimension_unless_it_is_said(space, options, damping):
     model = NPG("MlpPolicy", TargetEnv(action_space=space), n_steps=N_STEPS, seed=0, device="cpu", **options)
     assert train(model, 1)[0]["train/damping"] == pytest.approx(damping)
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "damping"),
+    [
+        ("image", {}, 0.01),
+        ("image, Box", {}, 0.01),
+        ("image in a Dict", {}, 0.01),
+        ("Dict", {}, 0.1),
+        ("image", {"relative_damping": True}, 0.1),
+        ("image", {"damping": 0.25}, 0.25),
+    ],
+)
+def test_policies_of_images_are_damped_a_tenth_as_much(environment, options, damping):
+    model = make_agent(environment, **options)
+    d = get_action_dim(model.action_space) if options == {} else 1
+    assert train(model, 1)[0]["train/damping"] == pytest.approx(d * damping)
 
 
 @pytest.mark.parametrize(
