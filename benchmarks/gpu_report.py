@@ -60,9 +60,9 @@ K-FAC. Its racecheck was stopped after five of the six, for want of time, and ha
 verdict.
 
 **Not measured.** An H100, on which the goals are set: these figures are an H200's, whose processors are the same and
-whose memory is faster. Whether NPG plays Pong. Several devices. Pong's steps per second are older than the other
-tables: NPG was then K-FAC with one extractor for actor and critic, and is now conjugate gradient with one for each
-([pong.md](pong.md))."""
+whose memory is faster. Whether NPG plays Pong. Several devices. What has changed since: policies of images act by
+hand, which was SB3's part; the settings of zoo_configs for Atari are K-FAC's, and were those of conjugate gradient in
+the tables of `train()`, and of K-FAC with more damping and one extractor in Pong's ([pong.md](pong.md))."""
 
 
 def table(name: str, stored: Mapping[str, Stored]) -> str:

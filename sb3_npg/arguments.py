@@ -21,8 +21,10 @@ from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 
 #: Radius of the trust region in nats when neither ``target_kl`` nor ``step_size`` is given.
 DEFAULT_TARGET_KL = 0.01
-#: λ for each action dimension when ``damping`` is not given, and the same for policies that see images.
-DEFAULT_DAMPING, IMAGE_DAMPING = 0.1, 0.01
+#: λ for each action dimension when ``damping`` is not given.
+DEFAULT_DAMPING = 0.1
+#: The same for policies that see images, by some solvers, and by others.
+IMAGE_DAMPINGS, IMAGE_DAMPING = {"kfac": 0.001, "ekfac": 0.001}, 0.01
 #: λ of GAE when ``gae_lambda`` is not given, and the same for continuous actions of up to so many dimensions.
 DEFAULT_GAE_LAMBDA = 0.95
 CONTINUOUS_GAE_LAMBDAS = {3: 0.98, 6: 0.95, math.inf: 0.9}
@@ -78,20 +80,25 @@ def _check_rollout_size(arguments: dict[str, Any], n_envs: int) -> None:
         )
 
 
-def default_damping(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], relative: bool) -> float:
+def default_damping(
+    observation_space: spaces.Space[Any], action_space: spaces.Space[Any], fisher_solver: str, relative: bool
+) -> float:
     """
-    Return λ where the user leaves it open: 0.1 for each action dimension, as F is a sum over them, and 0.01 for images.
+    Return λ where the user leaves it open: 0.1 for each action dimension, as F is a sum over them, and less for images.
 
     What tells one image from another is little of what a policy of images sees, and has small eigenvalues. Relative
     damping measures F's scale itself, and is 0.1 whatever the spaces.
 
     :param observation_space: the policy's
     :param action_space: the policy's
+    :param fisher_solver: name of the solver
     :param relative: whether the damping is relative to F's blocks
     """
     if relative:
         return DEFAULT_DAMPING
-    return (IMAGE_DAMPING if _has_images(observation_space) else DEFAULT_DAMPING) * get_action_dim(action_space)
+    has_images = _has_images(observation_space)
+    each = IMAGE_DAMPINGS.get(fisher_solver, IMAGE_DAMPING) if has_images else DEFAULT_DAMPING
+    return each * get_action_dim(action_space)
 
 
 def _has_images(space: spaces.Space[Any]) -> bool:

@@ -93,7 +93,8 @@ class NPG(OnPolicyAlgorithm):
         ``sb3_npg.solvers.FISHER_SOLVERS``
     :param fisher_solver_kwargs: arguments of the solver, such as ``{"max_steps": 15, "rtol": 0.01}`` for "cg"
     :param damping: λ ≥ 0, added to F in the solve and nowhere else; number or schedule; None means 0.1 for each action
-        dimension, as F is a sum over them, or 0.01 if the policy sees images; 0.1 with ``relative_damping``
+        dimension, as F is a sum over them, or 0.01 if the policy sees images, 0.001 by K-FAC or EKFAC;
+        0.1 with ``relative_damping``
     :param adaptive_damping: multiply λ by a factor that follows how well F predicts the measured KL
     :param relative_damping: take λ as a multiple of the mean eigenvalue of each layer's block of F, so that layers of
         every scale are damped alike
@@ -238,7 +239,7 @@ class NPG(OnPolicyAlgorithm):
         check_hyperparameters(vars(self), self.n_envs)
         check_spaces(self.observation_space, self.action_space, self.use_sde)
         check_features_extractor(self.policy_class, self.policy_kwargs, self.observation_space)
-        default = default_damping(self.observation_space, self.action_space, self.relative_damping)
+        default = default_damping(self.observation_space, self.action_space, self.fisher_solver, self.relative_damping)
         self._damping_schedule = make_damping(self.damping, self.adaptive_damping, default)
         self._step_rule = make_step_rule(self.target_kl, self.step_size)
         self._critic_solver = make_critic_solver(self.critic_solver, self.critic_solver_kwargs, self.gamma)

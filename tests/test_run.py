@@ -276,13 +276,16 @@ def test_damping_is_a_tenth_for_each_action_dimension_unless_it_is_said(space, o
         ("image, Box", {}, 0.01),
         ("image in a Dict", {}, 0.01),
         ("Dict", {}, 0.1),
+        ("image", {"fisher_solver": "kfac"}, 0.001),
+        ("image, Box", {"fisher_solver": "ekfac"}, 0.001),
+        ("vector", {"fisher_solver": "kfac"}, 0.1),
         ("image", {"relative_damping": True}, 0.1),
         ("image", {"damping": 0.25}, 0.25),
     ],
 )
-def test_policies_of_images_are_damped_a_tenth_as_much(environment, options, damping):
+def test_policies_of_images_are_damped_less(environment, options, damping):
     model = make_agent(environment, **options)
-    d = get_action_dim(model.action_space) if options == {} else 1
+    d = 1 if "damping" in options or "relative_damping" in options else get_action_dim(model.action_space)
     assert train(model, 1)[0]["train/damping"] == pytest.approx(d * damping)
 
 
