@@ -2,16 +2,14 @@
 
 from sb3_npg.linalg.backend import BACKENDS, TORCH, FactoredChain, KroneckerSystem, LinearAlgebra, make_linalg
 from sb3_npg.linalg.chain import ChainLayer, FisherChain
+from sb3_npg.linalg.damped import DampedInverse, Gram, factored_damping, kronecker_solve
 from sb3_npg.linalg.kronecker import (
     Eigen,
     damped_cholesky,
     damped_solve,
-    factored_damping,
-    kronecker_cholesky_solve,
     rotate,
     rotate_back,
     symmetric_eigen,
-    try_cholesky,
 )
 from sb3_npg.linalg.krylov import ConjugateGradientResult, conjugate_gradient
 
@@ -20,19 +18,20 @@ __all__ = [
     "TORCH",
     "ChainLayer",
     "ConjugateGradientResult",
+    "DampedInverse",
     "Eigen",
     "FactoredChain",
     "FisherChain",
+    "Gram",
     "KroneckerSystem",
     "LinearAlgebra",
     "conjugate_gradient",
     "damped_cholesky",
     "damped_solve",
     "factored_damping",
-    "kronecker_cholesky_solve",
+    "kronecker_solve",
     "make_linalg",
     "rotate",
     "rotate_back",
     "symmetric_eigen",
-    "try_cholesky",
 ]

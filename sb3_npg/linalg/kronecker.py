@@ -66,38 +66,6 @@ def rotate_back(left: Eigen, matrix: th.Tensor, right: Eigen) -> th.Tensor:
     return left.vectors @ matrix @ right.vectors.mT
 
 
-def factored_damping(a: th.Tensor, g: th.Tensor, damping: float) -> tuple[th.Tensor, th.Tensor]:
-    """
-    Split λ between two factors so that (A + λ_A I) ⊗ (G + λ_G I) is near A ⊗ G + λI.
-
-    λ_A = π√λ and λ_G = √λ/π, with π² the ratio of the factors' mean eigenvalues.
-
-    Martens & Grosse (2015), Optimizing Neural Networks with Kronecker-factored Approximate Curvature, section 6.3.
-
-    :param a: A, shape (a, a)
-    :param g: G, shape (g, g)
-    :param damping: λ ≥ 0
-    :return: λ_A and λ_G, shape (), float64, on the factors' device
-    """
-    mean_a, mean_g = (factor.diagonal().double().mean() for factor in (a, g))
-    usable = (mean_a > 0.0) & (mean_g > 0.0)
-    pi = th.where(usable, mean_a / mean_g, 1.0).sqrt()
-    return pi * damping**0.5, damping**0.5 / pi
-
-
-def kronecker_cholesky_solve(a: th.Tensor, g: th.Tensor, matrix: th.Tensor) -> th.Tensor:
-    """
-    Solve (A ⊗ G) x = v by the factors' Cholesky factors.
-
-    :param a: L of A, shape (a, a), float64
-    :param g: L of G, shape (g, g), float64
-    :param matrix: v, shape (g, a)
-    :return: x, shape (g, a), in the precision of v
-    """
-    half = th.cholesky_solve(matrix.double(), g)
-    return th.cholesky_solve(half.T, a).T.to(matrix.dtype)
-
-
 def damped_cholesky(matrix: th.Tensor, damping: float) -> th.Tensor:
     """
     Factorise M + λI = L Lᵀ in float64.

@@ -3,13 +3,24 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch as th
 from torch import nn
 
 from sb3_npg.fisher import Block, Columns, DenseBlock, LayerRecord, WeightSharing
 from sb3_npg.linalg import TORCH, FisherChain, LinearAlgebra
+
+
+class Sum(Protocol):
+    """What is added up over chunks of rows, and divided by their number."""
+
+    def __add__(self, other: Any, /) -> Any: ...
+
+    def __truediv__(self, number: Any, /) -> Any: ...
+
+
+S = TypeVar("S", bound=Sum)
 
 
 class Layers(Protocol):
@@ -192,11 +203,11 @@ def _kinds(state_dict: Mapping[str, Any]) -> dict[str, str | None]:
 
 def means_over_rows(
     layers: Layers,
-    statistic: Callable[[LayerRecord], dict[str, th.Tensor]],
+    statistic: Callable[[LayerRecord], dict[str, S]],
     columns: Columns = "exact",
     seed: int = 0,
     weight_sharing: WeightSharing = "expand",
-) -> dict[str, th.Tensor]:
+) -> dict[str, S]:
     """
     Add up what a function of each layer's records gives, and divide by the number of rows.
 
@@ -207,7 +218,7 @@ def means_over_rows(
     :param weight_sharing: "expand" for each position of a layer, "reduce" for all of them together
     :return: means, by the layer's name, a dot and the statistic's
     """
-    sums: dict[str, th.Tensor] = {}
+    sums: dict[str, S] = {}
     for records in layers.records(columns, seed, weight_sharing):
         for record in records:
             for name, new in statistic(record).items():

@@ -11,7 +11,7 @@ import torch as th
 from sb3_npg.checks import check_choice, check_integer, check_number
 from sb3_npg.fisher import Block, Columns, LayerRecord, WeightSharing, dense_blocks
 from sb3_npg.numerics import require_finite
-from sb3_npg.solvers.base import Figures, FisherSolver, Layers, Problem, Solution, means_over_rows
+from sb3_npg.solvers.base import Figures, FisherSolver, Layers, Problem, S, Solution, means_over_rows
 from sb3_npg.solvers.memory import Memory
 
 
@@ -121,9 +121,9 @@ class BlockDiagonalSolver(FisherSolver):
     def _measure(
         self,
         layers: Layers,
-        statistic: Callable[[LayerRecord], dict[str, th.Tensor]],
+        statistic: Callable[[LayerRecord], dict[str, S]],
         weight_sharing: WeightSharing = "expand",
-    ) -> dict[str, th.Tensor]:
+    ) -> dict[str, S]:
         """Measure with this solver's columns; random ones are drawn anew at each update."""
         return means_over_rows(layers, statistic, self.columns, self.memory.count, weight_sharing)
 

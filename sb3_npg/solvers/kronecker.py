@@ -1,6 +1,7 @@
 """K-FAC and EKFAC: each layer's block of the Fisher as a Kronecker product, or in its eigenbasis."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, get_args
 
 import torch as th
@@ -20,18 +21,22 @@ from sb3_npg.fisher import (
 )
 from sb3_npg.linalg import (
     TORCH,
+    DampedInverse,
     Eigen,
     FactoredChain,
     FisherChain,
+    Gram,
     KroneckerSystem,
     damped_solve,
     factored_damping,
-    kronecker_cholesky_solve,
+    kronecker_solve,
     symmetric_eigen,
-    try_cholesky,
 )
 from sb3_npg.solvers.base import Layers, Problem, fisher_chain, layer_chain
 from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
+
+#: Rows of a factor from which on it pays to leave it as what it is the product of, where that is shorter by half.
+SMALLEST_GRAM = 1024
 
 
 class KFACSolver(BlockDiagonalSolver):
@@ -40,7 +45,8 @@ class KFACSolver(BlockDiagonalSolver):
     and of what is propagated back to it.
 
     Small factors are decomposed, and A ⊗ G + λI is inverted exactly. Larger ones are factorised by Cholesky, with
-    the damping split between the factors. Factorisations are made in float64.
+    the damping split between the factors, or inverted in the space of rows where these are few. Factorisations are
+    made in float64.
 
     Martens & Grosse (2015), Optimizing Neural Networks with Kronecker-factored Approximate Curvature, sections 3, 4.2
     and 6.3; Grosse & Martens (2016) for convolutions; Wu et al. (2017), Scalable trust-region method for deep
@@ -73,7 +79,9 @@ class KFACSolver(BlockDiagonalSolver):
         self.inverse_interval = inverse_interval
         self.weight_sharing = weight_sharing
         self.largest_eigen = largest_eigen
-        self._cholesky: tuple[float, dict[str, tuple[th.Tensor, th.Tensor]]] | None = None
+        self._inverses: tuple[float, dict[str, tuple[DampedInverse, DampedInverse]]] | None = None
+        #: Factors of this update's rows alone that were not multiplied out.
+        self._grams: dict[str, Gram] = {}
         self._factored: FactoredChain | None = None
 
     def apply_inverse(self, vector: th.Tensor, damping: float) -> th.Tensor:
@@ -126,13 +134,17 @@ class KFACSolver(BlockDiagonalSolver):
     def _update_blocks(self, layers: Layers) -> None:
         known = all(self._is_known(block) for block in self._blocks)
         if self._due(self.statistics_interval) or not known:
-            self._remember(self._factors(layers))
+            measured = self._factors(layers)
+            self._grams = {name: factor for name, factor in measured.items() if isinstance(factor, Gram)}
+            self._remember({name: factor for name, factor in measured.items() if not isinstance(factor, Gram)})
         if self._due(self.inverse_interval) or not known:
             self._decompose()
 
-    def _factors(self, layers: Layers) -> dict[str, th.Tensor]:
+    def _factors(self, layers: Layers) -> dict[str, th.Tensor | Gram]:
         """Measure A and G of each layer, and form the blocks of what is in no layer."""
-        others = {f"{block.name}.F": layers.dense_block(block) for block in dense_blocks(self._blocks)}
+        others: dict[str, th.Tensor | Gram] = {
+            f"{block.name}.F": layers.dense_block(block) for block in dense_blocks(self._blocks)
+        }
         chain = layer_chain(layers) if self.columns == "exact" else None
         pairs = None if chain is None else self.linalg.kronecker_factors(chain)
         if pairs is not None:
@@ -143,21 +155,27 @@ class KFACSolver(BlockDiagonalSolver):
                 )
             return others
 
-        def factors(record: LayerRecord) -> dict[str, th.Tensor]:
-            a, g = kronecker_factors(record)
-            return {"A": a, "G": g}
-
+        factors = partial(self._factors_of, n_rows=layers.n_rows)
         return self._measure(layers, factors, self.weight_sharing) | others
+
+    def _factors_of(self, record: LayerRecord, n_rows: int) -> dict[str, th.Tensor | Gram]:
+        """Return A and G of a layer, summed over a record's rows, of N."""
+        block, inputs, deltas = record
+        if self.memory.saved or inputs.shape[1] > 1 or not self._is_large(block):
+            return dict(zip("AG", kronecker_factors(record), strict=True))
+        sides = {"A": (inputs[:, 0], n_rows), "G": (deltas[:, :, 0].flatten(0, 1), len(deltas) * n_rows)}
+        return {name: _gram(rows, n_all) for name, (rows, n_all) in sides.items()}
 
     def _decompose(self) -> None:
         """Decompose the factors as they are now; large ones are kept for Cholesky, which waits for the damping."""
         tensors = self.memory.tensors
-        self._cholesky = None
+        self._inverses = None
         small = [f"{dense.name}.F" for dense in dense_blocks(self._blocks)]
         for block in layer_blocks(self._blocks):
             factors = [f"{block.name}.A", f"{block.name}.G"]
             if self._is_large(block):
-                tensors.update({f"{factor}.decomposed": tensors[factor] for factor in factors})
+                kept = [factor for factor in factors if factor not in self._grams]
+                tensors.update({f"{factor}.decomposed": tensors[factor] for factor in kept})
             else:
                 small += factors
         for name, eigen in zip(small, self.linalg.symmetric_eigens([tensors[name] for name in small]), strict=True):
@@ -183,43 +201,46 @@ class KFACSolver(BlockDiagonalSolver):
         """Solve the layers whose factors are factorised by Cholesky."""
         if not rights:
             return []
-        pairs = [(self._factor(name, "A"), self._factor(name, "G")) for name in rights]
-        at_once = self.linalg.factored_solves(pairs, list(rights.values()), damping)
-        if at_once is not None:
-            return at_once
-        known = self._damped_factors(rights, damping)
-        return [kronecker_cholesky_solve(*known[name], right) for name, right in rights.items()]
+        if not self._grams:
+            tensors = self.memory.tensors
+            pairs = [(tensors[f"{name}.A.decomposed"], tensors[f"{name}.G.decomposed"]) for name in rights]
+            at_once = self.linalg.factored_solves(pairs, list(rights.values()), damping)
+            if at_once is not None:
+                return at_once
+        known = self._damped_inverses(rights, damping)
+        return [kronecker_solve(*known[name], right) for name, right in rights.items()]
 
     def _system(self, block: LayerBlock, right: th.Tensor) -> KroneckerSystem:
         a, g = self._eigenbasis(block)
         return KroneckerSystem(g, a, self.memory.tensors.get(f"{block.name}.S"), right)
 
-    def _damped_factors(self, names: Iterable[str], damping: float) -> dict[str, tuple[th.Tensor, th.Tensor]]:
-        """Return the Cholesky factors of A + λ_A I and G + λ_G I of large layers, made once for a damping."""
-        if self._cholesky is None or self._cholesky[0] != damping:
-            found: dict[str, tuple[th.Tensor, th.Tensor]] = {}
+    def _damped_inverses(self, names: Iterable[str], damping: float) -> dict[str, tuple[DampedInverse, DampedInverse]]:
+        """Return the inverses of A + λ_A I and G + λ_G I of large layers, made once for a damping."""
+        if self._inverses is None or self._inverses[0] != damping:
+            found: dict[str, tuple[DampedInverse, DampedInverse]] = {}
             succeeded: list[th.Tensor] = []
             for name in names:
                 factors = self._factor(name, "A"), self._factor(name, "G")
                 dampings = factored_damping(*factors, damping)
-                (a, a_is_good), (g, g_is_good) = map(try_cholesky, factors, dampings)
+                (a, a_is_good), (g, g_is_good) = map(DampedInverse.of, factors, dampings)
                 found[name] = a, g
                 succeeded += [a_is_good, g_is_good]
             # One look at the device for all of them.
             if not bool(th.stack(succeeded).all()):
                 raise ArithmeticError(f"a factor of a layer is not positive definite at damping {damping:g}")
-            self._cholesky = damping, found
-        return self._cholesky[1]
+            self._inverses = damping, found
+        return self._inverses[1]
 
-    def _factor(self, name: str, factor: str) -> th.Tensor:
+    def _factor(self, name: str, factor: str) -> th.Tensor | Gram:
         """Return a large layer's A or G, as it was when the others were decomposed."""
-        return self.memory.tensors[f"{name}.{factor}.decomposed"]
+        gram = self._grams.get(f"{name}.{factor}")
+        return self.memory.tensors[f"{name}.{factor}.decomposed"] if gram is None else gram
 
     def _eigenvalues_of(self, block: Block) -> th.Tensor:
         if isinstance(block, DenseBlock):
             return self.memory.eigen(f"{block.name}.F").values
         if self._is_large(block):
-            a, g = (symmetric_eigen(self._factor(block.name, factor)).values for factor in "AG")
+            a, g = (symmetric_eigen(_matrix(self._factor(block.name, factor))).values for factor in "AG")
         else:
             a, g = (eigen.values for eigen in self._eigenbasis(block))
         return th.outer(g, a)
@@ -238,9 +259,19 @@ class KFACSolver(BlockDiagonalSolver):
             return self.memory.has(f"{block.name}.F.values", *block.shape)
         g, a = block.shape
         if self._is_large(block):
-            sizes = ((f"{block.name}.A.decomposed", a, a), (f"{block.name}.G.decomposed", g, g))
-            return all(self.memory.has(*size) for size in sizes)
+            sizes = ((f"{block.name}.A", a), (f"{block.name}.G", g))
+            return all(name in self._grams or self.memory.has(f"{name}.decomposed", n, n) for name, n in sizes)
         return self.memory.has(f"{block.name}.A.values", a) and self.memory.has(f"{block.name}.G.values", g)
+
+
+def _gram(rows: th.Tensor, n_all: int) -> th.Tensor | Gram:
+    """Return RᵀR, or R where there will be few rows in all."""
+    n_columns = rows.shape[1]
+    return Gram(rows) if n_columns >= SMALLEST_GRAM and 2 * n_all <= n_columns else rows.T @ rows
+
+
+def _matrix(factor: th.Tensor | Gram) -> th.Tensor:
+    return factor.matrix() if isinstance(factor, Gram) else factor
 
 
 class EKFACSolver(KFACSolver):

@@ -6,9 +6,12 @@ import torch as th
 from hypothesis import given, settings
 
 from sb3_npg.linalg import (
+    DampedInverse,
+    Gram,
     damped_cholesky,
     damped_solve,
     factored_damping,
+    kronecker_solve,
     rotate,
     rotate_back,
     symmetric_eigen,
@@ -144,3 +147,34 @@ def test_cholesky_is_of_the_damped_matrix_in_float64(dtype):
 def test_cholesky_reports_what_is_not_positive_definite(matrix, damping):
     with pytest.raises(ArithmeticError, match="3 rows is not positive definite"):
         damped_cholesky(matrix, damping)
+
+
+# Few rows
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(n=st.integers(1, 6), r=st.integers(1, 8), seed=st.integers(0, 2**16), log_damping=st.floats(-4, 2))
+def test_inverse_in_the_space_of_rows_is_the_matrix_s(n, r, seed, log_damping):
+    generator, damping = th.Generator().manual_seed(seed), th.tensor(10.0**log_damping, dtype=th.float64)
+    first, second = (th.randn(r, n, generator=generator, dtype=th.float64) for _ in range(2))
+    gram = (Gram(first) + Gram(second)) / 4.0
+    matrix = (first.T @ first + second.T @ second) / 4.0
+    th.testing.assert_close(gram.matrix(), matrix)
+    vectors = th.randn(n, 3, generator=generator, dtype=th.float64)
+    expected = th.linalg.solve(matrix + damping * th.eye(n, dtype=th.float64), vectors)
+    for factor in (gram, matrix):
+        inverse, succeeded = DampedInverse.of(factor, damping)
+        assert succeeded
+        th.testing.assert_close(inverse.solve(vectors), expected, rtol=1e-8, atol=1e-8 / float(damping))
+    a, g = (DampedInverse.of(factor, damping)[0] for factor in (gram, matrix))
+    square = th.randn(n, n, generator=generator, dtype=th.float64)
+    damped = matrix + damping * th.eye(n, dtype=th.float64)
+    th.testing.assert_close(damped @ kronecker_solve(a, g, square) @ damped, square, rtol=1e-6, atol=1e-6)
+    for one, other in zip(factored_damping(gram, matrix, 0.3), factored_damping(matrix, gram, 0.3), strict=True):
+        th.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("value", "damping"), [(1.0, 0.0), (NAN, 1.0), (INFINITY, 1.0)])
+def test_inverse_in_the_space_of_rows_tells_that_there_is_none(value, damping):
+    _, succeeded = DampedInverse.of(Gram(value * th.eye(2, 3)), th.tensor(damping))
+    assert not succeeded

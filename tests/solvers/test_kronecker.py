@@ -128,6 +128,32 @@ def test_large_factors_are_damped_one_by_one(network, largest_eigen, name, weigh
     assert relative_error(x, th.linalg.solve(dense, gradient)) < 1e-8
 
 
+@pytest.mark.parametrize("memory_budget", [2**28, 1])
+@pytest.mark.parametrize("options", [{}, {"columns": "sampled"}, {"largest_eigen": 3}], ids=str)
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
+def test_wide_factors_of_few_rows_are_inverted_in_the_space_of_rows(name, options, memory_budget, monkeypatch):
+    problem = make_problem("categorical", "Mlp", 2, memory_budget=memory_budget)
+    gradient = problem.surrogate_gradient()
+    multiplied = updated(name, problem, **{"largest_eigen": 0, **options})
+    monkeypatch.setattr("sb3_npg.solvers.kronecker.SMALLEST_GRAM", 1)
+    as_rows = updated(name, problem, **{"largest_eigen": 0, **options})
+    assert as_rows._grams
+    assert not multiplied._grams
+    for damping in (1.0, 1e-3):
+        one, other = (solver.solve(problem, gradient, damping) for solver in (as_rows, multiplied))
+        assert relative_error(one.natural_gradient, other.natural_gradient) < 1e-10
+    for one, other in zip(as_rows.eigenvalues().values(), multiplied.eigenvalues().values(), strict=True):
+        th.testing.assert_close(one.sort().values, other.sort().values)
+    with pytest.raises(ArithmeticError, match="not positive definite"):
+        as_rows.apply_inverse(gradient, 0.0)
+
+
+def test_factors_that_are_remembered_are_multiplied_out(monkeypatch):
+    monkeypatch.setattr("sb3_npg.solvers.kronecker.SMALLEST_GRAM", 1)
+    solver = updated("kfac", make_problem("categorical", "Mlp", 2), largest_eigen=0, decay=0.5)
+    assert not solver._grams
+
+
 @pytest.mark.parametrize("name", ["kfac", "ekfac"])
 def test_split_damping_follows_the_damping_and_the_update(name):
     problems = [make_problem("Gaussian", "Mlp", 8, seed) for seed in range(2)]
@@ -244,8 +270,7 @@ def test_blocks_that_change_their_shape_are_measured_at_once(name):
     first, second = make_problem("Gaussian", "Mlp", 6), make_problem("Gaussian", "Mlp", 6)
     second.policy.action_net.bias.requires_grad_(False)
     second.policy.mlp_extractor.policy_net[0].weight.requires_grad_(False)
-    parameters = type(second.vector)([one for one in second.parameters if one.requires_grad])
-    second = type(second)(second.policy, second.observations, second.actions, second.advantages, parameters=parameters)
+    second = type(second)(second.policy, second.observations, second.actions, second.advantages)
     kwargs = {"statistics_interval": 100, "decay": 0.9}
     if name != "diagonal":
         kwargs["inverse_interval"] = 100
