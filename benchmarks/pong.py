@@ -104,9 +104,9 @@ CONCLUSIONS = """\
   three seeds, and still rising steeply, where PPO is at -19.9 on the only one that it was run on, and at -16.5 after
   1,000,000. Nobody has been trained to 20.
 - **The damping decides.** At λ = 0.1 K-FAC's policy does not look at the image: the probabilities of its actions
-  are the same in every state. The gradient of a young policy is nearly all noise in what all states have in common; each layer
-  follows it by itself, and units of the extractor end below zero in every state. One extractor for actor and critic
-  changes nothing about that. At λ = 0.001 the policy looks at the image after 100,000 steps.
+  are the same in every state. The gradient of a young policy is nearly all noise in what all states have in common;
+  each layer follows it by itself, and units of the extractor end below zero in every state. One extractor for actor
+  and critic changes nothing about that. At λ = 0.001 the policy looks at the image after 100,000 steps.
 - **Conjugate gradient is slower**: -18.6, -15.7 and -19.6 with λ = 0.01 after as many steps, and at λ = 0.1 it hardly
   looks at the image either. What differs between images has small eigenvalues.
 - The settings beside solver and damping were chosen on seed 0 with conjugate gradient, in trials that are not kept.
