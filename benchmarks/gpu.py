@@ -21,7 +21,7 @@ from typing import Any
 import torch as th
 
 from benchmarks import gpu_report
-from benchmarks.gpu_catalogue import ATARI, CASES, ON_DEMAND, PRECISION
+from benchmarks.gpu_catalogue import ATARI, CASES, ON_DEMAND, PONG, PRECISION
 from benchmarks.gpu_timing import DeviceLost, Row, Setting
 from benchmarks.gpu_worker import CaseFailed, Worker
 from benchmarks.report import command_line, environment, write_document
@@ -135,6 +135,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="after which a case begins no further round")
     parser.add_argument("--atari", action="store_true", help="let NPG, PPO and A2C play Pong; needs ale-py")
     parser.add_argument("--precision", action="store_true", help="train in float32 and in TF32")
+    parser.add_argument("--pong", action="store_true", help="train on Pong to 20 points, for minutes; needs ale-py")
     parser.add_argument("--only", nargs="+", choices=[*CASES, *ON_DEMAND], help="these cases alone")
     arguments = parser.parse_args(argv)
     folder = arguments.out or (QUICK_RESULTS if arguments.quick else RESULTS)
@@ -144,7 +145,7 @@ def main(argv: Sequence[str]) -> None:
         return
     if th.device(arguments.device).type == "cuda" and not th.cuda.is_available():
         raise SystemExit("torch finds no CUDA device. Pass --device cpu --quick to check the script without one.")
-    on_demand = {ATARI: arguments.atari, PRECISION: arguments.precision}
+    on_demand = {ATARI: arguments.atari, PRECISION: arguments.precision, PONG: arguments.pong}
     names = arguments.only or [*CASES, *(name for name, wanted in on_demand.items() if wanted)]
     measure(names, Setting(th.device(arguments.device), arguments.quick, arguments.seconds), folder, command)
 

@@ -291,11 +291,15 @@ def images(name: str, kwargs: dict[str, Any], setting: Setting) -> list[Contesta
 
     contestants = [*solves(inputs, setting, title, name, kwargs), Contestant(GRADIENT, gradient)]
     if name == "kfac":
-        # As ACKTR measures its factors: one column, and the mean over a layer's positions.
-        cheap: dict[str, Any] = {"columns": "sampled", "weight_sharing": "reduce"}
-        contestants += solves(inputs, setting, "K-FAC, sampled and reduced", name, kwargs | cheap)[:1]
-        cheap["largest_eigen"] = 0
-        contestants += solves(inputs, setting, "K-FAC, sampled and reduced, by Cholesky", name, kwargs | cheap)[:1]
+        # One random column, which learns as much; and ACKTR's: one column, and the mean over a layer's positions.
+        one: dict[str, Any] = {"columns": "propagated"}
+        cheaper: dict[str, dict[str, Any]] = {
+            "one column": one,
+            "one column, by Cholesky": {**one, "largest_eigen": 0},
+            "cheapest": {"columns": "sampled", "weight_sharing": "reduce", "largest_eigen": 0},
+        }
+        for remark, more in cheaper.items():
+            contestants += solves(inputs, setting, f"K-FAC, {remark}", name, kwargs | more)[:1]
     if name == "cg":
         layers = layers_of(inputs.policy, inputs.observations)
         contestants.append(Contestant(ONE_PRODUCT, lambda: partial(one_product, layers)))

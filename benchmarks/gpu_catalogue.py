@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks import gpu_accuracy, gpu_cases, gpu_precision, gpu_train, pong
+from benchmarks import gpu_accuracy, gpu_cases, gpu_pong, gpu_precision, gpu_train, pong
 from benchmarks.gpu_timing import Contestant, Race, Row, Setting
 from benchmarks.speed_peers import ACTION_DIM, CG_STEPS
 from benchmarks.speed_products import operations
@@ -106,16 +106,22 @@ CASES: dict[str, Case] = {
         floor=(gpu_cases.ONE_PRODUCT, CG_STEPS),
     ),
 }
-#: Only on demand: half a minute each, and the first needs ale-py.
-ATARI, PRECISION = "atari", "precision"
+#: Only on demand: half a minute, a minute and a half, minutes; all but the second need ale-py.
+ATARI, PRECISION, PONG = "atari", "precision", "pong"
 ON_DEMAND: dict[str, Case] = {
     ATARI: Case(
-        f"Pong, {pong.N_ENVS} environments, {gpu_train.ATARI_SECONDS:.0f} s each",
+        f"Pong, {pong.N_ENVS} environments of ale-py's vector, {gpu_train.ATARI_SECONDS:.0f} s each",
         gpu_train.frames,
         tf32=True,
     ),
     PRECISION: Case(
         f"{gpu_precision.TASK}, {gpu_precision.STEPS:,} steps, final policies over 20 deterministic episodes",
         gpu_precision.returns,
+    ),
+    PONG: Case(
+        f"Pong, {pong.N_ENVS} environments of ale-py's vector, {len(gpu_pong.SEEDS)} trainings at once",
+        gpu_pong.trainings,
+        f"{gpu_pong.POINTS:.0f} points, mean of the last 100 episodes of the training",
+        tf32=True,
     ),
 }

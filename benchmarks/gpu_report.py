@@ -73,7 +73,7 @@ def table(name: str, stored: Mapping[str, Stored]) -> str:
     :param stored: what there is of it, and of the device's rate, by name
     """
     rows: list[Row] = stored[name]["rows"]
-    for key, make in (("errors", _errors), ("steps per second", _frames), ("returns", _returns)):
+    for key, make in (("errors", _errors), ("steps per second", _frames), ("returns", _returns), ("looks", _looks)):
         if any(key in row for row in rows):
             return make(rows)
     counted = CASES[RATE].flop if name == RATE and not stored[name]["quick"] else 0.0
@@ -152,6 +152,31 @@ def _returns(rows: list[Row]) -> str:
         for row in rows
     ]
     return markdown_table(["products", "mean return", "by seed"], cells)
+
+
+def _looks(rows: list[Row]) -> str:
+    minutes = max((round(row["looks"][-1]["seconds"] / 60.0) for row in rows if "looks" in row), default=1)
+    cells = [
+        [row["name"], _failure(row), *["–"] * (minutes + 2)] if "failed" in row else _training(row, minutes)
+        for row in rows
+    ]
+    return markdown_table(
+        ["training", *(f"{i + 1} min" for i in range(minutes)), "end", "steps", "final policy"], cells
+    )
+
+
+def _training(row: Row, minutes: int) -> list[str]:
+    """Return the returns after each minute, those of the end and when that was, and the final policy's."""
+    *looks, end = row["looks"]
+    by_minute = {round(look["seconds"] / 60.0): look for look in looks if round(look["seconds"] / 30.0) % 2 == 0}
+    points = [f"{by_minute[i + 1]['return']:.1f}" if i + 1 in by_minute else "–" for i in range(minutes)]
+    return [
+        row["name"],
+        *points,
+        f"{end['return']:.1f} after {end['seconds'] / 60.0:.1f} min",
+        f"{end['steps']:,.0f}",
+        f"{fmean(row['final returns']):.1f}",
+    ]
 
 
 def _failure(row: Row) -> str:

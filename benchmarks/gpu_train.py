@@ -1,7 +1,6 @@
 """Whole updates on a GPU: NPG on each backend, sb3-contrib's TRPO, and SB3's PPO and A2C."""
 
 import copy
-import importlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,14 +13,14 @@ from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack
 
+from benchmarks.atari_vector import atari_vector
 from benchmarks.gpu_timing import Contestant, Row, Setting, reason_of, require_alive
 from benchmarks.pong import N_ENVS as N_ATARI_ENVS
-from benchmarks.pong import PPO_ZOO, TASK, ZOO
+from benchmarks.pong import PPO_ZOO, ZOO
 from benchmarks.speed_peers import ACTION_DIM, CG_STEPS, DAMPING, TARGET_KL
 from benchmarks.speed_products import OBSERVATIONS
 from sb3_npg import NPG
@@ -30,11 +29,13 @@ from sb3_npg.acting import acting
 N_ENVS = 8
 #: Steps of a rollout that are timed at once.
 ACTING_STEPS = 10
-ATARI_SECONDS = 20.0
+ATARI_SECONDS = 12.0
 IMAGES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 N_BUTTONS = 6
 Make = Callable[..., OnPolicyAlgorithm]
 CG: dict[str, Any] = {"fisher_solver": "cg", "fisher_solver_kwargs": {"max_steps": CG_STEPS, "rtol": 0.0}}
+#: ale-py's name for Pong.
+GAME = "pong"
 #: What an algorithm logs of an update, by the words of the tables.
 REMARKS = {
     "KL": "train/kl_divergence_loss",
@@ -114,7 +115,7 @@ class Acting:
 
 
 def _act(model: NPG, observations: np.ndarray[Any, Any]) -> None:
-    with th.no_grad(), acting(model.policy):
+    with th.no_grad(), acting(model.policy, recorder=model._recorder):
         for _ in range(ACTING_STEPS):
             actions, _, _ = model.policy(obs_as_tensor(observations, model.device))
             actions.cpu().numpy()
@@ -237,22 +238,11 @@ def frames(setting: Setting, starting: Callable[[str], None], without: dict[str,
     return rows
 
 
-def pong(**kwargs: Any) -> gym.Env[Any, Any]:
-    """Make Pong in a process that may not know of it."""
-    gym.register_envs(importlib.import_module("ale_py"))
-    return gym.make(TASK, **kwargs)
-
-
 def _pace_of(make: Make, arguments: dict[str, Any], setting: Setting) -> float:
-    env: VecEnv = make_atari_env(
-        pong,
-        n_envs=setting.size(N_ATARI_ENVS, 2),
-        seed=0,
-        vec_env_cls=SubprocVecEnv if not setting.quick else None,
-    )
+    env = atari_vector(GAME, setting.size(N_ATARI_ENVS, 2), seed=0)
     pace = Pace(setting.size(1000, 50) / 1000 * ATARI_SECONDS)
     try:
-        model = make("CnnPolicy", VecFrameStack(env, 4), seed=0, device=setting.device, **arguments)
+        model = make("CnnPolicy", env, seed=0, device=setting.device, **arguments)
         model.learn(10**9, callback=pace)
     finally:
         env.close()

@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_npg.acting import acting
+from sb3_npg.acting import Recorder, acting
 from sb3_npg.actor import take_rows
 from sb3_npg.arguments import (
     assertions_as_value_errors,
@@ -55,7 +55,7 @@ from sb3_npg.solvers.direction import Direction, find_direction
 from sb3_npg.trust_region import LineSearch, StepRule, adapted_damping_factor, backtrack
 
 #: What ``_setup_model`` derives from the arguments.
-_DERIVED = ("_damping_schedule", "_step_rule", "_critic_solver", "_last_skipped_update")
+_DERIVED = ("_damping_schedule", "_step_rule", "_critic_solver", "_last_skipped_update", "_recorder")
 
 SelfNPG = TypeVar("SelfNPG", bound="NPG")
 
@@ -144,6 +144,7 @@ class NPG(OnPolicyAlgorithm):
     _step_rule: StepRule
     _critic_solver: CriticSolver
     _last_skipped_update: int | None
+    _recorder: Recorder | None
 
     def __init__(
         self,
@@ -244,6 +245,7 @@ class NPG(OnPolicyAlgorithm):
         self._step_rule = make_step_rule(self.target_kl, self.step_size)
         self._critic_solver = make_critic_solver(self.critic_solver, self.critic_solver_kwargs, self.gamma)
         self._last_skipped_update = None
+        self._recorder = Recorder.on(self.device)
         with assertions_as_value_errors("policy_kwargs"):
             super()._setup_model()
         set_initial_noise(self.policy, self.policy_kwargs)
@@ -265,7 +267,7 @@ class NPG(OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Collect as SB3 does; a NaN from the environment ends neither rollout nor run."""
-        with acting(self.policy, self.fast_paths):
+        with acting(self.policy, self.fast_paths, self._recorder):
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def train(self) -> None:

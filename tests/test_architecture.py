@@ -26,7 +26,7 @@ ROOMS = {
     },
     "local_problem": {"actor", "fisher", "linalg", "policy_parts", "trust_region"},
     "policy_parts": {"actor", "fisher", "networks", "parameters"},
-    "acting": {"networks", "output_fisher", "rollout"},
+    "acting": {"graphs", "networks", "output_fisher", "rollout"},
     "rollout": {"numerics"},
     "actor": {"fisher", "networks", "output_fisher", "parameters"},
     "networks": {"fisher", "output_fisher"},
@@ -37,7 +37,8 @@ ROOMS = {
     "fisher": {"linalg", "parameters"},
     "schedules": {"checks"},
     "parameters": set(),
-    "linalg": set(),
+    "linalg": {"graphs"},
+    "graphs": set(),
     "numerics": set(),
     "checks": set(),
 }  # fmt: skip
@@ -45,7 +46,7 @@ ROOMS = {
 KNOWN_ONLY_TO = {
     "stable_baselines3.common.distributions": {"output_fisher"},
     "stable_baselines3": set(ROOMS)
-    - {"fisher", "solvers", "search_line", "linalg", "parameters", "numerics", "checks"},
+    - {"fisher", "solvers", "search_line", "linalg", "graphs", "parameters", "numerics", "checks"},
     "cupy": {"linalg"},
     "rl_zoo3": {"zoo"},
     "optuna": {"zoo"},

@@ -2,10 +2,12 @@
 
 import importlib.util
 
+import numpy as np
 import pytest
 import torch as th
 
 from sb3_npg import NPG
+from sb3_npg.acting import Recorder, acting
 from sb3_npg.linalg import TORCH, conjugate_gradient, make_linalg
 from sb3_npg.linalg.cupy.chain_layout import ChainShape, RowLayout
 from sb3_npg.local_problem import LocalProblem
@@ -14,6 +16,7 @@ from sb3_npg.solvers.direction import find_direction
 from tests.agents import make_agent, train
 from tests.cases import DISTRIBUTIONS, make_policy, make_problem
 from tests.linalg.chains import CHAINS, in_dtype, make_chain
+from tests.test_recorded_acting import RECORDABLE, agent_of, collected
 from tests.waits import waits_of
 
 HAS_GPU = th.cuda.is_available() and importlib.util.find_spec("cupy") is not None
@@ -227,3 +230,27 @@ def test_an_agent_of_the_gpu_loads_on_the_cpu(tmp_path):
     for mine, saved in zip(loaded.policy.parameters(), agent.policy.parameters(), strict=True):
         assert th.equal(mine, saved.cpu())
     train(loaded, 1)
+
+
+@pytest.mark.parametrize("case", RECORDABLE)
+def test_steps_that_are_replayed_are_those_that_are_not(case):
+    recorded, plain = (agent_of(case, device="cuda") for _ in range(2))
+    recorded._recorder = Recorder.on(CUDA)
+    for agent in (recorded, plain):
+        th.manual_seed(0)
+        agent.learn(agent.n_steps)
+    for one, other in zip(*map(collected, (recorded, plain)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    recording = recorded._recorder._recording
+    assert recording is not None
+    recorded.learn(2 * recorded.n_steps)
+    assert recorded._recorder._recording is recording
+    observations = recording.observations
+    with th.no_grad(), acting(recorded.policy, recorder=recorded._recorder):
+        values = recorded.policy(observations.clone())[1]
+        assert th.allclose(values, recorded.policy.predict_values(observations), rtol=1e-3, atol=1e-4)
+        th.cuda.set_sync_debug_mode("error")
+        try:
+            recorded.policy(observations)
+        finally:
+            th.cuda.set_sync_debug_mode("default")

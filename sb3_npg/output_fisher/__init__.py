@@ -25,7 +25,7 @@ from sb3_npg.output_fisher.base import OutputFisher
 from sb3_npg.output_fisher.discrete import BernoulliFisher, CategoricalFisher, MultiCategoricalFisher
 from sb3_npg.output_fisher.gaussian import GaussianFisher, LogSlope
 from sb3_npg.output_fisher.noise import ExplorationNoise, FreeNoise, StateDependentNoise, make_noise
-from sb3_npg.output_fisher.sampling import Sampler, make_sampler
+from sb3_npg.output_fisher.sampling import NoiseSampler, Sampler, make_sampler
 
 __all__ = [
     "BernoulliFisher",
@@ -34,6 +34,7 @@ __all__ = [
     "FreeNoise",
     "GaussianFisher",
     "MultiCategoricalFisher",
+    "NoiseSampler",
     "OutputFisher",
     "Sampler",
     "StateDependentNoise",

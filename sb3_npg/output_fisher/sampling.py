@@ -7,6 +7,7 @@ import torch as th
 from torch import nn
 
 from sb3_npg.output_fisher.base import OutputFisher
+from sb3_npg.output_fisher.discrete import CategoricalFisher
 from sb3_npg.output_fisher.gaussian import GaussianFisher
 from sb3_npg.output_fisher.noise import ExplorationNoise, FreeNoise
 
@@ -25,7 +26,30 @@ class Sampler(ABC):
         """
 
 
-class GaussianSampler(Sampler):
+class NoiseSampler(Sampler):
+    """Draws random numbers that do not depend on the outputs, and makes actions of them and the outputs."""
+
+    @abstractmethod
+    def fill(self, noise: th.Tensor) -> None:
+        """Draw the random numbers of n actions into a tensor of the outputs' shape, (n, k)."""
+
+    @abstractmethod
+    def actions(self, outputs: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Return actions and their log-probabilities.
+
+        :param outputs: of the last layer, shape (n, k)
+        :param noise: filled, shape (n, k)
+        """
+
+    def draw(self, outputs: th.Tensor, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Draw actions."""
+        noise = th.empty_like(outputs)
+        self.fill(noise)
+        return self.actions(outputs, noise)
+
+
+class GaussianSampler(NoiseSampler):
     """
     A Gaussian whose log σ is a parameter: log π follows from the noise that was drawn.
 
@@ -36,11 +60,36 @@ class GaussianSampler(Sampler):
         self.log_std = log_std
         self._constant = 0.5 * len(log_std) * math.log(2.0 * math.pi)
 
-    def draw(self, outputs: th.Tensor, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def fill(self, noise: th.Tensor) -> None:
+        """Draw ε of the standard normal distribution."""
+        noise.normal_()
+
+    def actions(self, outputs: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Return μ + σε and −½ Σ ε² − Σ log σ − ½ d log 2π."""
-        noise = th.empty_like(outputs).normal_()
         actions = outputs + noise * self.log_std.exp()
         return actions, noise.square().sum(dim=1).mul_(-0.5).sub_(self.log_std.sum() + self._constant)
+
+
+class CategoricalSampler(NoiseSampler):
+    """
+    A categorical distribution: of exponential random numbers with rates p, the a-th is least with probability p_a.
+
+    As ``torch.multinomial`` draws one action of each row, without its wait for the device.
+
+    :param metric: the closed forms
+    """
+
+    def __init__(self, metric: CategoricalFisher):
+        self.metric = metric
+
+    def fill(self, noise: th.Tensor) -> None:
+        """Draw e of the exponential distribution of rate 1."""
+        noise.exponential_()
+
+    def actions(self, outputs: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Return argmax_a p_a / e_a, and log p_a."""
+        actions = (outputs.softmax(dim=1) / noise).argmax(dim=1)
+        return actions, self.metric.log_prob(outputs, actions)
 
 
 class ClosedFormSampler(Sampler):
@@ -74,4 +123,6 @@ def make_sampler(metric: OutputFisher, noise: ExplorationNoise | None) -> Sample
     """
     if isinstance(noise, FreeNoise) and isinstance(metric, GaussianFisher) and metric.log_slope is None:
         return GaussianSampler(noise.parameter)
+    if type(metric) is CategoricalFisher:
+        return CategoricalSampler(metric)
     return ClosedFormSampler(metric, noise)

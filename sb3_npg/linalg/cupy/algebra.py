@@ -6,12 +6,13 @@ from functools import cache, partial
 
 import torch as th
 
+from sb3_npg.graphs import Capture, capture
 from sb3_npg.linalg.backend import KroneckerSystem, LinearAlgebra
 from sb3_npg.linalg.chain import FisherChain
 from sb3_npg.linalg.cupy.chain_cg import ChainSolver, Solve
 from sb3_npg.linalg.cupy.chain_copy import chain_bytes
 from sb3_npg.linalg.cupy.cholesky import CholeskySolver
-from sb3_npg.linalg.cupy.device import Capture, Device, FusedSolution
+from sb3_npg.linalg.cupy.device import Device, FusedSolution
 from sb3_npg.linalg.cupy.eigen import EigenSolver
 from sb3_npg.linalg.cupy.factors import FactorSolver
 from sb3_npg.linalg.cupy.kron import KroneckerSolver
@@ -65,7 +66,7 @@ class CupyLinearAlgebra(LinearAlgebra):
         from sb3_npg.linalg.cupy.gpu import CupyDevice
 
         gpu = CupyDevice(device)
-        made = cls(gpu, gpu.capture)
+        made = cls(gpu, partial(capture, gpu.device))
         made.try_out(device)
         return made
 

@@ -1,7 +1,7 @@
 """What a solver needs of a GPU: its limits, and kernels started on torch's tensors."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch as th
@@ -36,25 +36,6 @@ class FusedSolution(NamedTuple):
 
     vectors: th.Tensor
     figures: th.Tensor
-
-
-class Graph(Protocol):
-    """Work on the device that was recorded."""
-
-    def replay(self) -> None:
-        """Do it again, on torch's current stream, with what is at the same addresses now."""
-        ...
-
-
-Tensors = TypeVar("Tensors", bound=tuple[th.Tensor, ...])
-
-
-class Capture(Protocol):
-    """Records what a function does on the device as a graph; a replay writes to the tensors that it returned."""
-
-    def __call__(self, run: Callable[[], Tensors]) -> tuple[Graph, Tensors]:
-        """Record a function."""
-        ...
 
 
 class Device(Protocol):

@@ -1,12 +1,12 @@
 """CuPy: the only file that imports it. Compiles kernels, and starts them on torch's stream and torch's memory."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch as th
 
-from sb3_npg.linalg.cupy.device import Argument, Launch, Tensors
+from sb3_npg.linalg.cupy.device import Argument, Launch
 
 _OPTIONS = ("-std=c++17",)
 
@@ -52,19 +52,6 @@ class CupyDevice:
         stream = self._stream(th._C._cuda_getCurrentRawStream(self.device.index))
         grid, block = (launch.n_blocks, 1, 1), (launch.n_threads, 1, 1)
         function(grid, block, values, launch.shared_bytes, stream, launch.cooperative)
-
-    def capture(self, run: Callable[[], Tensors]) -> tuple[th.cuda.CUDAGraph, Tensors]:
-        """Record what a function does as a graph, after it has run a few times and all its kernels are compiled."""
-        side = th.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(th.cuda.current_stream(self.device))
-        with th.cuda.device(self.device), th.cuda.stream(side):
-            for _ in range(2):
-                run()
-        th.cuda.current_stream(self.device).wait_stream(side)
-        graph = th.cuda.CUDAGraph()
-        with th.cuda.device(self.device), th.cuda.graph(graph, capture_error_mode="thread_local"):
-            found = run()
-        return graph, found
 
     def _stream(self, pointer: int) -> Any:
         if pointer not in self._streams:

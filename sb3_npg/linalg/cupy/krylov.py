@@ -5,9 +5,10 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 
+from sb3_npg.graphs import Capture, Graph
 from sb3_npg.linalg.chain import FisherChain
 from sb3_npg.linalg.cupy.chain_copy import ChainCopy, chain_key
-from sb3_npg.linalg.cupy.device import Argument, Capture, Device, FusedSolution, Graph, Launch, forget_oldest
+from sb3_npg.linalg.cupy.device import Argument, Device, FusedSolution, Launch, forget_oldest
 from sb3_npg.linalg.cupy.sources import kernel_source
 from sb3_npg.linalg.krylov import Operator
 

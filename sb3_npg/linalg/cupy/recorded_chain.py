@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 
+from sb3_npg.graphs import Capture
 from sb3_npg.linalg.backend import KroneckerSystem
 from sb3_npg.linalg.chain import FisherChain
 from sb3_npg.linalg.cupy.chain_copy import ChainCopy, chain_key
 from sb3_npg.linalg.cupy.cholesky import CholeskySolver
-from sb3_npg.linalg.cupy.device import Capture
 from sb3_npg.linalg.cupy.eigen import EigenSolver
 from sb3_npg.linalg.cupy.factors import FactorShape, FactorSolver
 from sb3_npg.linalg.cupy.kron import KroneckerSolver

@@ -1,23 +1,16 @@
-"""
-A policy's forward pass while it collects: on finite observations, and without the objects SB3 makes for each step.
-
-With few environments a step is mostly bookkeeping: preprocessing, modules that call modules, a distribution that
-checks its arguments. SB3's own loop stays what collects; within it ``policy.forward`` is replaced by the same
-operations on the same random numbers.
-"""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+"""What a policy of feed-forward networks does at a step of a rollout, computed by hand."""
 
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
-from torch import nn
 
 from sb3_npg.networks import PolicyNetworks, preparation, read_networks
-from sb3_npg.output_fisher import make_sampler
+from sb3_npg.output_fisher import NoiseSampler, make_sampler
 from sb3_npg.rollout import finite_observations
+
+#: Actions, values and log-probabilities.
+Acted = tuple[th.Tensor, th.Tensor, th.Tensor]
 
 
 class FastForward:
@@ -49,7 +42,7 @@ class FastForward:
         n_shared_layers = None if networks is None else networks.n_shared_layers()
         return None if networks is None or n_shared_layers is None else cls(networks, n_shared_layers)
 
-    def __call__(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def __call__(self, obs: PyTorchObs, deterministic: bool = False) -> Acted:
         """
         Act.
 
@@ -63,6 +56,51 @@ class FastForward:
         hidden, values = self._seen(obs)
         actions, log_prob = self._sampler.draw(self.networks.actor.head(hidden), hidden)
         return actions.reshape(self._shape), values, log_prob
+
+    def is_recordable(self) -> bool:
+        """Tell whether :meth:`act` is all there is to a step, and never waits for the device."""
+        critic = self.networks.critic
+        extracts = self.networks.extracts and (critic.shares or critic.layers.prepare is not None)
+        is_known = isinstance(self.networks.policy.observation_space, spaces.Box) and (
+            extracts or self._observes_vectors
+        )
+        return is_known and isinstance(self._sampler, NoiseSampler)
+
+    def act(self, obs: th.Tensor, noise: th.Tensor) -> Acted:
+        """
+        Act by random numbers that are drawn already, where that is all there is to a step.
+
+        :param obs: of n environments
+        :param noise: as :meth:`noise_for` has made it and :meth:`draw` has filled it
+        :return: actions, values and log-probabilities
+        """
+        hidden, values = self._seen(finite_observations(obs))
+        actions, log_prob = self._noise_sampler.actions(self.networks.actor.head(hidden), noise)
+        return actions.reshape(self._shape), values, log_prob
+
+    def noise_for(self, n_envs: int) -> th.Tensor:
+        """Return a place for the random numbers of a step, shape (n, k)."""
+        weight = self.networks.actor.layers[-1].linear.weight
+        return weight.new_ones(n_envs, len(weight))
+
+    def draw(self, noise: th.Tensor) -> None:
+        """Fill it with the numbers that :meth:`__call__` would use."""
+        self._noise_sampler.fill(noise)
+
+    def signature(self) -> tuple[object, ...]:
+        """Return what :meth:`act` does with which addresses, but for the observations'."""
+        policy = self.networks.policy
+        layers = [*self.networks.actor.layers, *self.networks.critic.layers.layers]
+        noise = [] if self.networks.noise is None else [self.networks.noise.parameter]
+        tensors = [*(tensor for layer in layers for tensor in layer.linear.parameters()), *noise]
+        modules = [repr(module) for layer in layers for module in (layer.linear, layer.activation)]
+        return (*(tensor.data_ptr() for tensor in tensors), *modules, policy.normalize_images)
+
+    @property
+    def _noise_sampler(self) -> NoiseSampler:
+        if not isinstance(self._sampler, NoiseSampler):
+            raise TypeError(f"{type(self._sampler).__name__} does not draw its random numbers first")
+        return self._sampler
 
     def _seen(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """Return what goes into the actor's last layer, and values."""
@@ -88,34 +126,3 @@ class FastForward:
         else:
             values = critic.layers(critic.inputs(obs))
         return hidden, values
-
-
-@contextmanager
-def acting(policy: ActorCriticPolicy, fast_paths: bool = True) -> Iterator[None]:
-    """
-    Let a policy act on zeros within the block where an observation is NaN or infinite.
-
-    Without it torch's distributions end the run in the middle of a rollout. The buffer still receives what the
-    environment sent, so the update sees it and is skipped. A policy of feed-forward networks acts by hand.
-
-    :param policy: the policy that collects
-    :param fast_paths: whether it may act by hand
-    """
-    forward = FastForward.of(policy) if fast_paths else None
-    if forward is None:
-        handle = policy.register_forward_pre_hook(_replace_non_finite)
-        try:
-            yield
-        finally:
-            handle.remove()
-        return
-    policy.forward = forward  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        vars(policy).pop("forward", None)
-
-
-def _replace_non_finite(_policy: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    observations, *others = inputs
-    return (finite_observations(observations), *others)

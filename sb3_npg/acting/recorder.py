@@ -1,0 +1,101 @@
+"""A policy that acts on a GPU as a CUDA graph: a step's dozens of small kernels for the price of one launch."""
+
+import logging
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_npg.acting.forward import Acted, FastForward
+from sb3_npg.graphs import Capture, Graph, capture
+
+
+class _Recording(NamedTuple):
+    """A forward pass from observations and random numbers at addresses of its own."""
+
+    signature: tuple[object, ...]
+    forward: FastForward  # so that none of the parameters' addresses is given to another tensor
+    observations: th.Tensor
+    noise: th.Tensor
+    graph: Graph
+    acted: Acted
+
+
+class Recorder:
+    """
+    Records how a policy acts at its first step, and keeps the graph for as long as the policy's tensors stay in place.
+
+    Random numbers are drawn outside of the graph, so that they are those of a policy that is not recorded.
+
+    :param record: records a function as a graph
+    """
+
+    def __init__(self, record: Capture):
+        self._record = record
+        self._recording: _Recording | None = None
+        self._can_record = True
+
+    @classmethod
+    def on(cls, device: th.device) -> "Recorder | None":
+        """Return one for a device; None where there are no graphs."""
+        return cls(partial(capture, device)) if device.type == "cuda" else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has, which records graphs of its own."""
+        return {**vars(self), "_recording": None}
+
+    def recorded(self, forward: FastForward) -> "RecordedForward | FastForward":
+        """Return a forward pass that is replayed where it can be."""
+        return RecordedForward(self, forward) if self._can_record and forward.is_recordable() else forward
+
+    def recording_of(self, forward: FastForward, observations: th.Tensor) -> _Recording | None:
+        """Return what is recorded of a forward pass, recorded now if it is not known; None if it cannot be."""
+        signature = (*forward.signature(), observations.shape, observations.dtype, observations.device)
+        if self._recording is None or self._recording.signature != signature:
+            self._recording = None  # free its memory first
+            own, noise = observations.clone(), forward.noise_for(len(observations))
+            try:
+                graph, acted = self._record(lambda: forward.act(own, noise))
+            except RuntimeError as error:
+                self._can_record = False
+                logging.getLogger(__name__).info("acting is not recorded as a CUDA graph: %s", error)
+                return None
+            self._recording = _Recording(signature, forward, own, noise, graph, acted)
+        return self._recording
+
+
+class RecordedForward:
+    """
+    What a forward pass returns, by replaying it; the first step of a rollout looks for the recording.
+
+    :param recorder: keeps the recording
+    :param forward: what is recorded
+    """
+
+    def __init__(self, recorder: Recorder, forward: FastForward):
+        self._recorder = recorder
+        self._forward = forward
+        self._recording: _Recording | None = None
+        self._has_looked = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has, which records graphs of its own."""
+        return {**vars(self), "_recording": None, "_has_looked": False}
+
+    def __call__(self, obs: PyTorchObs, deterministic: bool = False) -> Acted:
+        """See :class:`~sb3_npg.acting.FastForward`."""
+        if deterministic or th.is_grad_enabled() or not isinstance(obs, th.Tensor):
+            return self._forward(obs, deterministic)
+        if not self._has_looked:
+            self._has_looked = True
+            self._recording = self._recorder.recording_of(self._forward, obs)
+        recording = self._recording
+        if recording is None or recording.observations.shape != obs.shape or recording.observations.dtype != obs.dtype:
+            return self._forward(obs)
+        recording.observations.copy_(obs)
+        self._forward.draw(recording.noise)
+        recording.graph.replay()
+        actions, values, log_prob = recording.acted
+        # The next step overwrites them, and somebody may call the policy between two steps.
+        return actions.clone(), values.clone(), log_prob.clone()

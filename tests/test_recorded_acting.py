@@ -1,0 +1,218 @@
+"""A policy whose steps are replayed as a graph acts as one whose steps are not; the graph is a stand-in here."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import nn
+
+from sb3_npg.acting import FastForward, Recorder, acting
+from tests.agents import TargetEnv, make_agent
+
+#: What is recorded.
+RECORDABLE = {
+    "Gaussian": ("vector", {}),
+    "categorical": (
+        lambda: TargetEnv(spaces.Box(-1.0, 1.0, (3,), np.float32, seed=0), spaces.Discrete(3)),
+        {},
+    ),
+    "images": ("image", {}),
+    "images, continuous": ("image, Box", {}),
+    "two extractors": ("image", {"policy_kwargs": {"share_features_extractor": False}}),
+}
+#: What is not: more random numbers than outputs, noise that is drawn elsewhere, observations that are looked up.
+OTHERS = {
+    "MultiDiscrete": ("MultiDiscrete", {}),
+    "MultiBinary": ("MultiBinary", {}),
+    "gSDE": ("vector", {"use_sde": True}),
+    "Discrete observations": ("Discrete", {}),
+    "Dict": ("Dict", {}),
+}
+
+
+class Replay:
+    """Does the recorded work again, and writes where it wrote before."""
+
+    def __init__(self, run):
+        self.run = run
+        self.found = run()
+        self.n_replays = 0
+
+    def replay(self):
+        self.n_replays += 1
+        for tensor, new in zip(self.found, self.run(), strict=True):
+            tensor.copy_(new)
+
+
+class Camera:
+    """Records, and keeps all recordings."""
+
+    def __init__(self):
+        self.made = []
+
+    def __call__(self, run):
+        self.made.append(Replay(run))
+        return self.made[-1], self.made[-1].found
+
+
+def agent_of(case, recorder=None, **kwargs):
+    env, options = (RECORDABLE | OTHERS)[case]
+    env = env if isinstance(env, str) else env()
+    agent = make_agent(env, n_steps=16, **options, **kwargs)
+    agent._recorder = recorder
+    return agent
+
+
+def collected(agent):
+    buffer = agent.rollout_buffer
+    return [np.array(part) for part in (buffer.actions, buffer.values, buffer.log_probs, buffer.observations)]
+
+
+@pytest.mark.parametrize("case", RECORDABLE)
+def test_a_rollout_is_the_same_when_its_steps_are_replayed(case):
+    camera = Camera()
+    agents = [agent_of(case), agent_of(case, Recorder(camera))]
+    for agent in agents:
+        th.manual_seed(0)
+        agent.learn(agent.n_steps)
+    for one, other in zip(*map(collected, agents), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert [recording.n_replays for recording in camera.made] == [16]
+
+
+@pytest.mark.parametrize("case", RECORDABLE)
+def test_one_recording_serves_all_rollouts_of_a_training(case):
+    camera = Camera()
+    agent = agent_of(case, Recorder(camera))
+    agent.learn(3 * agent.n_steps)
+    assert [recording.n_replays for recording in camera.made] == [3 * 16]
+    observations = th.as_tensor(agent.rollout_buffer.observations)
+    before = camera.made[0].n_replays
+    with th.no_grad(), acting(agent.policy, recorder=agent._recorder):
+        values = agent.policy(observations[:1])[1]  # by parameters that three updates have moved
+    assert camera.made[0].n_replays == before + 1
+    assert th.allclose(values, agent.policy.predict_values(observations[:1]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_what_a_graph_cannot_hold_is_not_recorded(case):
+    camera = Camera()
+    agent_of(case, Recorder(camera)).learn(16)
+    assert camera.made == []
+
+
+def replace_tensors(policy):
+    for parameter in policy.parameters():
+        parameter.data = parameter.data.clone()
+
+
+def replace_activation(policy):
+    policy.mlp_extractor.policy_net[1] = nn.ReLU()
+
+
+@pytest.mark.parametrize("change", [replace_tensors, replace_activation])
+def test_a_policy_of_other_tensors_or_modules_is_recorded_anew(change):
+    camera = Camera()
+    agent = agent_of("Gaussian", Recorder(camera))
+    agent.learn(16)
+    change(agent.policy)
+    agent.learn(16)
+    assert [recording.n_replays for recording in camera.made] == [16, 16]
+
+
+def test_loaded_parameters_are_those_that_act(tmp_path):
+    camera = Camera()
+    agent = agent_of("Gaussian", Recorder(camera))
+    agent.save(tmp_path / "agent")
+    agent.learn(16)
+    agent.set_parameters(tmp_path / "agent")
+    observations = th.ones(1, 3)
+    with th.no_grad(), acting(agent.policy, recorder=agent._recorder):
+        values = agent.policy(observations)[1]
+    assert th.equal(values, agent.policy.predict_values(observations))
+
+
+def test_a_graph_that_cannot_be_recorded_ends_no_training():
+    attempts = []
+
+    def refuse(run):
+        attempts.append(run)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    agents = [agent_of("Gaussian"), agent_of("Gaussian", Recorder(refuse))]
+    for agent in agents:
+        th.manual_seed(0)
+        agent.learn(agent.n_steps)
+    for one, other in zip(*map(collected, agents), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    agents[1].learn(agents[1].n_steps)
+    assert len(attempts) == 1
+
+
+class Curious(BaseCallback):
+    """Calls the policy in the middle of a step, on other rows and on as many."""
+
+    def _on_step(self):
+        with th.no_grad():
+            for n_rows in (1, 4):
+                found = self.model.policy(th.full((n_rows, 3), 0.5))
+                assert all(len(tensor) == n_rows for tensor in found)
+        return True
+
+
+def test_somebody_who_calls_the_policy_between_steps_changes_nothing_that_was_returned():
+    agent = agent_of("Gaussian", Recorder(Camera()))
+    before = copy.deepcopy(agent.policy)
+    agent.learn(16, Curious())
+    buffer = agent.rollout_buffer
+    with th.no_grad():
+        values = before.predict_values(th.as_tensor(buffer.observations))
+    np.testing.assert_allclose(buffer.values.flatten(), values.flatten().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_and_likely_actions_are_not_replayed():
+    agent = agent_of("Gaussian", Recorder(Camera()))
+    observations = th.ones(1, 3)
+    with acting(agent.policy, recorder=agent._recorder):
+        assert agent.policy(observations)[1].requires_grad
+        with th.no_grad():
+            assert th.equal(
+                agent.policy(observations, deterministic=True)[0],
+                agent.policy.get_distribution(observations).mode(),
+            )
+
+
+def test_observation_of_nan_is_replayed_as_zeros():
+    agent = agent_of("Gaussian", Recorder(Camera()))
+    with th.no_grad(), acting(agent.policy, recorder=agent._recorder):
+        values = agent.policy(th.full((1, 3), th.nan))[1]
+        assert th.equal(values, agent.policy(th.zeros(1, 3))[1])
+
+
+def test_a_copy_records_for_itself():
+    camera = Camera()
+    agent = agent_of("Gaussian", Recorder(camera))
+    observations = th.ones(1, 3)
+    with th.no_grad(), acting(agent.policy, recorder=agent._recorder):
+        agent.policy(observations)
+        copied = copy.deepcopy(agent.policy)
+        for parameter in agent.policy.parameters():
+            parameter.add_(1.0)
+        assert th.equal(copied(observations)[1], copied.predict_values(observations))
+        assert th.equal(agent.policy(observations)[1], agent.policy.predict_values(observations))
+
+
+def test_there_is_nothing_to_record_on_a_processor():
+    assert Recorder.on(th.device("cpu")) is None
+    assert agent_of("Gaussian")._recorder is None
+
+
+@pytest.mark.parametrize("case", RECORDABLE)
+def test_the_signature_names_every_tensor_that_is_read(case):
+    policy = agent_of(case).policy
+    forward = FastForward.of(policy)
+    named = set(forward.signature())
+    assert {parameter.data_ptr() for parameter in policy.parameters()} <= named
