@@ -35,8 +35,8 @@ class VectorOfGymnasium(VecEnv):
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], seed: int):
-        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self.env = env
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self._seed: int | None = seed
         self._actions: npt.NDArray[Any] = np.zeros(env.num_envs, dtype=np.int64)
 

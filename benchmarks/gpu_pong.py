@@ -9,7 +9,6 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
 
 from benchmarks.atari_vector import atari_vector
 from benchmarks.gpu_timing import Row, Setting, reason_of
@@ -19,9 +18,9 @@ from sb3_npg import NPG
 
 SEEDS = (0, 1, 2)
 #: Mean return of the last 100 episodes that ends a training, and the seconds after which it ends without.
-POINTS, SECONDS = 20.0, 420.0
-#: Seconds between two looks at a training, and the deterministic episodes at its end.
-EVERY, EPISODES = 30.0, 16
+POINTS, SECONDS = 20.0, 405.0
+#: Seconds between two looks at a training.
+EVERY = 30.0
 #: Seconds after which the others are told that trainings go on.
 _NEWS = 10.0
 
@@ -87,7 +86,5 @@ def _train(seed: int, setting: Setting) -> dict[str, Any]:
     agent = NPG("CnnPolicy", env, seed=seed, device=setting.device, **ZOO)
     progress = Progress(setting.size(1000, 20) / 1000 * SECONDS)
     agent.learn(10**9, callback=progress)
-    returns, _ = evaluate_policy(agent, env, setting.size(EPISODES, 1), return_episode_rewards=True)
     env.close()
-    assert isinstance(returns, list)
-    return {"looks": progress.looks, "final returns": [float(one) for one in returns]}
+    return {"looks": progress.looks}

@@ -30,26 +30,34 @@ name: the KL of the last update, whether its line search succeeded, and NPG's up
 
 #: What the tables of the NVIDIA H200 say.
 CONCLUSIONS = """\
-**Met.** An update of an MLP policy, `train()` as a whole, takes less than a twentieth of TRPO's time and a ninetieth
-of PPO's, one of NatureCNN a tenth of TRPO's and less than an eighteenth of PPO's. The solve for 64 × 64 units takes a
-fiftieth of the time of TRPO's with 2,048 rows. K-FAC on such a network is 13 times as fast as by torch, by Cholesky
-12 times. Conjugate gradient on 1024 × 1024 units reaches 61 % of the rate of plain matrix products, on NatureCNN 88 %
-of that of its convolutions, which 1.3 times their time would be 77 % of. In float32 all solvers are within about 1e-6
-of float64, whichever backend solves. Pong goes faster than with PPO and A2C, in steps per second.
+**Met.** An update of an MLP policy, `train()` as a whole, is 19 times as fast as TRPO's and 85 times as fast as PPO's,
+one of NatureCNN by conjugate gradient 9.8 and 16 times. The solve for 64 × 64 units takes a fiftieth of the time of
+TRPO's with 2,048 rows. K-FAC on such a network is 13 times as fast as by torch, by Cholesky 12 times. Conjugate
+gradient on 1024 × 1024 units reaches 61 % of the rate of plain matrix products, on NatureCNN 88 % of that of its
+convolutions, which 1.3 times their time would be 77 % of. In float32 all solvers are within about 1e-6 of float64,
+whichever backend solves. Pong makes half as many steps again as with PPO, and a third more than with A2C.
 
 **Missed.** The solve for 64 × 64 units takes 0.60 ms and not 0.35: its one kernel runs for 0.12 ms, and what is left
-is the host, on which Python is slow after every wait; the same solve over and over takes 0.2 to 0.3 ms. K-FAC takes
-0.79 ms and not 0.3, of which the eigendecompositions are 0.37, by Cholesky 0.47 ms, of which the device works for
-0.09. With 65,536 rows the solve reaches 40 % of the arithmetic's rate, the linear system alone 47 %, and not half;
-queued one after the other, so that no host is waited for, it is 66 % (0.79 ms), with 262,144 rows 74 %. (Times in
-this paragraph that are in no table are from profiles that are not kept.) On NatureCNN a K-FAC update costs 5.8
-gradients and not 1.25, with one sampled column, mean positions and Cholesky 1.75. CuPy's kernels gain little on
-NatureCNN, where torch does the work.
+is the host, on which Python is slow after every wait; the same solve over and over takes 0.2 to 0.3 ms. Of the
+0.48 ms before the kernel begins to be waited for, half make the layers into plain tensors and look up the kernel that
+serves them, half gather its arguments and start it. K-FAC takes 0.79 ms and not 0.3, of which the eigendecompositions
+are 0.37, by Cholesky 0.47 ms, of which the device works for 0.09. With 65,536 rows the solve reaches 40 % of the
+arithmetic's rate, the linear system alone 47 %, and not half; queued one after the other, so that no host is waited
+for, it is 66 % (0.79 ms), with 262,144 rows 74 %. On NatureCNN a K-FAC update costs 6.1 gradients and not 1.25: four
+eigendecompositions of 257 to 577 rows in double precision alone take 18 ms, 2.1 gradients. With one random column,
+which learns as much ([minatar.md](minatar.md)), it is 4.9, by Cholesky besides 2.8; the cheapest, ACKTR's, is 1.7
+but learns half as much. `train()` by K-FAC as in zoo_configs is 6.6 times as fast as TRPO's and not 8. CuPy's kernels
+gain little on NatureCNN, where torch does the work. (Times in this paragraph that are in no table are from profiles
+that are not kept.)
 
-**What to run where.** For one or sixteen environments a small network acts twice to three times as fast on the
-processor. 128 steps of 16 environments take 63 ms of acting on this GPU and 29 ms on its processor, the update 18 and
-110 ms; the same processor was found faster on other days, and the update took 37 ms there. NatureCNN trains 56 times
-as fast on the GPU, and acts faster there for 16 environments.
+**Pong.** Three trainings at once were at 19.6, 17.1 and 18.3 points after 6.8 minutes and 1.13 million steps each,
+not yet at 20; one of them stayed between 18 and 19 for the last three minutes. The environments are ale-py's own
+vector, which returns clipped rewards; those are Pong's own.
+
+**What to run where.** A step of a rollout is one CUDA graph. A small network acts as fast on this GPU as on its
+processor for 16 environments, a fifth slower for one, four times as fast for 256. 128 steps of 16 environments take
+17 ms of acting on the GPU and 16 on the processor, the update 16 and 40 ms. NatureCNN trains 46 times as fast on the
+GPU, and acts two, three and ten times as fast there for 1, 16 and 256 environments.
 
 **TF32.** In trainings on Pendulum the final policies are about as good with it (one task, three seeds, each a little
 lower). Its solutions differ by 8e-5 to 6e-4 from those in float32. With 65,536 rows it takes three quarters of the
@@ -60,9 +68,7 @@ K-FAC. Its racecheck was stopped after five of the six, for want of time, and ha
 verdict.
 
 **Not measured.** An H100, on which the goals are set: these figures are an H200's, whose processors are the same and
-whose memory is faster. Whether NPG plays Pong. Several devices. What has changed since: policies of images act by
-hand, which was SB3's part; the settings of zoo_configs for Atari are K-FAC's, and were those of conjugate gradient in
-the tables of `train()`, and of K-FAC with more damping and one extractor in Pong's ([pong.md](pong.md))."""
+whose memory is faster. Pong to 20 points. Several devices. How much of what acting gains is the graph's."""
 
 
 def table(name: str, stored: Mapping[str, Stored]) -> str:
@@ -155,18 +161,16 @@ def _returns(rows: list[Row]) -> str:
 
 
 def _looks(rows: list[Row]) -> str:
-    minutes = max((round(row["looks"][-1]["seconds"] / 60.0) for row in rows if "looks" in row), default=1)
+    minutes = max((int(row["looks"][-1]["seconds"] / 60.0) for row in rows if "looks" in row), default=1)
     cells = [
-        [row["name"], _failure(row), *["–"] * (minutes + 2)] if "failed" in row else _training(row, minutes)
+        [row["name"], _failure(row), *["–"] * (minutes + 1)] if "failed" in row else _training(row, minutes)
         for row in rows
     ]
-    return markdown_table(
-        ["training", *(f"{i + 1} min" for i in range(minutes)), "end", "steps", "final policy"], cells
-    )
+    return markdown_table(["training", *(f"{i + 1} min" for i in range(minutes)), "end", "steps"], cells)
 
 
 def _training(row: Row, minutes: int) -> list[str]:
-    """Return the returns after each minute, those of the end and when that was, and the final policy's."""
+    """Return the returns after each minute, and that of the end with when it was."""
     *looks, end = row["looks"]
     by_minute = {round(look["seconds"] / 60.0): look for look in looks if round(look["seconds"] / 30.0) % 2 == 0}
     points = [f"{by_minute[i + 1]['return']:.1f}" if i + 1 in by_minute else "–" for i in range(minutes)]
@@ -175,7 +179,6 @@ def _training(row: Row, minutes: int) -> list[str]:
         *points,
         f"{end['return']:.1f} after {end['seconds'] / 60.0:.1f} min",
         f"{end['steps']:,.0f}",
-        f"{fmean(row['final returns']):.1f}",
     ]
 
 

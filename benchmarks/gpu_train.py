@@ -97,19 +97,23 @@ class Acting:
     :param policy: SB3's name for it
     :param n_envs: observations at a time
     :param device: of the policy
+    :param recorded: whether a step may be a CUDA graph
     """
 
-    def __init__(self, policy: str, n_envs: int, device: str | th.device):
+    def __init__(self, policy: str, n_envs: int, device: str | th.device, recorded: bool = True):
         make = _images if policy == "CnnPolicy" else _vectors
         self._build: Callable[[], NPG] = lambda: NPG(
             policy, make_vec_env(make, n_envs=n_envs, seed=0), n_steps=16, batch_size=16, seed=0, device=device
         )
+        self._recorded = recorded
         self._model: NPG | None = None
 
     def prepare(self) -> Callable[[], None]:
         """Return some steps of a rollout."""
         if self._model is None:
             self._model = self._build()
+            if not self._recorded:
+                self._model._recorder = None
         space = self._model.observation_space
         return partial(_act, self._model, np.stack([space.sample() for _ in range(self._model.n_envs)]))
 
@@ -123,11 +127,15 @@ def _act(model: NPG, observations: np.ndarray[Any, Any]) -> None:
 
 def steps(policy: str, setting: Setting) -> list[Contestant]:
     """Let policies act on the device and on the host's processor, for few and many environments."""
-    return [
+    made = [
         Contestant(f"{n_envs} environments, {device}", Acting(policy, n_envs, device).prepare)
         for n_envs in (1, 16, 256)[: setting.size(3, 1)]
         for device in dict.fromkeys((setting.device.type, "cpu"))
     ]
+    if setting.device.type == "cpu":
+        return made
+    steps = Acting(policy, 16, setting.device, recorded=False)
+    return [*made, Contestant(f"16 environments, {setting.device.type}, without a graph", steps.prepare)]
 
 
 class Trainee:

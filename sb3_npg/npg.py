@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_npg.acting import Recorder, acting
+from sb3_npg.acting import FastForward, Recorder, acting
 from sb3_npg.actor import take_rows
 from sb3_npg.arguments import (
     assertions_as_value_errors,
@@ -419,11 +419,14 @@ class NPG(OnPolicyAlgorithm):
         """Advise on the device: where a GPU does not pay, and what to do about it."""
         if self.device.type == "cpu" or self.policy_class.__name__ != mlp_class_name:
             return
+        forward = FastForward.of(self.policy) if self.fast_paths else None
+        if forward is not None and forward.is_recordable():
+            return
         warnings.warn(
-            f"NPG runs on {self.device} with {self.policy_class.__name__}. Acting, one small forward pass for each "
-            "environment step, is slower there than on a CPU for a small network; what the update gains makes up for "
-            "it only with a wide network or a large rollout. Pass device='cpu' unless you have measured that the GPU "
-            "is faster; image policies ('CnnPolicy') belong on the GPU.",
+            f"NPG runs on {self.device} with {self.policy_class.__name__}, and a step of this policy is not one CUDA "
+            "graph. Acting, one small forward pass for each environment step, is then slower there than on a CPU for a "
+            "small network; what the update gains makes up for it only with a wide network or a large rollout. Pass "
+            "device='cpu' unless you have measured that the GPU is faster.",
             UserWarning,
             stacklevel=2,
         )

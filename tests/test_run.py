@@ -553,9 +553,18 @@ def test_verbose_agent_prints_its_figures(verbose, capsys):
     assert "kl_predicted" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("env", "policy", "advised"), [("Box", "MlpPolicy", True), ("image", "CnnPolicy", False)])
-def test_advice_on_the_device_is_for_small_networks_on_a_gpu(env, policy, advised):
-    agent = make_agent(env, policy=policy)
+@pytest.mark.parametrize(
+    ("env", "policy", "options", "advised"),
+    [
+        ("vector", "MlpPolicy", {}, False),
+        ("vector", "MlpPolicy", {"use_sde": True}, True),
+        ("vector", "MlpPolicy", {"fast_paths": False}, True),
+        ("MultiDiscrete", "MlpPolicy", {}, True),
+        ("image", "CnnPolicy", {"fast_paths": False}, False),
+    ],
+)
+def test_advice_on_the_device_is_for_small_networks_that_act_step_by_step_on_a_gpu(env, policy, options, advised):
+    agent = make_agent(env, policy=policy, **options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         agent._maybe_recommend_cpu()
