@@ -4,13 +4,16 @@ import json
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 import yaml
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks import (
     bipedal_walker,
@@ -38,6 +41,7 @@ from benchmarks import (
     tuning_report,
     update_speed,
 )
+from benchmarks.atari_vector import VectorOfGymnasium
 from benchmarks.pace import STANDARD
 from sb3_npg import NPG
 from sb3_npg.networks import read_networks
@@ -502,3 +506,25 @@ def test_document_of_the_gpu_benchmark_is_made_of_what_is_stored(tmp_path):
     document = tmp_path / "gpu.md"
     gpu.report(gpu.RESULTS, document, "python -m benchmarks.gpu --report")
     assert document.read_text(encoding="utf-8") == gpu.DOCUMENT.read_text(encoding="utf-8")
+
+
+def test_vector_of_gymnasium_steps_as_sb3s_own():
+    name, n_envs = "CartPole-v1", 3
+    kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    ours = VectorOfGymnasium(gym.make_vec(name, n_envs, vectorization_mode="sync", vector_kwargs=kwargs), seed=7)
+    theirs = DummyVecEnv([lambda: gym.make(name) for _ in range(n_envs)])
+    theirs.seed(7)
+    np.testing.assert_array_equal(ours.reset(), theirs.reset())
+    random, n_ended = np.random.default_rng(0), 0
+    for _ in range(60):
+        actions = random.integers(0, 2, n_envs)
+        (*mine, mine_infos), (*other, other_infos) = ours.step(actions), theirs.step(actions)
+        for one, two in zip(mine, other, strict=True):
+            np.testing.assert_array_equal(one, two)
+        for done, one, two in zip(mine[2], mine_infos, other_infos, strict=True):
+            n_ended += done
+            assert ("terminal_observation" in one) == done
+            if done:
+                np.testing.assert_array_equal(one["terminal_observation"], two["terminal_observation"])
+                assert one["TimeLimit.truncated"] == two["TimeLimit.truncated"]
+    assert n_ended > n_envs
