@@ -30,6 +30,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
+from benchmarks.drawn import DRAWN
 from benchmarks.pong import PPO_ZOO
 from benchmarks.report import (
     Store,
@@ -43,7 +44,7 @@ from benchmarks.report import (
 )
 from sb3_npg import NPG
 
-GAMES = ("asterix", "breakout", "space_invaders")
+GAMES = ("asterix", "breakout", "space_invaders", *DRAWN)
 SEEDS = (0, 1, 2)
 N_ENVS, N_STEPS, STEPS = 16, 128, 300_000
 #: Looks at a run, evenly spaced.
@@ -213,7 +214,7 @@ class Look(BaseCallback):
 def measure(store: Store, run: Run) -> None:
     """Train, and keep the returns."""
     th.set_num_threads(1)
-    env = make_vec_env(partial(MinAtar, run.game), N_ENVS, seed=run.seed)
+    env = make_vec_env(DRAWN.get(run.game, partial(MinAtar, run.game)), N_ENVS, seed=run.seed)
     make: Callable[..., OnPolicyAlgorithm] = {"NPG": NPG, "PPO": PPO}[run.candidate.algorithm]
     policy = {
         "features_extractor_class": MinAtarCNN,

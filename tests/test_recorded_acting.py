@@ -12,21 +12,23 @@ from torch import nn
 from sb3_npg.acting import FastForward, Recorder, acting
 from tests.agents import TargetEnv, make_agent
 
+
+def target_env(actions):
+    return TargetEnv(spaces.Box(-1.0, 1.0, (3,), np.float32, seed=0), actions)
+
+
 #: What is recorded.
 RECORDABLE = {
     "Gaussian": ("vector", {}),
-    "categorical": (
-        lambda: TargetEnv(spaces.Box(-1.0, 1.0, (3,), np.float32, seed=0), spaces.Discrete(3)),
-        {},
-    ),
+    "categorical": (lambda: target_env(spaces.Discrete(3)), {}),
+    "categoricals": (lambda: target_env(spaces.MultiDiscrete([3, 2])), {}),
     "images": ("image", {}),
     "images, continuous": ("image, Box", {}),
     "two extractors": ("image", {"policy_kwargs": {"share_features_extractor": False}}),
 }
-#: What is not: more random numbers than outputs, noise that is drawn elsewhere, observations that are looked up.
+#: What is not: bits, noise that is drawn elsewhere, observations that are looked up.
 OTHERS = {
-    "MultiDiscrete": ("MultiDiscrete", {}),
-    "MultiBinary": ("MultiBinary", {}),
+    "bits": (lambda: target_env(spaces.MultiBinary(2)), {}),
     "gSDE": ("vector", {"use_sde": True}),
     "Discrete observations": ("Discrete", {}),
     "Dict": ("Dict", {}),

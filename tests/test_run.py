@@ -559,7 +559,7 @@ def test_verbose_agent_prints_its_figures(verbose, capsys):
         ("vector", "MlpPolicy", {}, False),
         ("vector", "MlpPolicy", {"use_sde": True}, True),
         ("vector", "MlpPolicy", {"fast_paths": False}, True),
-        ("MultiDiscrete", "MlpPolicy", {}, True),
+        ("MultiBinary", "MlpPolicy", {}, True),
         ("image", "CnnPolicy", {"fast_paths": False}, False),
     ],
 )

@@ -60,7 +60,8 @@ class OutputFisher(ABC):
         Draw actions as a plain SB3 distribution does: the same random numbers, the same actions.
 
         :param outputs: z, shape (n, k)
-        :param noise: gSDE's, which is not drawn here, shape (n, action_dim)
+        :param noise: random numbers that are drawn already: gSDE's, which always are, shape (n, action_dim), or a
+            categorical's, shape (n, k)
         :return: shape (n, action_dim), or (n,) for a Discrete space
         """
 

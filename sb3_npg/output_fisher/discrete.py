@@ -29,8 +29,17 @@ class CategoricalFisher(OutputFisher):
         return -(log_p.exp() * log_p).sum(dim=1)
 
     def sample(self, outputs: th.Tensor, noise: th.Tensor | None = None) -> th.Tensor:
-        """Draw from p."""
-        return outputs.softmax(dim=1).multinomial(1, replacement=True).squeeze(1)
+        """
+        Draw from p: of exponential random numbers with rates p, the a-th is least with probability p_a.
+
+        So ``torch.multinomial`` draws one action of each row, but it waits for the device to look at p first.
+        """
+        drawn = th.empty_like(outputs).exponential_() if noise is None else noise
+        return (outputs.softmax(dim=1) / drawn).argmax(dim=1)
+
+    def pieces(self, noise: th.Tensor) -> tuple[th.Tensor, ...]:
+        """Return the places of a sample's random numbers, shape (n, C)."""
+        return (noise,)
 
     def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
         """Return u ↦ p∘u − p (pᵀu)."""
@@ -102,7 +111,14 @@ class MultiCategoricalFisher(OutputFisher):
 
     def sample(self, outputs: th.Tensor, noise: th.Tensor | None = None) -> th.Tensor:
         """Draw from each categorical."""
-        return th.stack([self.block.sample(z) for z in self._split(outputs)], dim=1)
+        logits = self._split(outputs)
+        drawn = [None] * len(logits) if noise is None else self.pieces(noise)
+        return th.stack([self.block.sample(z, e) for z, e in zip(logits, drawn, strict=True)], dim=1)
+
+    def pieces(self, noise: th.Tensor) -> tuple[th.Tensor, ...]:
+        """Return the places of each categorical's random numbers, shapes (n, C_i), one behind the other in memory."""
+        flat = th.split(noise.view(-1), [len(noise) * n for n in self.action_dims])
+        return tuple(piece.view(len(noise), n) for piece, n in zip(flat, self.action_dims, strict=True))
 
     def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
         """Multiply block by block."""

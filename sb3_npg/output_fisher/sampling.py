@@ -7,7 +7,7 @@ import torch as th
 from torch import nn
 
 from sb3_npg.output_fisher.base import OutputFisher
-from sb3_npg.output_fisher.discrete import CategoricalFisher
+from sb3_npg.output_fisher.discrete import CategoricalFisher, MultiCategoricalFisher
 from sb3_npg.output_fisher.gaussian import GaussianFisher
 from sb3_npg.output_fisher.noise import ExplorationNoise, FreeNoise
 
@@ -72,23 +72,22 @@ class GaussianSampler(NoiseSampler):
 
 class CategoricalSampler(NoiseSampler):
     """
-    A categorical distribution: of exponential random numbers with rates p, the a-th is least with probability p_a.
+    Categoricals, by random numbers of the exponential distribution.
 
-    As ``torch.multinomial`` draws one action of each row, without its wait for the device.
-
-    :param metric: the closed forms
+    :param metric: the closed forms of one categorical, or of several
     """
 
-    def __init__(self, metric: CategoricalFisher):
+    def __init__(self, metric: CategoricalFisher | MultiCategoricalFisher):
         self.metric = metric
 
     def fill(self, noise: th.Tensor) -> None:
-        """Draw e of the exponential distribution of rate 1."""
-        noise.exponential_()
+        """Draw e, one categorical after the other."""
+        for piece in self.metric.pieces(noise):
+            piece.exponential_()
 
     def actions(self, outputs: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """Return argmax_a p_a / e_a, and log p_a."""
-        actions = (outputs.softmax(dim=1) / noise).argmax(dim=1)
+        """Return argmax_a p_a / e_a of each categorical, and the sum of log p_a."""
+        actions = self.metric.sample(outputs, noise)
         return actions, self.metric.log_prob(outputs, actions)
 
 
@@ -123,6 +122,6 @@ def make_sampler(metric: OutputFisher, noise: ExplorationNoise | None) -> Sample
     """
     if isinstance(noise, FreeNoise) and isinstance(metric, GaussianFisher) and metric.log_slope is None:
         return GaussianSampler(noise.parameter)
-    if type(metric) is CategoricalFisher:
+    if isinstance(metric, CategoricalFisher | MultiCategoricalFisher):
         return CategoricalSampler(metric)
     return ClosedFormSampler(metric, noise)
