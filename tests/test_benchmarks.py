@@ -457,7 +457,7 @@ def test_minatars_table_means_over_the_seeds_that_are_done(tmp_path, monkeypatch
         store.save(minatar.Run(first, "breakout", seed).settings(), {"returns": [0.0, value]})
     store.save(minatar.Run(other, "asterix", 0).settings(), {"returns": [5.0]})
     rows = minatar.table(store, [first, other], minatar.final).splitlines()
-    assert rows[2:] == [f"| {first.name} | – | 2.0 ± 1.4 | – |", f"| {other.name} | 5.0 | – | – |"]
+    assert rows[2:] == [f"| {first.name} | – | 2.0 ± 1.4 | – | – | – |", f"| {other.name} | 5.0 | – | – | – | – |"]
 
 
 def test_pongs_tables_show_how_far_each_candidate_went():

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch as th
 
-from sb3_npg.linalg.cupy.device import Argument, Launch, Tensors
+from sb3_npg.graphs import Tensors
+from sb3_npg.linalg.cupy.device import Argument, Launch
 
 _HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
