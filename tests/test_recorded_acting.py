@@ -1,6 +1,7 @@
 """A policy whose steps are replayed as a graph acts as one whose steps are not; the graph is a stand-in here."""
 
 import copy
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 from sb3_npg.acting import FastForward, Recorder, acting
 from tests.agents import TargetEnv, make_agent
+from tests.linalg.emulator import emulated_capture
 
 
 def target_env(actions):
@@ -35,29 +37,17 @@ OTHERS = {
 }
 
 
-class Replay:
-    """Does the recorded work again, and writes where it wrote before."""
-
-    def __init__(self, run):
-        self.run = run
-        self.found = run()
-        self.n_replays = 0
-
-    def replay(self):
-        self.n_replays += 1
-        for tensor, new in zip(self.found, self.run(), strict=True):
-            tensor.copy_(new)
-
-
 class Camera:
-    """Records, and keeps all recordings."""
+    """Records, and keeps the replays of all recordings."""
 
     def __init__(self):
-        self.made = []
+        self.replays = []
 
     def __call__(self, run):
-        self.made.append(Replay(run))
-        return self.made[-1], self.made[-1].found
+        graph, found = emulated_capture(run)
+        watched = Mock(wraps=graph)
+        self.replays.append(watched.replay)
+        return watched, found
 
 
 def agent_of(case, recorder=None, **kwargs):
@@ -82,7 +72,7 @@ def test_a_rollout_is_the_same_when_its_steps_are_replayed(case):
         agent.learn(agent.n_steps)
     for one, other in zip(*map(collected, agents), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-    assert [recording.n_replays for recording in camera.made] == [16]
+    assert [replay.call_count for replay in camera.replays] == [16]
 
 
 @pytest.mark.parametrize("case", RECORDABLE)
@@ -90,12 +80,12 @@ def test_one_recording_serves_all_rollouts_of_a_training(case):
     camera = Camera()
     agent = agent_of(case, Recorder(camera))
     agent.learn(3 * agent.n_steps)
-    assert [recording.n_replays for recording in camera.made] == [3 * 16]
+    assert [replay.call_count for replay in camera.replays] == [3 * 16]
     observations = th.as_tensor(agent.rollout_buffer.observations)
-    before = camera.made[0].n_replays
+    before = camera.replays[0].call_count
     with th.no_grad(), acting(agent.policy, recorder=agent._recorder):
         values = agent.policy(observations[:1])[1]  # by parameters that three updates have moved
-    assert camera.made[0].n_replays == before + 1
+    assert camera.replays[0].call_count == before + 1
     assert th.allclose(values, agent.policy.predict_values(observations[:1]), rtol=1e-4)
 
 
@@ -103,7 +93,7 @@ def test_one_recording_serves_all_rollouts_of_a_training(case):
 def test_what_a_graph_cannot_hold_is_not_recorded(case):
     camera = Camera()
     agent_of(case, Recorder(camera)).learn(16)
-    assert camera.made == []
+    assert camera.replays == []
 
 
 def replace_tensors(policy):
@@ -122,7 +112,7 @@ def test_a_policy_of_other_tensors_or_modules_is_recorded_anew(change):
     agent.learn(16)
     change(agent.policy)
     agent.learn(16)
-    assert [recording.n_replays for recording in camera.made] == [16, 16]
+    assert [replay.call_count for replay in camera.replays] == [16, 16]
 
 
 def test_loaded_parameters_are_those_that_act(tmp_path):

@@ -1,5 +1,7 @@
 """What a policy of feed-forward networks does at a step of a rollout, computed by hand."""
 
+from collections.abc import Callable
+
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -53,9 +55,7 @@ class FastForward:
         obs = finite_observations(obs)
         if deterministic:
             return ActorCriticPolicy.forward(self.networks.policy, obs, deterministic)  # type: ignore[arg-type]
-        hidden, values = self._seen(obs)
-        actions, log_prob = self._sampler.draw(self.networks.actor.head(hidden), hidden)
-        return actions.reshape(self._shape), values, log_prob
+        return self._acted(obs, self._sampler.draw)
 
     def is_recordable(self) -> bool:
         """Tell whether :meth:`act` is all there is to a step, and never waits for the device."""
@@ -74,9 +74,7 @@ class FastForward:
         :param noise: as :meth:`noise_for` has made it and :meth:`draw` has filled it
         :return: actions, values and log-probabilities
         """
-        hidden, values = self._seen(finite_observations(obs))
-        actions, log_prob = self._noise_sampler.actions(self.networks.actor.head(hidden), noise)
-        return actions.reshape(self._shape), values, log_prob
+        return self._acted(finite_observations(obs), lambda outputs, _: self._noise_sampler.actions(outputs, noise))
 
     def noise_for(self, n_envs: int) -> th.Tensor:
         """Return a place for the random numbers of a step, shape (n, k)."""
@@ -101,6 +99,11 @@ class FastForward:
         if not isinstance(self._sampler, NoiseSampler):
             raise TypeError(f"{type(self._sampler).__name__} does not draw its random numbers first")
         return self._sampler
+
+    def _acted(self, obs: PyTorchObs, draw: Callable[[th.Tensor, th.Tensor], tuple[th.Tensor, th.Tensor]]) -> Acted:
+        hidden, values = self._seen(obs)
+        actions, log_prob = draw(self.networks.actor.head(hidden), hidden)
+        return actions.reshape(self._shape), values, log_prob
 
     def _seen(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """Return what goes into the actor's last layer, and values."""
