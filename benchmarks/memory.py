@@ -107,9 +107,8 @@ def train_cost(algorithm: str, rows: int, frame_size: int = 84, memory_limit: in
     shared = {**SHARED, "n_steps": rows // N_ENVS}
     model: OnPolicyAlgorithm
     if algorithm == "NPG":
-        model = NPG(
-            "CnnPolicy", env, fisher_solver_kwargs={"max_steps": CG_STEPS, "rtol": 0.0}, critic_solver="adam", **shared
-        )
+        solver: dict[str, Any] = {"fisher_solver": "cg", "fisher_solver_kwargs": {"max_steps": CG_STEPS, "rtol": 0.0}}
+        model = NPG("CnnPolicy", env, critic_solver="adam", **solver, **shared)
     else:
         model = TRPO("CnnPolicy", env, cg_max_steps=CG_STEPS, **shared)
     meter = TrainMeter()

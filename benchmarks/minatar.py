@@ -130,21 +130,22 @@ class Candidate:
     shares: bool = True
 
 
+CG: dict[str, Any] = {"fisher_solver": "cg"}
 KFAC: dict[str, Any] = {"fisher_solver": "kfac"}
 REDUCED, CHOLESKY, PROPAGATED = {"weight_sharing": "reduce"}, {"largest_eigen": 0}, {"columns": "propagated"}
 RARE = {"statistics_interval": 4, "inverse_interval": 4}
 CANDIDATES = (
-    Candidate("λ = 0.1", settings={"damping": 0.1}),
-    Candidate("defaults (λ = 0.01)", settings={"damping": 0.01}),
-    Candidate("λ = 0.001", settings={"damping": 0.001}),
+    Candidate("CG, λ = 0.1", settings=CG | {"damping": 0.1}),
+    Candidate("CG, λ = 0.01", settings=CG | {"damping": 0.01}),
+    Candidate("CG, λ = 0.001", settings=CG | {"damping": 0.001}),
     Candidate(
-        "λ = 0.01, Adam and an extractor for the critic",
-        settings={"damping": 0.01, "critic_solver": "adam"},
+        "CG, λ = 0.01, Adam and an extractor for the critic",
+        settings=CG | {"damping": 0.01, "critic_solver": "adam"},
         shares=False,
     ),
     Candidate("K-FAC, λ = 0.1", settings=KFAC | {"damping": 0.1}),
     Candidate("K-FAC, λ = 0.01", settings=KFAC | {"damping": 0.01}),
-    Candidate("K-FAC, λ = 0.001", settings=KFAC | {"damping": 0.001}),
+    Candidate("K-FAC, λ = 0.001, the defaults", settings=KFAC | {"damping": 0.001}),
     Candidate("K-FAC, λ = 0.0001", settings=KFAC | {"damping": 0.0001}),
     Candidate("K-FAC, λ = 0.01, reduced", settings=KFAC | {"damping": 0.01, "fisher_solver_kwargs": REDUCED}),
     Candidate("K-FAC, λ = 0.001, Cholesky", settings=KFAC | {"damping": 0.001, "fisher_solver_kwargs": CHOLESKY}),

@@ -108,6 +108,7 @@ def make_agent(task: str, seed: int, width: int) -> NPG:
             policy_kwargs=image_kwargs,
             critic_solver="adam",
             n_critic_updates=10,
+            fisher_solver="cg",
             damping=0.1,
             **SHARED,
         )

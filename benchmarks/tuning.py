@@ -91,7 +91,7 @@ def _clipped(at: float) -> dict[str, Any]:
 
 
 #: Action dimensions d of the tasks.
-DIMENSIONS = {"HalfCheetah-v5": 6, "Ant-v5": 8, "Walker2d-v5": 6, "Hopper-v5": 3, "Swimmer-v5": 2}
+DIMENSIONS = {"HalfCheetah-v5": 6, "Ant-v5": 8, "Walker2d-v5": 6, "Hopper-v5": 3, "Swimmer-v5": 2, "Humanoid-v5": 17}
 #: λ of GAE 0.95, said where NPG's own is another. Like the value of any argument, a function of d; None leaves it out.
 _USUAL_LAMBDA: dict[str, Any] = {"gae_lambda": lambda d: None if 3 < d <= 6 else 0.95}
 _SET: dict[str, Any] = {"n_steps": 128, "target_kl": 0.01, "damping": 0.1, **_USUAL_LAMBDA}

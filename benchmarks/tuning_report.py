@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from benchmarks.report import Store, markdown_table, mean_and_spread
 
-TASKS = ("HalfCheetah-v5", "Ant-v5", "Walker2d-v5", "Hopper-v5", "Swimmer-v5")
+TASKS = ("HalfCheetah-v5", "Ant-v5", "Walker2d-v5", "Hopper-v5", "Swimmer-v5", "Humanoid-v5")
 SEEDS = (0, 1, 2)
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
@@ -29,6 +30,8 @@ IMAGE_DAMPINGS, IMAGE_DAMPING = {"kfac": 0.001, "ekfac": 0.001}, 0.01
 DEFAULT_GAE_LAMBDA = 0.95
 CONTINUOUS_GAE_LAMBDAS = {3: 0.98, 6: 0.95, math.inf: 0.9}
 
+#: Arguments of a policy that do not come from ``policy_kwargs``.
+_GIVEN_TO_POLICIES = ("observation_space", "action_space", "lr_schedule", "use_sde")
 _SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -78,6 +81,15 @@ def _check_rollout_size(arguments: dict[str, Any], n_envs: int) -> None:
             UserWarning,
             stacklevel=2,
         )
+
+
+def default_fisher_solver(observation_space: spaces.Space[Any]) -> str:
+    """
+    Return what "auto" stands for: K-FAC for images, of which it learns more and faster, else conjugate gradient.
+
+    :param observation_space: the policy's
+    """
+    return "kfac" if _has_images(observation_space) else "cg"
 
 
 def default_damping(
@@ -192,6 +204,41 @@ def check_policy_class(policy_class: Any) -> None:
             "Recurrent policies are not supported by NPG. Use sb3_contrib.RecurrentPPO, or stack the last "
             "observations with stable_baselines3.common.vec_env.VecFrameStack and use 'MlpPolicy' or 'CnnPolicy'."
         )
+
+
+def check_policy_kwargs(policy_class: type, policy_kwargs: Any) -> None:
+    """
+    Check that a policy takes the arguments that it is to be given.
+
+    :param policy_class: SB3 policy class
+    :param policy_kwargs: what the user passed
+    :raises ValueError: if they are no dict, or one is unknown
+    """
+    if not isinstance(policy_kwargs, dict):
+        raise ValueError(f"`policy_kwargs`={policy_kwargs!r} must be a dict, arguments by name, or None.")
+    parameters = inspect.signature(policy_class).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters if parameter.name not in _GIVEN_TO_POLICIES]
+    unknown = sorted(set(policy_kwargs) - set(known))
+    if unknown:
+        raise ValueError(
+            f"`policy_kwargs` has {unknown}, which {policy_class.__name__} does not know or NPG gives. "
+            f"It takes {known}."
+        )
+
+
+def check_device(device: Any) -> None:
+    """
+    Check that a device is one that torch has a name for.
+
+    :param device: what the user passed
+    :raises ValueError: if it is not
+    """
+    try:
+        th.device("cpu" if device == "auto" else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"`device`={device!r} is no device: {error}. Use 'auto', 'cpu' or 'cuda'.") from error
 
 
 def check_features_extractor(

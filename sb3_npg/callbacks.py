@@ -22,7 +22,7 @@ class StaggerEpisodes(BaseCallback):
 
     def _on_training_start(self) -> None:
         env = self.training_env
-        if not env.has_attr("_max_episode_steps"):
+        if not (env.has_attr("_max_episode_steps") and env.has_attr("_elapsed_steps")):
             raise ValueError(
                 "`callback`=StaggerEpisodes() needs environments with a time limit, and there is one without. Make it "
                 "by gymnasium.make(..., max_episode_steps=...), or leave the callback out."

@@ -30,6 +30,8 @@ def check_number(
     :raises ValueError: if it is not a number, not finite, or out of range
     """
     if isinstance(value, str):
+        if value.startswith("lin_"):
+            raise ValueError(f"`{name}`={value!r} is a schedule, and it takes none: give a number. {hint}".rstrip())
         raise ValueError(
             f"`{name}`={value!r} is a string where a number belongs. Write it without quotes; in a YAML file write "
             f"1.0e-3 or !!float 1e-3, because YAML reads 1e-3 as a string. {hint}".rstrip()

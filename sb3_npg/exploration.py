@@ -6,6 +6,7 @@ from typing import Any
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
 
 
 def initial_log_std(n_dimensions: int) -> float:
@@ -21,7 +22,7 @@ def initial_log_std(n_dimensions: int) -> float:
 
 def set_initial_noise(policy: ActorCriticPolicy, policy_kwargs: dict[str, Any]) -> None:
     """
-    Let a new Gaussian policy begin with σ = min(1, 2/d), unless the user or the policy's class has chosen.
+    Let a new Gaussian policy begin with σ = min(1, 2/d), unless the user or the policy's class has chosen a σ ≠ 1.
 
     gSDE keeps SB3's start: its log σ is of weights on features, not of actions.
 
@@ -30,7 +31,10 @@ def set_initial_noise(policy: ActorCriticPolicy, policy_kwargs: dict[str, Any]) 
     """
     if "log_std_init" in policy_kwargs or getattr(policy, "log_std_init", None) != 0.0:
         return
-    if isinstance(policy.action_space, spaces.Box) and not policy.use_sde:
-        policy.log_std_init = initial_log_std(policy.log_std.numel())
+    log_std = getattr(policy, "log_std", None)
+    if not isinstance(policy.action_space, spaces.Box) or not isinstance(log_std, nn.Parameter) or policy.use_sde:
+        return
+    if not log_std.any():
+        policy.log_std_init = initial_log_std(log_std.numel())
         with th.no_grad():
-            policy.log_std.fill_(policy.log_std_init)
+            log_std.fill_(policy.log_std_init)

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_npg.fisher import FeedForward, is_plain, sequence_of, split_rows
-from sb3_npg.output_fisher import ExplorationNoise, OutputFisher, make_noise, plain_output_fisher
+from sb3_npg.output_fisher import ExplorationNoise, GaussianFisher, OutputFisher, make_noise, plain_output_fisher
 
 #: What a policy class may not do in a way of its own.
 _COMPUTING = (
@@ -133,17 +133,18 @@ def read_networks(policy: ActorCriticPolicy) -> PolicyNetworks | None:
     :param policy: SB3 actor-critic policy
     :return: its networks; None if it is made of anything else, or computes in a way of its own
     """
-    metric = plain_output_fisher(policy.action_dist)
-    front = _front(policy, policy.pi_features_extractor)
     critic = read_critic(policy)
-    if metric is None or front is None or critic is None:
+    if critic is None:
+        return None
+    metric = plain_output_fisher(policy.action_dist)
+    noise = make_noise(policy.action_dist, getattr(policy, "log_std", None))
+    front = _front(policy, policy.pi_features_extractor)
+    if metric is None or front is None or (isinstance(metric, GaussianFisher) and noise is None):
         return None
     actor = _read(policy, [*front, policy.mlp_extractor.policy_net, policy.action_net], observes=bool(front))
     if actor is None or {id(p) for p in actor.parameters()} & {id(p) for p in critic.layers.parameters()}:
         return None
-    return PolicyNetworks(
-        policy, actor, critic, metric, make_noise(policy.action_dist, getattr(policy, "log_std", None))
-    )
+    return PolicyNetworks(policy, actor, critic, metric, noise)
 
 
 def read_critic(policy: ActorCriticPolicy) -> CriticNetwork | None:
@@ -153,9 +154,11 @@ def read_critic(policy: ActorCriticPolicy) -> CriticNetwork | None:
     :param policy: SB3 actor-critic policy
     :return: its network; None if it is made of anything else, or computes in a way of its own
     """
+    if not _computes_as_sb3(policy):
+        return None
     extractor, shared = policy.vf_features_extractor, policy.share_features_extractor
     front = [] if shared else _front(policy, extractor)
-    if front is None or not _computes_as_sb3(policy):
+    if front is None:
         return None
     layers = _read(policy, [*front, policy.mlp_extractor.value_net, policy.value_net], observes=bool(front))
     return None if layers is None else CriticNetwork(policy, layers, shares=shared and not _is_constant(extractor))
@@ -218,7 +221,7 @@ def _is_constant(extractor: nn.Module) -> bool:
 
 def _computes_as_sb3(policy: ActorCriticPolicy) -> bool:
     """Tell whether a policy's class, and the object itself, leave SB3's computation as it is."""
-    trunk = policy.mlp_extractor
+    trunk = getattr(policy, "mlp_extractor", None)
     return (
         all(getattr(type(policy), name) is getattr(ActorCriticPolicy, name) for name in _COMPUTING)
         and not any(name in vars(policy) for name in _COMPUTING)

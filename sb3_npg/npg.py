@@ -17,17 +17,21 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_npg.acting import FastForward, Recorder, acting
 from sb3_npg.actor import take_rows
 from sb3_npg.arguments import (
     assertions_as_value_errors,
+    check_device,
     check_features_extractor,
     check_hyperparameters,
     check_policy_class,
+    check_policy_kwargs,
     check_policy_name,
     check_spaces,
     default_damping,
+    default_fisher_solver,
     default_gae_lambda,
     example_observation,
     make_damping,
@@ -40,7 +44,7 @@ from sb3_npg.linalg import make_linalg
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.numerics import NumericalFailure, restored_on_failure
 from sb3_npg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_npg.policy_parts import PolicyParts, refresh_running_statistics, split_policy
+from sb3_npg.policy_parts import PolicyParts, refresh_running_statistics, require_actor, split_policy
 from sb3_npg.rollout import (
     Samples,
     finite_observations,
@@ -52,10 +56,10 @@ from sb3_npg.schedules import make_schedule
 from sb3_npg.search_line import SearchLine
 from sb3_npg.solvers import FisherSolver, make_fisher_solver
 from sb3_npg.solvers.direction import Direction, find_direction
-from sb3_npg.trust_region import LineSearch, StepRule, adapted_damping_factor, backtrack
+from sb3_npg.trust_region import LineSearch, StepRule, adapted_damping_factor, backtrack, increased_damping_factor
 
 #: What ``_setup_model`` derives from the arguments.
-_DERIVED = ("_damping_schedule", "_step_rule", "_critic_solver", "_last_skipped_update", "_recorder")
+_DERIVED = ("_critic_solver", "_last_skipped_update", "_recorder")
 
 SelfNPG = TypeVar("SelfNPG", bound="NPG")
 
@@ -90,7 +94,7 @@ class NPG(OnPolicyAlgorithm):
     :param fisher_solver: how (F + λI) x = g is solved: "cg" (conjugate gradient), "kfac" or "ekfac" (a Kronecker
         product for each layer), "diagonal", "exact" (forms F, small policies), "woodbury" (in sample space, short
         rollouts), "identity" (the plain gradient, to compare with), or a name registered in
-        ``sb3_npg.solvers.FISHER_SOLVERS``
+        ``sb3_npg.solvers.FISHER_SOLVERS``; "auto" means "kfac" if the policy sees images, else "cg"
     :param fisher_solver_kwargs: arguments of the solver, such as ``{"max_steps": 15, "rtol": 0.01}`` for "cg"
     :param damping: λ ≥ 0, added to F in the solve and nowhere else; number or schedule; None means 0.1 for each action
         dimension, as F is a sum over them, or 0.01 if the policy sees images, 0.001 by K-FAC or EKFAC;
@@ -140,8 +144,6 @@ class NPG(OnPolicyAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
     }
     fisher: FisherSolver
-    _damping_schedule: Schedule
-    _step_rule: StepRule
     _critic_solver: CriticSolver
     _last_skipped_update: int | None
     _recorder: Recorder | None
@@ -154,7 +156,7 @@ class NPG(OnPolicyAlgorithm):
         n_steps: int = 1024,
         batch_size: int = 64,
         gamma: float = 0.99,
-        fisher_solver: str = "cg",
+        fisher_solver: str = "auto",
         fisher_solver_kwargs: dict[str, Any] | None = None,
         damping: float | Schedule | str | None = None,
         adaptive_damping: bool = False,
@@ -184,6 +186,7 @@ class NPG(OnPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
+        check_device(device)
         with assertions_as_value_errors("env"):
             super().__init__(
                 policy,
@@ -237,16 +240,18 @@ class NPG(OnPolicyAlgorithm):
         check_policy_class(self.policy_class)
         if self.gae_lambda is None:
             self.gae_lambda = default_gae_lambda(self.action_space)
+        if self.fisher_solver == "auto":
+            self.fisher_solver = default_fisher_solver(self.observation_space)
         check_hyperparameters(vars(self), self.n_envs)
         check_spaces(self.observation_space, self.action_space, self.use_sde)
+        check_policy_kwargs(self.policy_class, self.policy_kwargs)
         check_features_extractor(self.policy_class, self.policy_kwargs, self.observation_space)
-        default = default_damping(self.observation_space, self.action_space, self.fisher_solver, self.relative_damping)
-        self._damping_schedule = make_damping(self.damping, self.adaptive_damping, default)
-        self._step_rule = make_step_rule(self.target_kl, self.step_size)
+        self._damping_schedule()
+        self._step_rule()
         self._critic_solver = make_critic_solver(self.critic_solver, self.critic_solver_kwargs, self.gamma)
         self._last_skipped_update = None
         self._recorder = Recorder.on(self.device)
-        with assertions_as_value_errors("policy_kwargs"):
+        with assertions_as_value_errors("policy_kwargs" if self.policy_kwargs else "policy"):
             super()._setup_model()
         set_initial_noise(self.policy, self.policy_kwargs)
         self.fisher = make_fisher_solver(self.fisher_solver, self.fisher_solver_kwargs).to(self.device)
@@ -256,9 +261,19 @@ class NPG(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         example, _ = self.policy.obs_to_tensor(example_observation(self.observation_space))
         parts = split_policy(self.policy, example, self.fast_paths)
+        require_actor(self.policy, parts)
         n_rows = self.n_steps * self.n_envs
         self.fisher.check_size(len(parts.acting), -(-n_rows // self.sub_sampling_factor))
         self._critic_solver.check_size(sum(p.numel() for p in parts.criticising), n_rows)
+
+    def _damping_schedule(self) -> Schedule:
+        """Read λ from the attributes, which may be set while the agent trains."""
+        default = default_damping(self.observation_space, self.action_space, self.fisher_solver, self.relative_damping)
+        return make_damping(self.damping, self.adaptive_damping, default)
+
+    def _step_rule(self) -> StepRule:
+        """Read how long a step is from the attributes, which may be set while the agent trains."""
+        return make_step_rule(self.target_kl, self.step_size)
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = make_schedule("learning_rate", self.learning_rate, minimum=0.0)
@@ -270,6 +285,7 @@ class NPG(OnPolicyAlgorithm):
         with acting(self.policy, self.fast_paths, self._recorder):
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
+    @sdpa_kernel(SDPBackend.MATH)  # attention's other kernels cannot be differentiated twice
     def train(self) -> None:
         """
         Improve the policy by one natural gradient step on the rollout, then the critic by regression.
@@ -285,12 +301,13 @@ class NPG(OnPolicyAlgorithm):
 
         with self._skipped_on_numerical_failure():
             require_finite_rollout(self.rollout_buffer)
-            problem = self._local_problem(rollout, parts)  # L, F and the mean KL at θ_old
-            gradient = problem.surrogate_gradient()  # g
-            line = SearchLine(problem, self._step_length)  # θ + cβx
-            direction = self._find_direction(problem, gradient, line)  # x
-            search = self._search(line)  # θ ← θ + cβx
-            self._conclude_step(problem, direction, line.length, search)
+            if len(parts.acting) > 0:  # else the actor is frozen
+                problem = self._local_problem(rollout, parts)  # L, F and the mean KL at θ_old
+                gradient = problem.surrogate_gradient()  # g
+                line = SearchLine(problem, self._step_length)  # θ + cβx
+                direction = self._find_direction(problem, gradient, line)  # x
+                search = self._search(line)  # θ ← θ + cβx
+                self._conclude_step(problem, direction, line.length, search)
         with self._skipped_on_numerical_failure():
             self._fit_critic(rollout, parts)
 
@@ -313,11 +330,13 @@ class NPG(OnPolicyAlgorithm):
 
     def _step_length(self, curvature: th.Tensor) -> th.Tensor:
         """Return β for xᵀFx."""
-        return self._step_rule.length(curvature, self._current_progress_remaining)
+        return self._step_rule().length(curvature, self._current_progress_remaining)
 
     def _find_direction(self, problem: LocalProblem, gradient: th.Tensor, line: SearchLine) -> Direction:
         """Solve (F + λI) x = g, and take the full step along x, as both are looked at together."""
-        damping = self._damping_factor * self._damping_schedule(self._current_progress_remaining)
+        damping = self._damping_factor * self._damping_schedule()(self._current_progress_remaining)
+        if not damping >= 0.0:
+            raise NumericalFailure(f"`damping` is {damping:g} at a progress of {self._current_progress_remaining:g}")
         start = time.perf_counter()
         direction = find_direction(self.fisher, problem, gradient, damping, self.relative_damping, line)
         self.logger.record("time/solve", time.perf_counter() - start)
@@ -325,8 +344,13 @@ class NPG(OnPolicyAlgorithm):
 
     def _search(self, line: SearchLine) -> LineSearch:
         """Move the policy along the step as far as the line search allows."""
-        kl_limit = self._step_rule.kl_limit(self._current_progress_remaining)
-        return backtrack(line, kl_limit, self.line_search_shrinking_factor, self.line_search_max_iter)
+        kl_limit = self._step_rule().kl_limit(self._current_progress_remaining)
+        try:
+            return backtrack(line, kl_limit, self.line_search_shrinking_factor, self.line_search_max_iter)
+        except NumericalFailure:
+            if self.adaptive_damping:
+                self._damping_factor = increased_damping_factor(self._damping_factor)
+            raise
 
     def _conclude_step(self, problem: LocalProblem, direction: Direction, length: float, search: LineSearch) -> None:
         """Adapt the damping to what the step cost, and log the step."""
@@ -362,7 +386,7 @@ class NPG(OnPolicyAlgorithm):
                     "stable_baselines3.common.vec_env.VecCheckNan finds the step at which an environment goes wrong; "
                     "VecNormalize keeps a NaN in its averages, and every later update is then skipped.",
                     RuntimeWarning,
-                    stacklevel=6,  # the line that called learn()
+                    stacklevel=7,  # the line that called learn()
                 )
             self._last_skipped_update = self._n_updates
 
@@ -372,8 +396,8 @@ class NPG(OnPolicyAlgorithm):
             explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
         self.logger.record("train/explained_variance", explained)
         self.logger.record("train/skipped_updates", self._n_skipped_updates)
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
+        if isinstance(log_std := getattr(self.policy, "log_std", None), th.Tensor):
+            self.logger.record("train/std", float(log_std.detach().exp().mean()))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def learn(

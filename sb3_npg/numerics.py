@@ -34,11 +34,13 @@ def require_finite(what: str, *tensors: th.Tensor) -> None:
 @contextmanager
 def restored_on_failure(module: nn.Module, optimizer: th.optim.Optimizer) -> Iterator[None]:
     """
-    Put a module and its optimizer back bit for bit, in place, if the block ends in a numerical failure.
+    Put a module and its optimizer back bit for bit, in place, if the block does not come to its end.
+
+    After a numerical failure training goes on; after anything else, an interrupt by the user above all, the agent can
+    be saved.
 
     :param module: its parameters and buffers
     :param optimizer: its state
-    :raises NumericalFailure: the block's own, after the restoration
     """
     tensors = [tensor.detach() for tensor in (*module.parameters(), *module.buffers())]
     before = [th.empty_like(tensor) for tensor in tensors]
@@ -46,7 +48,7 @@ def restored_on_failure(module: nn.Module, optimizer: th.optim.Optimizer) -> Ite
     optimizer_before = _copied(optimizer.state_dict())
     try:
         yield
-    except NumericalFailure:
+    except BaseException:
         for tensor, value in zip(tensors, before, strict=True):
             tensor.copy_(value)
         optimizer.load_state_dict(optimizer_before)

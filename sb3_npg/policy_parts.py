@@ -26,7 +26,8 @@ class PolicyParts(NamedTuple):
     """
     The parts of an actor-critic policy, told apart by following its computation and not by names.
 
-    :param acting: parameters that the action distribution depends on: moved by the policy step alone
+    :param acting: parameters that the action distribution depends on: moved by the policy step alone; none while the
+        actor is frozen
     :param criticising: the other parameters that the value depends on: moved by the critic's regression
     :param acting_modules: modules called on the way to the action distribution; none where ``networks`` are known, as
         these do the same in training and in evaluation
@@ -49,10 +50,9 @@ def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths
     :param observations: at least one row
     :param fast_paths: recognise feed-forward networks, which are then computed by hand
     :return: its parts
-    :raises ValueError: if no parameter acts
     """
     networks = read_networks(policy) if fast_paths else None
-    if networks is not None and networks.acting_parameters():
+    if networks is not None:
         acting = ParameterVector(networks.acting_parameters())
         return PolicyParts(acting, networks.criticising_parameters(), [], networks, networks.critic)
     first = take_rows(observations, slice(0, 1))
@@ -66,6 +66,22 @@ def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths
         critic = None
     acting_modules = _called_modules(policy, lambda: policy.get_distribution(first))
     return PolicyParts(acting, criticising, acting_modules, critic=critic)
+
+
+def require_actor(policy: ActorCriticPolicy, parts: PolicyParts) -> None:
+    """
+    Check that there is something for the policy step to move.
+
+    :param policy: SB3 actor-critic policy
+    :param parts: its parts
+    :raises ValueError: if no parameter acts
+    """
+    if len(parts.acting) == 0:
+        raise ValueError(
+            f"`policy`={type(policy).__name__} has no parameter that the action distribution depends on and that "
+            "requires a gradient. Let it not detach its outputs. To train the critic alone for a while, freeze the "
+            "actor by `requires_grad_(False)` after the agent is made."
+        )
 
 
 def refresh_running_statistics(

@@ -52,8 +52,10 @@ def _all_finite(*arrays: np.ndarray[Any, Any]) -> bool:
 
 
 def normalized(advantages: th.Tensor) -> th.Tensor:
-    """Return the advantages at zero mean and unit standard deviation; zeros if they are all equal."""
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    """Return the advantages at zero mean and unit standard deviation; zeros if they are all equal but for rounding."""
+    centred, spread = advantages - advantages.mean(), advantages.std()
+    rounding = 8.0 * th.finfo(advantages.dtype).eps * advantages.abs().max()
+    return th.where(spread > rounding, centred / (spread + 1e-8), 0.0)
 
 
 def finite_observations(observations: PyTorchObs) -> PyTorchObs:

@@ -44,6 +44,9 @@ def make_schedule(name: str, value: Any, *, minimum: float | None = None, above:
     if not callable(schedule):
         check_number(name, schedule, minimum=minimum, above=above, hint=hint)
         return ProgressSchedule(float(schedule))
-    start = schedule(1.0)
+    try:
+        start = schedule(1.0)
+    except TypeError as error:
+        raise ValueError(f"`{name}`={value!r} cannot be called with the progress remaining: {error}. {hint}") from error
     check_number(name, start, minimum=minimum, above=above, hint=f"That is its value at the start. {hint}")
     return ProgressSchedule(schedule)

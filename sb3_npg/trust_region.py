@@ -151,6 +151,17 @@ def backtrack(line: Line, kl_limit: float, shrinking_factor: float, max_iter: in
     return LineSearch(False, 0.0, max_iter, now.before, 0.0, 0.0, first_mean_kl)
 
 
+def increased_damping_factor(factor: float, omega: float = 1.5, limit: float = 1e4) -> float:
+    """
+    Return more damping than led to a step that nothing could be learnt from.
+
+    :param factor: present multiple of the damping that the user asked for
+    :param omega: what it is multiplied by
+    :param limit: largest factor
+    """
+    return min(factor * omega, limit)
+
+
 def adapted_damping_factor(
     factor: float, search: LineSearch, predicted_kl: float, omega: float = 1.5, limit: float = 1e4
 ) -> float:
@@ -158,7 +169,8 @@ def adapted_damping_factor(
     Levenberg–Marquardt control of the damping by how well the quadratic model predicts the KL.
 
     More damping when the full step costs over 1.5 times the KL predicted, or when the line search rejects every
-    step; less when the prediction holds within a fifth and the full step is taken.
+    step; less when the prediction holds within a fifth and the full step is taken, which a trust region allows only if
+    it costs no more than predicted.
 
     After Martens (2010), Deep learning via Hessian-free optimization, section 4.1, with the KL in the place
     of the loss: the KL does not have the sampling noise of the advantages.
@@ -172,7 +184,7 @@ def adapted_damping_factor(
     """
     ratio = search.first_mean_kl / predicted_kl if predicted_kl > 0.0 else math.inf
     if not search.accepted or not ratio <= 1.5:
-        return min(factor * omega, limit)
+        return increased_damping_factor(factor, omega, limit)
     if 0.8 < ratio < 1.2 and search.steps == 1:
         return max(factor / omega, 1.0 / limit)
     return factor

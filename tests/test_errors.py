@@ -408,7 +408,7 @@ def test_rollout_too_long_for_the_woodbury_solver_is_refused(options, rows):
 def test_policy_too_large_for_the_exact_solver_is_refused(options):
     message = error(fisher_solver="exact", **options)
     assert_names(message, "fisher_solver", "exact")
-    assert re.search(r"all [\d,]{5,} acting parameters", message)
+    assert re.search(r"all [\d,]{5,} parameters", message)
     assert "fisher_solver='cg'" in message
 
 
@@ -578,3 +578,29 @@ def test_environment_of_another_action_space_is_refused(tmp_path):
     make_agent("Box").save(tmp_path / "agent")
     with pytest.raises(ValueError, match="spaces do not match"):
         NPG.load(tmp_path / "agent", make_env("Discrete"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"policy_kwargs": "wide"}, ["`policy_kwargs`='wide'", "must be a dict"]),
+        ({"policy_kwargs": {"net_arhc": [8]}}, ["`policy_kwargs` has ['net_arhc']", "'net_arch'"]),
+        ({"policy_kwargs": {"use_sde": True}}, ["`policy_kwargs` has ['use_sde']", "NPG gives"]),
+        ({"device": "gpu"}, ["`device`='gpu'", "'auto', 'cpu' or 'cuda'"]),
+        ({"target_kl": lambda: 0.1}, ["`target_kl`=", "progress remaining"]),
+        ({"learning_rate": lambda: 0.1}, ["`learning_rate`=", "progress remaining"]),
+        ({"ent_coef": "lin_0.1"}, ["`ent_coef`='lin_0.1'", "takes none"]),
+        ({"fisher_solver": "atuo"}, ["`fisher_solver`='atuo'", "'auto'"]),
+        ({"env": "image", "fisher_solver_kwargs": {"max_steps": 5}}, ["['max_steps']", "fisher_solver='kfac'", "'cg'"]),
+        ({"critic_solver_kwargs": [1]}, ["`critic_solver_kwargs`=[1]", "must be a dict"]),
+        (
+            {"critic_solver_kwargs": {"fisher_solver": "woodbury", "fisher_solver_kwargs": {"max_rows": 4}}},
+            ["`critic_solver_kwargs` cannot serve this critic", "rows"],
+        ),
+    ],
+    ids=str,
+)
+def test_what_sb3_and_torch_would_complain_about_later_is_refused_by_name(arguments, words):
+    message = error(**arguments)
+    for word in words:
+        assert word in message

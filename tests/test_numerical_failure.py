@@ -11,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_npg import NPG
+from sb3_npg.rollout import normalized
 from sb3_npg.solvers import FISHER_SOLVERS, FisherSolver, Problem, Solution
 from tests.agents import (
     N_STEPS,
@@ -340,3 +341,60 @@ def test_skips_are_counted_across_files(tmp_path):
     assert [update["train/skipped_updates"] for update in states.updates] == [2, 2]
     assert len(messages) == 1  # once more in each run
     assert not same(snapshot(loaded), snapshot(agent))
+
+
+def test_damping_that_a_schedule_makes_negative_skips_the_policy_step():
+    agent = make_agent("vector", damping=lambda progress: 0.1 * (2.0 * progress - 1.0))
+    acting = parameters(agent, critic=False)
+    with pytest.warns(RuntimeWarning, match=r"`damping` is -0\.1 at a progress of 0"):
+        agent.learn(N_STEPS)
+    assert same(parameters(agent, critic=False), acting)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_interrupts_an_update_leaves_the_agent_as_it_was(error, monkeypatch):
+    agent = make_agent("vector")
+    train(agent, 1)
+    before = snapshot(agent)
+
+    def interrupted(*_args: Any) -> None:
+        assert not same(snapshot(agent), before)  # the full step is taken unseen
+        raise error
+
+    monkeypatch.setattr("sb3_npg.npg.backtrack", interrupted)
+    with pytest.raises(error):
+        agent.train()
+    assert same(snapshot(agent), before)
+
+
+def test_a_full_step_that_is_not_finite_raises_the_adaptive_damping():
+    agent = make_agent("vector", adaptive_damping=True, line_search_max_iter=0, step_size=1e30)
+    with pytest.warns(RuntimeWarning, match="after the full step is not finite"):
+        agent.learn(2 * N_STEPS)
+    assert agent._damping_factor == pytest.approx(1.5**2)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 100.3, -1e-7])
+@pytest.mark.parametrize("n_rows", [1000, 2048])
+def test_equal_advantages_are_normalised_to_zeros(value, n_rows):
+    advantages = th.full((n_rows,), value)
+    assert not normalized(advantages).any()
+    advantages[0] += 1.0
+    assert normalized(advantages).std() == pytest.approx(1.0)
+
+
+def test_a_frozen_actor_stays_while_the_critic_learns():
+    agent = make_agent("vector")
+    train(agent, 1)
+    frozen = [*agent.policy.mlp_extractor.policy_net.parameters(), *agent.policy.action_net.parameters()]
+    for parameter in (*frozen, agent.policy.log_std):
+        parameter.requires_grad_(False)
+    acting, criticising = parameters(agent, critic=False), parameters(agent, critic=True)
+    (update,) = train(agent, 1)
+    assert update["train/skipped_updates"] == 0
+    assert same(parameters(agent, critic=False), acting)
+    assert not same(parameters(agent, critic=True), criticising)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    train(agent, 1)
+    assert not same(parameters(agent, critic=False), acting)

@@ -26,6 +26,7 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_npg import NPG
+from sb3_npg.solvers import FISHER_SOLVERS
 from tests.agents import ACTION_SPACES, ENVIRONMENTS, N_STEPS, TargetEnv, make_agent, make_env, parameters, train
 from tests.cases import LearnFeaturesPolicy
 
@@ -124,7 +125,7 @@ def test_every_option_trains_in_every_action_space(space, options):
 
 @pytest.mark.parametrize("environment", [name for name in ENVIRONMENTS if name not in ACTION_SPACES])
 def test_every_kind_of_observation_trains(environment):
-    assert_trains(make_agent(environment, sub_sampling_factor=2))
+    assert_trains(make_agent(environment, n_steps=2 * N_STEPS, sub_sampling_factor=2))
 
 
 @pytest.mark.parametrize(
@@ -270,13 +271,50 @@ def test_damping_is_a_tenth_for_each_action_dimension_unless_it_is_said(space, o
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "key", "expected"),
+    [
+        ("target_kl", 0.002, "kl_predicted", 0.002),
+        ("target_kl", "lin_0.002", "kl_predicted", 0.002),
+        ("damping", 0.7, "damping", 0.7),
+    ],
+)
+def test_what_is_set_on_an_agent_counts_from_the_next_update_on(name, value, key, expected):
+    agent = make_agent("vector", fisher_solver="exact", line_search_max_iter=0)
+    assert train(agent, 1)[0][f"train/{key}"] != pytest.approx(expected)
+    setattr(agent, name, value)
+    if isinstance(value, str):
+        agent._current_progress_remaining = 1.0
+        agent.train()
+        assert agent.logger.name_to_value[f"train/{key}"] == pytest.approx(expected)
+    else:
+        assert train(agent, 1)[0][f"train/{key}"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "solver"),
+    [
+        ("vector", {}, "cg"),
+        ("Dict", {}, "cg"),
+        ("image", {}, "kfac"),
+        ("image in a Dict", {}, "kfac"),
+        ("vector", {"fisher_solver": "auto"}, "cg"),
+        ("image", {"fisher_solver": "cg"}, "cg"),
+    ],
+)
+def test_images_are_for_kfac_and_all_else_for_conjugate_gradient(environment, options, solver):
+    model = make_agent(environment, **options)
+    assert model.fisher_solver == solver
+    assert type(model.fisher) is FISHER_SOLVERS[solver]
+
+
+@pytest.mark.parametrize(
     ("environment", "options", "damping"),
     [
-        ("image", {}, 0.01),
-        ("image, Box", {}, 0.01),
-        ("image in a Dict", {}, 0.01),
+        ("image", {}, 0.001),
+        ("image, Box", {}, 0.001),
+        ("image in a Dict", {}, 0.001),
         ("Dict", {}, 0.1),
-        ("image", {"fisher_solver": "kfac"}, 0.001),
+        ("image", {"fisher_solver": "cg"}, 0.01),
         ("image, Box", {"fisher_solver": "ekfac"}, 0.001),
         ("vector", {"fisher_solver": "kfac"}, 0.1),
         ("image", {"relative_damping": True}, 0.1),

@@ -218,8 +218,8 @@ def test_overrides_change_solver_and_step_rule(path):
     (update,) = train(loaded, 1)
     assert update["train/step_size"] == pytest.approx(0.02)
     assert update["train/solver_steps"] == 2
-    assert isinstance(loaded._step_rule, FixedStep)
-    assert isinstance(NPG.load(path, device="cpu")._step_rule, TrustRegion)
+    assert isinstance(loaded._step_rule(), FixedStep)
+    assert isinstance(NPG.load(path, device="cpu")._step_rule(), TrustRegion)
 
 
 @pytest.mark.parametrize("n_envs", [1, 4])

@@ -15,7 +15,6 @@ from sb3_npg.fisher import (
     KeptJacobian,
     OutputModel,
     RolloutFisher,
-    split_rows,
 )
 from sb3_npg.networks import PolicyNetworks
 from sb3_npg.parameters import ParameterVector
@@ -82,10 +81,7 @@ class FeedForwardActor:
 
     def layers(self, chunk_rows: int, memory_budget: int) -> FeedForwardLayers:
         """Return F layer by layer."""
-        network = self.networks.actor
-        per_row = network.record_bytes_per_row(self.inputs.shape[1:], network.layers[-1].linear.weight.shape[0])
-        at_once = memory_budget // per_row
-        chunks = split_rows(self.n_rows, max(1, min(chunk_rows, at_once)))
+        chunks = self._mean_jacobian.record_chunks(chunk_rows, memory_budget)
         return FeedForwardLayers(FeedForwardModel(self._seen, chunks, self.metric, noise_span=self._noise_span))
 
     def every(self, step: int) -> "FeedForwardActor":

@@ -110,16 +110,9 @@ def acting_parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> Pa
 
     :param policy: SB3 actor-critic policy
     :param observations: at least one row
-    :return: those parameters, in the policy's order
-    :raises ValueError: if there are none
+    :return: those that are trained, in the policy's order
     """
     with th.enable_grad():
         distribution = policy.get_distribution(take_rows(observations, slice(0, 1)))
         outputs = make_output_fisher(distribution).outputs(distribution)
-        reached = reached_parameters(outputs, policy.parameters())
-    if not reached:
-        raise ValueError(
-            f"`policy`={type(policy).__name__} has no parameter that the action distribution depends on "
-            "and that requires a gradient. Check `requires_grad` and that the policy does not detach its outputs."
-        )
-    return ParameterVector(reached)
+        return ParameterVector(reached_parameters(outputs, policy.parameters()))

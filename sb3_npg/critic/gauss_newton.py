@@ -100,7 +100,10 @@ class GaussNewtonSolver(CriticSolver):
 
     def check_size(self, n_parameters: int, n_rows: int) -> None:
         """Refuse a critic or a rollout that the solver cannot serve."""
-        self.solver.check_size(n_parameters, n_rows)
+        try:
+            self.solver.check_size(n_parameters, n_rows)
+        except ValueError as error:
+            raise ValueError(f"`critic_solver_kwargs` cannot serve this critic: {error}") from error
 
     def fit(
         self, policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples, n_updates: int, batch_size: int
@@ -155,7 +158,7 @@ def _fit_intercept(policy: ActorCriticPolicy, problem: ValueProblem, damping: fl
 
     :return: the loss before and after, and the mean eigenvalue of JᵀJ/N before: one look at the device
     """
-    own = getattr(policy.value_net, "bias", None)
+    own = getattr(getattr(policy, "value_net", None), "bias", None)
     bias = next((tensor for tensor in problem.vector.tensors if tensor is own), None)
     eigenvalue = mean_eigenvalue(problem.layers)
     residuals = problem.residuals()

@@ -20,7 +20,6 @@ from sb3_npg.fisher import (
     Linearization,
     OutputModel,
     rows_within,
-    split_rows,
 )
 from sb3_npg.networks import CriticNetwork, count_rows
 from sb3_npg.parameters import ParameterVector
@@ -128,7 +127,8 @@ class FeedForwardValues:
 
     def layers(self, chunk_rows: int, memory_budget: int) -> FeedForwardLayers:
         """Return F layer by layer."""
-        return FeedForwardLayers(FeedForwardModel(self._seen, split_rows(self.n_rows, chunk_rows), UnitMetric()))
+        chunks = self._jacobian.record_chunks(chunk_rows, memory_budget)
+        return FeedForwardLayers(FeedForwardModel(self._seen, chunks, UnitMetric()))
 
     def _values(self, rows: slice) -> th.Tensor:
         if not th.is_grad_enabled() and self._jacobian.holds(rows):

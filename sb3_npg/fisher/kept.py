@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import torch as th
 
+from sb3_npg.fisher.chunks import split_rows
 from sb3_npg.fisher.columns import Columns
 from sb3_npg.fisher.feed_forward import FeedForward, FeedForwardJacobian
 from sb3_npg.fisher.statistics import LayerRecord, WeightSharing
@@ -76,6 +77,17 @@ class KeptJacobian:
             self._kept = None  # free its memory first
             self._kept = rows, FeedForwardJacobian(self.network, self.inputs[rows], self.parameters)
         return self._kept[1]
+
+    def record_chunks(self, chunk_rows: int, memory_budget: int) -> list[slice]:
+        """
+        Cut the rows so that the records of a chunk, position by position, fit into so many bytes.
+
+        :param chunk_rows: largest number of rows to differentiate at once
+        :param memory_budget: bytes
+        """
+        n_outputs = len(self.network.layers[-1].linear.weight)
+        per_row = self.network.record_bytes_per_row(self.inputs.shape[1:], n_outputs)
+        return split_rows(len(self.inputs), max(1, min(chunk_rows, memory_budget // per_row)))
 
     def rows_within(self, memory_budget: int) -> int:
         """Return how many rows' activations fit into so many bytes."""

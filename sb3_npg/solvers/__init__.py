@@ -4,7 +4,7 @@ from typing import Any
 
 from sb3_npg.solvers.base import FisherSolver, Problem, Solution
 from sb3_npg.solvers.conjugate_gradient import ConjugateGradientSolver
-from sb3_npg.solvers.construction import construct
+from sb3_npg.solvers.construction import argument_names, construct
 from sb3_npg.solvers.diagonal import DiagonalSolver
 from sb3_npg.solvers.exact import ExactSolver
 from sb3_npg.solvers.identity import IdentitySolver
@@ -35,7 +35,10 @@ def make_fisher_solver(name: str, kwargs: dict[str, Any] | None = None) -> Fishe
     """
     if not isinstance(name, str) or name not in FISHER_SOLVERS:
         raise ValueError(
-            f"`fisher_solver`={name!r} is unknown. Choose one of {sorted(FISHER_SOLVERS)}, "
+            f"`fisher_solver`={name!r} is unknown. Choose one of {['auto', *sorted(FISHER_SOLVERS)]}, "
             "or register a class of your own in sb3_npg.solvers.FISHER_SOLVERS."
         )
-    return construct(FISHER_SOLVERS[name], kwargs, "fisher_solver_kwargs", f"fisher_solver={name!r}")
+    asked = set(kwargs) if isinstance(kwargs, dict) else set()
+    able = [other for other, known in sorted(FISHER_SOLVERS.items()) if asked <= set(argument_names(known))]
+    hint = f"That is for fisher_solver={' or '.join(map(repr, able))}." if able else ""
+    return construct(FISHER_SOLVERS[name], kwargs, "fisher_solver_kwargs", f"fisher_solver={name!r}", hint=hint)

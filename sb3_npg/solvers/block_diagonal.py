@@ -29,7 +29,7 @@ class BlockDiagonalSolver(FisherSolver):
     :raises ValueError: if an argument is unknown or out of range
     """
 
-    def __init__(self, columns: Columns, decay: float, statistics_interval: int, others_saved: bool = False):
+    def __init__(self, columns: Columns, decay: float, statistics_interval: int, carries_over: bool = False):
         super().__init__()
         check_choice("fisher_solver_kwargs['columns']", columns, get_args(Columns))
         check_number("fisher_solver_kwargs['decay']", decay, minimum=0.0, below=1.0)
@@ -37,7 +37,7 @@ class BlockDiagonalSolver(FisherSolver):
         self.columns: Columns = columns
         self.decay = decay
         self.statistics_interval = statistics_interval
-        self.memory = Memory(saved=others_saved or decay > 0.0 or statistics_interval > 1)
+        self.memory = Memory(carries_over or decay > 0.0 or statistics_interval > 1)
         self._blocks: Sequence[Block] = ()
         self._is_updated = False
         self._announced: set[str] = set()
@@ -45,6 +45,7 @@ class BlockDiagonalSolver(FisherSolver):
     def update(self, problem: Problem) -> None:
         """Measure and average the curvature, when that is due."""
         self._is_updated = False
+        self.memory.enter(is_scaled=isinstance(problem.scale, th.Tensor))
         self._look_at(problem)
         self.memory.count += 1
         self._is_updated = True
@@ -133,7 +134,7 @@ class BlockDiagonalSolver(FisherSolver):
 
         Those that serve a single update are not looked at: a NaN in them is one in the solution, which is.
         """
-        if self.memory.saved:
+        if self.memory.carries_over:
             require_finite("the curvature of a layer", *measured.values())
         for name, new in measured.items():
             self.memory.average(name, new, self.decay)

@@ -67,7 +67,7 @@ class ConjugateGradientSolver(FisherSolver):
         self.warm_start = warm_start
         self.momentum = momentum
         self.preconditioner = _make_preconditioner(preconditioner, preconditioner_kwargs)
-        self.memory = Memory(saved=warm_start or momentum > 0.0)
+        self.memory = Memory(carries_over=warm_start or momentum > 0.0)
 
     def update(self, problem: Problem) -> None:
         """Let the preconditioner look at the curvature; the last natural gradient becomes x₋."""
@@ -93,7 +93,7 @@ class ConjugateGradientSolver(FisherSolver):
         if start is not None and not float(gradient @ result.x) > 0.0:
             # What was carried over points downhill for this rollout, and more damping would only keep more of it.
             result = solve(gradient)
-        if self.memory.saved and 0.0 < float(gradient @ result.x) < math.inf:
+        if self.memory.carries_over and 0.0 < float(gradient @ result.x) < math.inf:
             self.memory.tensors["latest"] = result.x / problem.scale
         figures = Figures(lambda: {"steps": float(result.steps), "condition": result.condition})
         return Solution(result.x, figures, result.product)

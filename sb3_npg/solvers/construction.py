@@ -6,12 +6,18 @@ from typing import Any, TypeVar
 SomeSolver = TypeVar("SomeSolver")
 
 
+def argument_names(solver_class: type) -> list[str]:
+    """Return the keyword arguments of a solver's constructor."""
+    return [key for key in inspect.signature(solver_class).parameters if key not in ("args", "kwargs")]
+
+
 def construct(
     solver_class: type[SomeSolver],
     kwargs: dict[str, Any] | None,
     argument: str,
     owner: str,
     own_name: str = "fisher_solver_kwargs",
+    hint: str = "",
 ) -> SomeSolver:
     """
     Build a solver, and let complaints name the argument that the user wrote.
@@ -21,16 +27,17 @@ def construct(
     :param argument: where the user wrote them
     :param owner: what they belong to, in words
     :param own_name: the argument that the solver itself names in its complaints
+    :param hint: the way out, where a keyword argument is unknown
     :return: the solver
     :raises ValueError: for an unknown keyword argument, or a value that the solver refuses
     """
     if kwargs is not None and not isinstance(kwargs, dict):
-        raise ValueError(f"`{argument}`={kwargs!r} must be a dict such as {{'max_steps': 15}}, or None.")
-    known = [key for key in inspect.signature(solver_class).parameters if key not in ("args", "kwargs")]
+        raise ValueError(f"`{argument}`={kwargs!r} must be a dict, arguments by name, or None.")
+    known = argument_names(solver_class)
     unknown = sorted(set(kwargs or {}) - set(known))
     if unknown:
         choice = f"It takes {known}" if known else "It takes none"
-        raise ValueError(f"`{argument}` has {unknown}, which {owner} does not know. {choice}.")
+        raise ValueError(f"`{argument}` has {unknown}, which {owner} does not know. {choice}. {hint}".rstrip())
     try:
         return solver_class(**(kwargs or {}))
     except ValueError as error:

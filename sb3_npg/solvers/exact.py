@@ -27,7 +27,7 @@ class ExactSolver(FisherSolver):
         """Refuse a policy whose Fisher would not fit."""
         if n_parameters > self.max_parameters:
             raise ValueError(
-                f"`fisher_solver`='exact' forms the Fisher of all {n_parameters:,} acting parameters "
+                f"`fisher_solver`='exact' forms the Fisher of all {n_parameters:,} parameters "
                 f"({20 * n_parameters**2 / 2**30:.1f} GiB), more than its limit of {self.max_parameters:,}. "
                 "Use fisher_solver='cg', which never forms it, a smaller `net_arch`, "
                 "or raise fisher_solver_kwargs={'max_parameters': ...}."
@@ -35,6 +35,7 @@ class ExactSolver(FisherSolver):
 
     def update(self, problem: Problem) -> None:
         """Form F."""
+        self._fisher = None  # free its memory first, and let no failure leave the last rollout's
         self._fisher = problem.dense_fisher()
 
     def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:

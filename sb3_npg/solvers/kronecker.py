@@ -72,7 +72,7 @@ class KFACSolver(BlockDiagonalSolver):
         weight_sharing: WeightSharing = "expand",
         largest_eigen: int = 1024,
     ):
-        super().__init__(columns, decay, statistics_interval, others_saved=inverse_interval != 1)
+        super().__init__(columns, decay, statistics_interval, carries_over=inverse_interval != 1)
         check_integer("fisher_solver_kwargs['inverse_interval']", inverse_interval, minimum=1)
         check_choice("fisher_solver_kwargs['weight_sharing']", weight_sharing, get_args(WeightSharing))
         check_integer("fisher_solver_kwargs['largest_eigen']", largest_eigen, minimum=0)
@@ -105,7 +105,7 @@ class KFACSolver(BlockDiagonalSolver):
 
     def _is_forgetful(self) -> bool:
         """Tell whether each update is its rollout's factors and no more; a subclass may measure anything."""
-        return type(self) is KFACSolver and self.columns == "exact" and not self.memory.saved
+        return type(self) is KFACSolver and self.columns == "exact" and not self.memory.carries_over
 
     def _factored_like(self, chain: FisherChain, problem: Problem) -> FactoredChain | None:
         """Return what the last update used, if it serves the chain too, else what the backend makes for it."""
@@ -151,7 +151,7 @@ class KFACSolver(BlockDiagonalSolver):
             for block, (a, g) in zip(layer_blocks(self._blocks), pairs, strict=True):
                 # They are parts of one tensor, which would be saved with each of them.
                 others[f"{block.name}.A"], others[f"{block.name}.G"] = (
-                    (a.clone(), g.clone()) if self.memory.saved else (a, g)
+                    (a.clone(), g.clone()) if self.memory.carries_over else (a, g)
                 )
             return others
 
@@ -161,7 +161,7 @@ class KFACSolver(BlockDiagonalSolver):
     def _factors_of(self, record: LayerRecord, n_rows: int) -> dict[str, th.Tensor | Gram]:
         """Return A and G of a layer, summed over a record's rows, of N."""
         block, inputs, deltas = record
-        if self.memory.saved or inputs.shape[1] > 1 or not self._is_large(block):
+        if self.memory.carries_over or inputs.shape[1] > 1 or not self._is_large(block):
             return dict(zip("AG", kronecker_factors(record), strict=True))
         sides = {"A": (inputs[:, 0], n_rows), "G": (deltas[:, :, 0].flatten(0, 1), len(deltas) * n_rows)}
         return {name: _gram(rows, n_all) for name, (rows, n_all) in sides.items()}

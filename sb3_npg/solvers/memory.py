@@ -16,16 +16,24 @@ class Memory(nn.Module):
     A module that follows ``.to(device)``. The names are known only once the policy is, so the tensors are no
     buffers: the state is one dict that loads whatever it holds.
 
-    :param saved: whether the tensors are saved with the agent, or only the count of updates
+    :param carries_over: whether an update uses what earlier ones measured; then the tensors are saved with the agent,
+        and otherwise the count of updates alone
     """
 
-    def __init__(self, saved: bool):
+    def __init__(self, carries_over: bool):
         super().__init__()
-        self.saved = saved
+        self.carries_over = carries_over
+        #: Whether they are of :class:`~sb3_npg.solvers.scaling.ScaledProblem`'s coordinates.
+        self.is_scaled = False
         self.tensors: dict[str, th.Tensor] = {}
         self.weights: dict[str, float] = {}
         #: Updates so far.
         self.count = 0
+
+    def enter(self, is_scaled: bool) -> None:
+        """Forget what was measured in other coordinates than those of the update to come."""
+        if is_scaled != self.is_scaled:
+            self.tensors, self.weights, self.is_scaled = {}, {}, is_scaled
 
     def has(self, name: str, *shape: int) -> bool:
         """Tell whether a tensor is remembered, in the shape that it has now: layers may be frozen at any time."""
@@ -63,12 +71,19 @@ class Memory(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what is to be saved."""
-        kept = (self.tensors, self.weights) if self.saved else ({}, {})
-        return {"tensors": dict(kept[0]), "weights": dict(kept[1]), "count": self.count}
+        kept = (self.tensors, self.weights) if self.carries_over else ({}, {})
+        return {
+            "tensors": dict(kept[0]),
+            "weights": dict(kept[1]),
+            "is_scaled": self.is_scaled,
+            "count": self.count,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Remember what was saved, and nothing else."""
-        self.tensors, self.weights, self.count = dict(state["tensors"]), dict(state["weights"]), state["count"]
+        """Remember what was saved, as far as it will be used, and nothing else."""
+        kept = (state["tensors"], state["weights"]) if self.carries_over else ({}, {})
+        self.tensors, self.weights = dict(kept[0]), dict(kept[1])
+        self.is_scaled, self.count = state["is_scaled"], state["count"]
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Memory":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -46,6 +46,7 @@ class WoodburySolver(FisherSolver):
 
     def update(self, problem: Problem) -> None:
         """Form JJᵀ."""
+        self._system = None  # free its memory first, and let no failure leave the last rollout's
         self._system = _sampled(problem)
 
     def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:

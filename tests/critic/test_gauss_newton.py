@@ -13,6 +13,8 @@ from sb3_npg import NPG
 from sb3_npg.critic import GaussNewtonSolver, MinibatchSolver, ValueProblem, make_critic_solver, make_values
 from sb3_npg.critic.minibatches import fused
 from sb3_npg.critic.problem import ProximalProblem
+from sb3_npg.critic.values import FeedForwardValues
+from sb3_npg.fisher import FeedForward
 from sb3_npg.networks import read_critic
 from sb3_npg.numerics import NumericalFailure
 from sb3_npg.parameters import ParameterVector
@@ -35,6 +37,21 @@ def make_value_problem(policy: str, fast_paths: bool = True, **kwargs: Any) -> "
     problem = RegressionOfPolicy(values, th.randn(N, dtype=th.float64), **kwargs)
     problem.policy, problem.observations = made, observations
     return problem
+
+
+def test_records_of_the_critics_layers_stay_within_the_memory_budget():
+    # Each number of an image is in 25 of the patches that a convolution sees.
+    modules = nn.Sequential(nn.Conv2d(1, 2, 5), nn.ReLU(), nn.Conv2d(2, 2, 5), nn.Flatten(), nn.Linear(2 * 8 * 8, 1))
+    network = FeedForward.read(modules, modules)
+    assert network is not None
+    budget = 100_000
+    values = FeedForwardValues(network, th.randn(N, 1, 16, 16), ParameterVector(list(modules.parameters())))
+    chunks = list(ValueProblem(values, th.randn(N), memory_budget=budget).layers.records())
+    assert 1 < len(chunks) < N
+    for records in chunks:
+        # The columns of ones that biases see are not counted.
+        ones = sum(record.inputs[..., 0].nbytes for record in records)
+        assert sum(record.inputs.nbytes + record.deltas.nbytes for record in records) - ones <= budget
 
 
 class RegressionOfPolicy(ValueProblem):

@@ -14,7 +14,7 @@ from sb3_npg.solvers.memory import Memory
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(values=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=12), decay=st.floats(0.0, 0.999))
 def test_average_is_the_mean_weighted_by_age_from_the_first_on(values, decay):
-    memory = Memory(saved=True)
+    memory = Memory(carries_over=True)
     for n, value in enumerate(values, start=1):
         memory.average("one", th.tensor([value], dtype=th.float64), decay)
         weights = [decay ** (n - 1 - i) for i in range(n)]
@@ -23,14 +23,14 @@ def test_average_is_the_mean_weighted_by_age_from_the_first_on(values, decay):
 
 
 def test_average_of_equal_measurements_is_the_measurement():
-    memory = Memory(saved=True)
+    memory = Memory(carries_over=True)
     for _ in range(1000):
         memory.average("one", th.full((2, 2), 0.3), 0.99)
         assert th.equal(memory.tensors["one"], th.full((2, 2), 0.3))
 
 
 def test_average_begins_anew_when_the_shape_changes():
-    memory = Memory(saved=True)
+    memory = Memory(carries_over=True)
     for shape in (3, 3, 4):
         memory.average("one", th.full((shape,), float(shape)), 0.9)
     assert th.equal(memory.tensors["one"], th.full((4,), 4.0))
@@ -39,7 +39,7 @@ def test_average_begins_anew_when_the_shape_changes():
 
 
 def test_measurements_are_not_written_over():
-    memory, first = Memory(saved=True), th.ones(3)
+    memory, first = Memory(carries_over=True), th.ones(3)
     memory.average("one", first, 0.5)
     memory.average("one", th.zeros(3), 0.5)
     assert th.equal(first, th.ones(3))
@@ -66,7 +66,7 @@ def test_state_holds_what_is_saved_and_the_count(saved):
 
 
 def test_tensors_follow_the_module():
-    memory = Memory(saved=True)
+    memory = Memory(carries_over=True)
     memory.average("one", th.ones(3), 0.5)
     memory.to(th.float64)
     assert memory.tensors["one"].dtype == th.float64
@@ -74,7 +74,7 @@ def test_tensors_follow_the_module():
 
 
 def test_what_is_forgotten_is_gone_with_its_weight():
-    memory = Memory(saved=True)
+    memory = Memory(carries_over=True)
     memory.average("one", th.ones(3), 0.5)
     memory.forget(["one", "never seen"])
     assert not memory.has("one", 3)
@@ -83,7 +83,7 @@ def test_what_is_forgotten_is_gone_with_its_weight():
 
 
 def test_a_tensor_is_there_only_in_its_shape():
-    memory = Memory(saved=True)
+    memory = Memory(carries_over=True)
     memory.average("one", th.ones(3, 2), 0.5)
     assert memory.has("one", 3, 2)
     assert not memory.has("one", 3)

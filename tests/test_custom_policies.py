@@ -1,0 +1,135 @@
+"""Policies that are built in a way of their own, as SB3's class allows: they act by autograd, and train like all."""
+
+from typing import Any
+
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+
+from sb3_npg.local_problem import LocalProblem
+from tests import reference
+from tests.agents import make_agent, snapshot, train
+from tests.cases import make_actions, make_observations
+
+N = 6
+
+
+class FixedNoise(ActorCriticPolicy):
+    """σ is a constant, which is saved with the policy."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        log_std = self.log_std.detach() - 1.0
+        del self.log_std
+        self.register_buffer("log_std", log_std)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1))
+
+
+class NoiseNetwork(ActorCriticPolicy):
+    """σ is a function of the state, and the module that computes it has the parameter's name."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        n_dimensions = self.log_std.numel()
+        del self.log_std
+        self.log_std = nn.Linear(self.mlp_extractor.latent_dim_pi, n_dimensions)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1))
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:
+        return self.action_dist.proba_distribution(self.action_net(latent_pi), self.log_std(latent_pi))
+
+
+class OwnNetworks(ActorCriticPolicy):
+    """None of SB3's networks."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        n_observations, n_dimensions = self.observation_space.shape[0], self.action_space.shape[0]
+        self.pi = nn.Sequential(nn.Linear(n_observations, 5), nn.Tanh(), nn.Linear(5, n_dimensions))
+        self.v = nn.Sequential(nn.Linear(n_observations, 5), nn.Tanh(), nn.Linear(5, 1))
+        self.log_std = nn.Parameter(th.zeros(n_dimensions))
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1))
+
+    def get_distribution(self, obs: th.Tensor) -> Any:
+        return self.action_dist.proba_distribution(self.pi(obs), self.log_std)
+
+    def predict_values(self, obs: th.Tensor) -> th.Tensor:
+        return self.v(obs)
+
+    def forward(self, obs: th.Tensor, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        distribution = self.get_distribution(obs)
+        actions = distribution.get_actions(deterministic)
+        return actions, self.v(obs), distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, Any]:
+        distribution = self.get_distribution(obs)
+        return self.v(obs), distribution.log_prob(actions), distribution.entropy()
+
+
+every_custom_policy = pytest.mark.parametrize("policy", [FixedNoise, NoiseNetwork, OwnNetworks])
+
+
+@every_custom_policy
+def test_the_fisher_of_a_custom_policy_is_the_covariance_of_its_scores(policy, float64):
+    space = spaces.Box(-1.0, 1.0, (3,))
+    made = policy(space, spaces.Box(-1.0, 1.0, (2,)), lambda _: 1e-3, net_arch=[5]).double()
+    made.set_training_mode(False)
+    observations = make_observations(space, N).double()
+    problem = LocalProblem(made, observations, make_actions(made, observations), th.randn(N, dtype=th.float64))
+    scores = reference.score_fisher(made, observations, N, problem.parameters)
+    assert reference.relative_error(problem.dense_fisher(), scores) < 1e-8
+
+
+@every_custom_policy
+@pytest.mark.parametrize(
+    "options", [{}, {"fisher_solver": "kfac"}, {"critic_solver": "adam"}, {"fast_paths": False}], ids=str
+)
+def test_custom_policies_train(policy, options):
+    agent = make_agent("vector", policy, **options)
+    before = snapshot(agent)["policy"]
+    for update in train(agent, 2):
+        assert update["train/skipped_updates"] == 0
+        assert 0.0 < update["train/kl"] <= 0.01
+    after = agent.policy.state_dict()
+    still = {name for name, tensor in after.items() if th.equal(tensor, before[name])}
+    assert still == ({"log_std"} if policy is FixedNoise else set())
+
+
+class OwnNoise(ActorCriticPolicy):
+    """σ is what the class says at its end."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        nn.init.constant_(self.log_std, -1.7)
+
+
+class Attention(BaseFeaturesExtractor):
+    """Each number of the observation looks at the others."""
+
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space, 4)
+        self.embedding = nn.Linear(1, 4)
+        layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.encoder(self.embedding(observations.unsqueeze(-1))).mean(dim=1)
+
+
+@pytest.mark.parametrize("fisher_solver", ["cg", "exact", "kfac", "woodbury"])
+@pytest.mark.filterwarnings("ignore:KFACSolver treats")
+def test_attention_trains_with_every_kind_of_product(fisher_solver):
+    kwargs = {"features_extractor_class": Attention, "net_arch": []}
+    for update in train(make_agent("vector", fisher_solver=fisher_solver, policy_kwargs=kwargs), 2):
+        assert update["train/skipped_updates"] == 0
+        assert 0.0 < update["train/kl"] <= 0.01
+
+
+def test_noise_that_the_class_has_chosen_is_left_alone():
+    assert make_agent("vector", OwnNoise).policy.log_std.tolist() == pytest.approx([-1.7, -1.7])
+
+
+def test_noise_that_is_no_parameter_is_left_alone():
+    assert make_agent("vector", FixedNoise).policy.log_std.tolist() == [-1.0, -1.0]
