@@ -26,6 +26,8 @@ DEFAULT_TARGET_KL = 0.01
 DEFAULT_DAMPING = 0.1
 #: The same for policies that see images, by some solvers, and by others.
 IMAGE_DAMPINGS, IMAGE_DAMPING = {"kfac": 0.001, "ekfac": 0.001}, 0.01
+#: Outputs of the largest policy that "auto" leaves to K-FAC.
+MOST_KFAC_OUTPUTS = 64
 #: λ of GAE when ``gae_lambda`` is not given, and the same for continuous actions of up to so many dimensions.
 DEFAULT_GAE_LAMBDA = 0.95
 CONTINUOUS_GAE_LAMBDAS = {3: 0.98, 6: 0.95, math.inf: 0.9}
@@ -83,13 +85,23 @@ def _check_rollout_size(arguments: dict[str, Any], n_envs: int) -> None:
         )
 
 
-def default_fisher_solver(observation_space: spaces.Space[Any]) -> str:
+def default_fisher_solver(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> str:
     """
     Return what "auto" stands for: K-FAC for images, of which it learns more and faster, else conjugate gradient.
 
+    K-FAC's factors take a pass backwards for each output, so that it is not for hundreds of actions to choose from.
+
     :param observation_space: the policy's
+    :param action_space: the policy's
     """
-    return "kfac" if _has_images(observation_space) else "cg"
+    return "kfac" if _has_images(observation_space) and _n_outputs(action_space) <= MOST_KFAC_OUTPUTS else "cg"
+
+
+def _n_outputs(space: spaces.Space[Any]) -> int:
+    """Return how many logits or means a policy has."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    return int(space.nvec.sum()) if isinstance(space, spaces.MultiDiscrete) else get_action_dim(space)
 
 
 def default_damping(

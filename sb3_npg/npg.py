@@ -94,7 +94,8 @@ class NPG(OnPolicyAlgorithm):
     :param fisher_solver: how (F + λI) x = g is solved: "cg" (conjugate gradient), "kfac" or "ekfac" (a Kronecker
         product for each layer), "diagonal", "exact" (forms F, small policies), "woodbury" (in sample space, short
         rollouts), "identity" (the plain gradient, to compare with), or a name registered in
-        ``sb3_npg.solvers.FISHER_SOLVERS``; "auto" means "kfac" if the policy sees images, else "cg"
+        ``sb3_npg.solvers.FISHER_SOLVERS``; "auto" means "kfac" if the policy sees images and has up to 64
+        outputs, else "cg"
     :param fisher_solver_kwargs: arguments of the solver, such as ``{"max_steps": 15, "rtol": 0.01}`` for "cg"
     :param damping: λ ≥ 0, added to F in the solve and nowhere else; number or schedule; None means 0.1 for each action
         dimension, as F is a sum over them, or 0.01 if the policy sees images, 0.001 by K-FAC or EKFAC;
@@ -241,7 +242,7 @@ class NPG(OnPolicyAlgorithm):
         if self.gae_lambda is None:
             self.gae_lambda = default_gae_lambda(self.action_space)
         if self.fisher_solver == "auto":
-            self.fisher_solver = default_fisher_solver(self.observation_space)
+            self.fisher_solver = default_fisher_solver(self.observation_space, self.action_space)
         check_hyperparameters(vars(self), self.n_envs)
         check_spaces(self.observation_space, self.action_space, self.use_sde)
         check_policy_kwargs(self.policy_class, self.policy_kwargs)

@@ -1,6 +1,8 @@
 """What a policy of feed-forward networks does at a step of a rollout, computed by hand."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
@@ -56,6 +58,10 @@ class FastForward:
         if deterministic:
             return ActorCriticPolicy.forward(self.networks.policy, obs, deterministic)  # type: ignore[arg-type]
         return self._acted(obs, self._sampler.draw)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let a copy of the policy act by SB3's own forward pass."""
+        return partial, (ActorCriticPolicy.forward, self.networks.policy)
 
     def is_recordable(self) -> bool:
         """Tell whether :meth:`act` is all there is to a step, and never waits for the device."""

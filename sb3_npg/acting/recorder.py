@@ -79,9 +79,9 @@ class RecordedForward:
         self._recording: _Recording | None = None
         self._has_looked = False
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has, which records graphs of its own."""
-        return {**vars(self), "_recording": None, "_has_looked": False}
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let a copy of the policy act by SB3's own forward pass."""
+        return self._forward.__reduce__()
 
     def __call__(self, obs: PyTorchObs, deterministic: bool = False) -> Acted:
         """See :class:`~sb3_npg.acting.FastForward`."""
