@@ -35,8 +35,8 @@ class LocalProblem:
 
     Schulman et al. (2015), Trust Region Policy Optimization, sections 4–6.
 
-    ``vector`` holds the parameters that act, as one vector of shape (p,); ``scale`` says that the coordinates are
-    these parameters themselves.
+    ``vector`` holds the parameters that act, as one vector of shape (p,); ``scale`` = 1: they are not rescaled, as in
+    :class:`~sb3_npg.solvers.scaling.ScaledProblem` they are.
 
     :param policy: SB3 actor-critic policy
     :param observations: what the rollout buffer returns, n rows (a tensor or a dict of tensors)
@@ -47,8 +47,8 @@ class LocalProblem:
     :param parts: the policy's, of which θ are the parameters that act; found if not given
     :param memory_budget: bytes that one chunk of rows may take while it is differentiated; None for 256 MiB, or an
         eighth of a GPU's memory
-    :param fast_paths: compute feed-forward networks by hand; False takes autograd for every policy. Of no meaning with
-        ``parts``, which tell
+    :param fast_paths: compute feed-forward networks by hand; False takes autograd for every policy. Ignored if
+        ``parts`` are given
     :raises ValueError: if the policy's distribution is of a kind whose Fisher is not known
     """
 
@@ -116,7 +116,7 @@ class LocalProblem:
 
     @th.no_grad()
     def figures(self) -> th.Tensor:
-        """Return the numbers of :meth:`evaluate`, shape (3,), which nobody has waited for."""
+        """Return the numbers of :meth:`evaluate`, shape (3,), without waiting for the device."""
         surrogates, kls = [], []
         try:
             for rows in self._chunks:

@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_npg.fisher import FeedForward, is_plain, sequence_of, split_rows
+from sb3_npg.observations import count_rows, take_rows
 from sb3_npg.output_fisher import ExplorationNoise, GaussianFisher, OutputFisher, make_noise, plain_output_fisher
 
 #: What a policy class may not do in a way of its own.
@@ -170,18 +171,6 @@ def preparation(policy: ActorCriticPolicy) -> Callable[[th.Tensor], th.Tensor]:
     if not isinstance(space, spaces.Box):
         return partial(_prepare, policy)
     return _as_fractions if policy.normalize_images and is_image_space(space) else th.Tensor.float
-
-
-def count_rows(observations: PyTorchObs) -> int:
-    """Return how many rows a batch of observations has."""
-    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-
-
-def take_rows(observations: PyTorchObs, rows: slice | th.Tensor) -> PyTorchObs:
-    """Return some rows of a batch of observations, a tensor or a dict of tensors."""
-    if isinstance(observations, dict):
-        return {key: tensor[rows] for key, tensor in observations.items()}
-    return observations[rows]
 
 
 def _front(policy: ActorCriticPolicy, extractor: BaseFeaturesExtractor) -> list[nn.Module] | None:

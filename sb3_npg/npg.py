@@ -20,7 +20,6 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_npg.acting import FastForward, Recorder, acting
-from sb3_npg.actor import take_rows
 from sb3_npg.arguments import (
     assertions_as_value_errors,
     check_device,
@@ -43,15 +42,10 @@ from sb3_npg.figures import policy_step_figures
 from sb3_npg.linalg import make_linalg
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.numerics import NumericalFailure, restored_on_failure
+from sb3_npg.observations import finite_observations, take_rows
 from sb3_npg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_npg.policy_parts import PolicyParts, refresh_running_statistics, require_actor, split_policy
-from sb3_npg.rollout import (
-    Samples,
-    finite_observations,
-    normalized,
-    read_rollout,
-    require_finite_rollout,
-)
+from sb3_npg.rollout import Samples, normalized, read_rollout, require_finite_rollout
 from sb3_npg.schedules import make_schedule
 from sb3_npg.search_line import SearchLine
 from sb3_npg.solvers import FisherSolver, make_fisher_solver

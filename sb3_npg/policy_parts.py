@@ -16,9 +16,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_npg.actor import acting_parameters, take_rows
+from sb3_npg.actor import acting_parameters
 from sb3_npg.fisher import split_rows
-from sb3_npg.networks import CriticNetwork, PolicyNetworks, count_rows, read_critic, read_networks
+from sb3_npg.networks import CriticNetwork, PolicyNetworks, read_critic, read_networks
+from sb3_npg.observations import count_rows, take_rows
 from sb3_npg.parameters import ParameterVector, reached_parameters
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, PyTorchObs, RolloutBufferSamples
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 
 from sb3_npg.numerics import NumericalFailure
 
@@ -56,14 +56,3 @@ def normalized(advantages: th.Tensor) -> th.Tensor:
     centred, spread = advantages - advantages.mean(), advantages.std()
     rounding = 8.0 * th.finfo(advantages.dtype).eps * advantages.abs().max()
     return th.where(spread > rounding, centred / (spread + 1e-8), 0.0)
-
-
-def finite_observations(observations: PyTorchObs) -> PyTorchObs:
-    """Return observations with zeros where they are NaN or infinite, as the policy sees them when it acts."""
-    if isinstance(observations, dict):
-        return {key: _finite(tensor) for key, tensor in observations.items()}
-    return _finite(observations)
-
-
-def _finite(tensor: th.Tensor) -> th.Tensor:
-    return th.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0) if tensor.is_floating_point() else tensor

@@ -1,4 +1,4 @@
-"""The line that a step is searched on, its first trial taken before anybody has looked at the direction."""
+"""The line to search: its first trial, the full step, is evaluated before the host reads the direction."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol

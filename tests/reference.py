@@ -20,7 +20,7 @@ from torch import nn
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 from torch.nn import functional
 
-from sb3_npg.actor import take_rows
+from sb3_npg.observations import take_rows
 from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
 from tests.cases import Observations
 

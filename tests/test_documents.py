@@ -93,6 +93,7 @@ def test_algorithm_page_names_the_code_behind_its_formulas():
     modules = {module.name for module in pkgutil.walk_packages(sb3_npg.__path__, "sb3_npg.")}
     with_formulas = {
         "sb3_npg.local_problem", "sb3_npg.output_fisher", "sb3_npg.fisher.autograd", "sb3_npg.trust_region",
+        "sb3_npg.fisher.rollout_fisher",
         "sb3_npg.solvers.conjugate_gradient", "sb3_npg.solvers.exact", "sb3_npg.solvers.direction",
         "sb3_npg.linalg.krylov", "sb3_npg.linalg.kronecker", "sb3_npg.critic", "sb3_npg.fisher.statistics",
         "sb3_npg.solvers.diagonal", "sb3_npg.solvers.kronecker", "sb3_npg.solvers.woodbury", "sb3_npg.solvers.scaling",

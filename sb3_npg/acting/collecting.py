@@ -15,7 +15,7 @@ from torch import nn
 
 from sb3_npg.acting.forward import FastForward
 from sb3_npg.acting.recorder import Recorder
-from sb3_npg.rollout import finite_observations
+from sb3_npg.observations import finite_observations
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_npg.networks import PolicyNetworks, preparation, read_networks
+from sb3_npg.observations import finite_observations
 from sb3_npg.output_fisher import NoiseSampler, make_sampler
-from sb3_npg.rollout import finite_observations
 
 #: Actions, values and log-probabilities.
 Acted = tuple[th.Tensor, th.Tensor, th.Tensor]

@@ -7,7 +7,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from sb3_npg.actor.base import ActingRows, Actor, Objective
 from sb3_npg.actor.feed_forward import FeedForwardActor
 from sb3_npg.actor.policy import PolicyActor, acting_parameters
-from sb3_npg.networks import PolicyNetworks, take_rows
+from sb3_npg.networks import PolicyNetworks
 from sb3_npg.parameters import ParameterVector
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "PolicyActor",
     "acting_parameters",
     "make_actor",
-    "take_rows",
 ]
 
 

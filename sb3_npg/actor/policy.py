@@ -16,7 +16,7 @@ from sb3_npg.fisher import (
     RolloutFisher,
     rows_within,
 )
-from sb3_npg.networks import take_rows
+from sb3_npg.observations import take_rows
 from sb3_npg.output_fisher import make_output_fisher
 from sb3_npg.parameters import ParameterVector, reached_parameters
 

@@ -8,11 +8,11 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.nn import functional as F
 
-from sb3_npg.actor import take_rows
 from sb3_npg.critic.solver import CriticSolver
 from sb3_npg.fisher import FeedForwardJacobian
 from sb3_npg.networks import CriticNetwork
 from sb3_npg.numerics import require_finite
+from sb3_npg.observations import take_rows
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts, criticising_modules, training_mode
 from sb3_npg.rollout import Samples

@@ -7,7 +7,6 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_npg.actor import take_rows
 from sb3_npg.fisher import (
     Acting,
     ActingModel,
@@ -21,7 +20,8 @@ from sb3_npg.fisher import (
     OutputModel,
     rows_within,
 )
-from sb3_npg.networks import CriticNetwork, count_rows
+from sb3_npg.networks import CriticNetwork
+from sb3_npg.observations import count_rows, take_rows
 from sb3_npg.parameters import ParameterVector
 
 

@@ -1,14 +1,15 @@
 """F = (1/N) Σ_n J_nᵀ F_out,n J_n over the rows of a rollout: its products, itself, and its layers."""
 
-from sb3_npg.fisher.autograd import Jacobian, Linearization, OutputModel, RolloutFisher
+from sb3_npg.fisher.autograd import Linearization
 from sb3_npg.fisher.blocks import Block, DenseBlock, LayerBlock, dense_blocks, layer_blocks
 from sb3_npg.fisher.chunks import LARGEST_TEMPORARY, memory_budget_of, rows_within, split_rows
 from sb3_npg.fisher.columns import Columns
 from sb3_npg.fisher.feed_forward import FeedForward, FeedForwardJacobian, is_plain
 from sb3_npg.fisher.feed_forward_layers import FeedForwardLayers, FeedForwardModel, FeedForwardRows
-from sb3_npg.fisher.kept import KeptJacobian
+from sb3_npg.fisher.gaussian_jacobian import GaussianJacobian, NoiseJacobian
+from sb3_npg.fisher.kept_jacobian import KeptJacobian
 from sb3_npg.fisher.layers import Acting, ActingModel, LayeredFisher
-from sb3_npg.fisher.noise import GaussianJacobian, NoiseJacobian
+from sb3_npg.fisher.rollout_fisher import Jacobian, OutputModel, RolloutFisher
 from sb3_npg.fisher.sequences import sequence_of
 from sb3_npg.fisher.statistics import (
     LayerRecord,

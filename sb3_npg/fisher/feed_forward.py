@@ -14,8 +14,8 @@ import torch as th
 from torch import nn
 from torch.nn.modules import module as torch_modules
 
-from sb3_npg.fisher.autograd import OutputMetric
 from sb3_npg.fisher.convolutions import ConvolutionStep
+from sb3_npg.fisher.rollout_fisher import OutputMetric
 from sb3_npg.fisher.steps import LayerStep, LinearStep, NetworkLayer
 from sb3_npg.linalg import FisherChain
 from sb3_npg.parameters import ParameterVector

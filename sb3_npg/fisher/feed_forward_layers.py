@@ -5,13 +5,12 @@ from typing import NamedTuple
 
 import torch as th
 
-from sb3_npg.fisher.autograd import OutputMetric
 from sb3_npg.fisher.blocks import Block, DenseBlock, LayerBlock
 from sb3_npg.fisher.columns import Columns, propagated_root
 from sb3_npg.fisher.feed_forward import FeedForwardJacobian
-from sb3_npg.fisher.kept import ChunkedRecords
-from sb3_npg.fisher.noise import GaussianJacobian, NoiseJacobian, noise_fisher, noise_scores
-from sb3_npg.fisher.statistics import LayerRecord, WeightSharing
+from sb3_npg.fisher.gaussian_jacobian import GaussianJacobian, NoiseJacobian, noise_fisher, noise_scores
+from sb3_npg.fisher.rollout_fisher import OutputMetric
+from sb3_npg.fisher.statistics import ChunkedRecords, LayerRecord, WeightSharing
 from sb3_npg.fisher.steps import LayerStep
 from sb3_npg.linalg import FisherChain
 
@@ -91,12 +90,11 @@ class FeedForwardLayers(ChunkedRecords):
         columns = [self._noise_columns(self.model.rows(rows)) for rows in self.chunks]
         return noise_fisher(columns) / self.n_rows
 
-    def scores(self, block: DenseBlock, at_once: int = 256) -> th.Tensor:
+    def scores(self, block: DenseBlock) -> th.Tensor:
         """
         Differentiate each row's log π(a|s) by the noise's parameter.
 
         :param block: one of :attr:`blocks`
-        :param at_once: of no meaning here
         :return: shape (N, size of the block)
         """
         seen = [self.model.rows(rows) for rows in self.chunks]

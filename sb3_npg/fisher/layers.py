@@ -7,16 +7,19 @@ from typing import NamedTuple
 import torch as th
 from torch import nn
 
-from sb3_npg.fisher.autograd import OutputModel, RolloutFisher, batched_gradients, pull_all
+from sb3_npg.fisher.autograd import batched_gradients, pull_all
 from sb3_npg.fisher.blocks import Block, DenseBlock
 from sb3_npg.fisher.chunks import split_rows
 from sb3_npg.fisher.columns import Columns, propagated_root
-from sb3_npg.fisher.kept import ChunkedRecords
-from sb3_npg.fisher.noise import noise_fisher
+from sb3_npg.fisher.gaussian_jacobian import noise_fisher
 from sb3_npg.fisher.partition import PROBE_ROWS, LayerUse, find_layers, untreated_block
 from sb3_npg.fisher.recording import layers_that_mix_rows, recorded_calls
-from sb3_npg.fisher.statistics import LayerRecord, WeightSharing
+from sb3_npg.fisher.rollout_fisher import OutputModel, RolloutFisher
+from sb3_npg.fisher.statistics import ChunkedRecords, LayerRecord, WeightSharing
 from sb3_npg.parameters import ParameterVector
+
+#: Rows whose log-probabilities are differentiated in one batched backward pass.
+_SCORES_AT_ONCE = 256
 
 
 class Acting(NamedTuple):
@@ -99,17 +102,16 @@ class LayeredFisher(ChunkedRecords):
         fisher = self._fisher_of(block.span, self.n_rows)
         return fisher.dense().unsqueeze(0) if block.n_groups == 1 else fisher.diagonal().view(-1, 1, 1)
 
-    def scores(self, block: DenseBlock, at_once: int = 256) -> th.Tensor:
+    def scores(self, block: DenseBlock) -> th.Tensor:
         """
         Differentiate each row's log π(a|s) by parameters that belong to no layer.
 
         :param block: one of :attr:`blocks`
-        :param at_once: rows in one batched backward pass
         :return: shape (N, size of the block)
         """
         parameters = self._vector_of(block.span)
         scores = []
-        for rows in split_rows(self.n_rows, at_once):
+        for rows in split_rows(self.n_rows, _SCORES_AT_ONCE):
             with th.enable_grad():
                 log_prob = self.acting.act(rows).log_prob
             each = th.eye(len(log_prob), dtype=log_prob.dtype, device=log_prob.device)

@@ -76,7 +76,7 @@ def find_layers(
     calls: Sequence[Call], parts: Sequence[th.Tensor], parameters: ParameterVector, module: nn.Module
 ) -> list[LayerUse]:
     """
-    Group the parameters of recorded calls into layers, and keep those whose records are the whole truth.
+    Group the parameters of recorded calls into layers, and keep those whose records reproduce autograd's gradient.
 
     Weight and bias make one block, unless one of them is shared with a layer that does not share the other.
 

@@ -155,7 +155,7 @@ class FisherSolver(nn.Module, ABC):
         return type(self).__name__
 
     def set_extra_state(self, state: str) -> None:
-        """Take note of nothing: :meth:`load_state_dict` has compared the kinds."""
+        """Nothing to restore: :meth:`load_state_dict` has compared the kinds."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """

@@ -6,7 +6,7 @@ import optuna
 from rl_zoo3.hyperparams_opt import convert_onpolicy_params
 
 #: Arguments of NPG by the name that a trial shows.
-FISHER_SOLVERS: dict[str, dict[str, Any]] = {
+SEARCHED_SOLVERS: dict[str, dict[str, Any]] = {
     "cg": {"fisher_solver": "cg"},
     "cg + kfac": {"fisher_solver": "cg", "fisher_solver_kwargs": {"preconditioner": "kfac"}},
     "kfac": {"fisher_solver": "kfac"},
@@ -32,7 +32,7 @@ def sample_npg_params(
         "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.0001, 0.1, log=True),
         "target_kl": trial.suggest_float("target_kl", 0.002, 0.5, log=True),
         "damping": trial.suggest_float("damping", 1e-3, 10.0, log=True),
-        "fisher_solver": trial.suggest_categorical("fisher_solver", list(FISHER_SOLVERS)),
+        "fisher_solver": trial.suggest_categorical("fisher_solver", list(SEARCHED_SOLVERS)),
         "cg_max_steps": trial.suggest_int("cg_max_steps", 3, 25),
         "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
         "critic_solver": trial.suggest_categorical("critic_solver", ["gauss_newton", "adam"]),
@@ -60,7 +60,7 @@ def convert_npg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     :return: arguments of NPG; what the trial's solvers do not use is left out
     """
     sampled = convert_onpolicy_params(sampled_params)
-    solver = FISHER_SOLVERS[sampled.pop("fisher_solver")]
+    solver = SEARCHED_SOLVERS[sampled.pop("fisher_solver")]
     cg_max_steps = sampled.pop("cg_max_steps")
     if solver["fisher_solver"] == "cg":
         kwargs = {"max_steps": cg_max_steps, **solver.get("fisher_solver_kwargs", {})}

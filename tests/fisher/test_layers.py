@@ -100,7 +100,7 @@ def test_formed_blocks_are_those_of_the_dense_fisher(distribution, policy):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_sampled_records_are_the_scores_of_the_actions_taken(distribution, policy):
+def test_sampled_records_are_the_scores_of_the_actions_taken(distribution, policy, monkeypatch):
     problem = make_problem(distribution, policy)
     expected = scores(problem.policy, problem.observations, problem.actions, problem.parameters)
     recorded = th.full_like(expected, th.nan)
@@ -108,8 +108,9 @@ def test_sampled_records_are_the_scores_of_the_actions_taken(distribution, polic
     for record in records:
         index = index_of(record.block, expected.shape[1])
         recorded[:, index] = jacobians(record.inputs, record.deltas)[0]
+    monkeypatch.setattr("sb3_npg.fisher.layers._SCORES_AT_ONCE", 4)
     for one in dense_blocks(problem.layers.blocks):
-        recorded[:, one.span] = problem.layers.scores(one, at_once=4)
+        recorded[:, one.span] = problem.layers.scores(one)
     th.testing.assert_close(recorded, expected, rtol=1e-10, atol=1e-12)
 
 

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import torch as th
 
-from sb3_npg.fisher.autograd import OutputMetric
 from sb3_npg.fisher.feed_forward import FeedForwardJacobian
+from sb3_npg.fisher.rollout_fisher import OutputMetric
 from sb3_npg.linalg import FisherChain
 
 

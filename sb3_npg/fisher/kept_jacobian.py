@@ -1,55 +1,10 @@
-"""What is kept from one call to the next, as long as it holds: a chunk's records, the last Jacobian."""
-
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+"""The last Jacobian of a network, kept as long as it holds."""
 
 import torch as th
 
 from sb3_npg.fisher.chunks import split_rows
-from sb3_npg.fisher.columns import Columns
 from sb3_npg.fisher.feed_forward import FeedForward, FeedForwardJacobian
-from sb3_npg.fisher.statistics import LayerRecord, WeightSharing
 from sb3_npg.parameters import ParameterVector
-
-
-class ChunkedRecords(ABC):
-    """
-    The records of a policy's layers, a chunk of rows at a time.
-
-    :param chunks: the slices that make up the N rows
-    """
-
-    def __init__(self, chunks: Sequence[slice]):
-        self.chunks = chunks
-        self._kept: tuple[tuple[str, int, str], list[LayerRecord]] | None = None
-
-    def records(
-        self, columns: Columns = "exact", seed: int = 0, weight_sharing: WeightSharing = "expand"
-    ) -> Iterator[list[LayerRecord]]:
-        """
-        Yield the records of all layers, a chunk of rows at a time. One chunk is kept and serves the next call too.
-
-        :param columns: "exact", all columns of F_out's root; "propagated", one random sum of them; "sampled", the
-            score of the action taken
-        :param seed: of the random signs
-        :param weight_sharing: "expand" for each position of a layer, "reduce" for all of them together
-        """
-        key = (columns, seed, weight_sharing)
-        if self._kept is not None and self._kept[0] == key:
-            yield self._kept[1]
-            return
-        generator = th.Generator().manual_seed(seed)
-        for rows in self.chunks:
-            records = self._records_of(rows, columns, generator, weight_sharing)
-            if len(self.chunks) == 1:
-                self._kept = key, records
-            yield records
-
-    @abstractmethod
-    def _records_of(
-        self, rows: slice, columns: Columns, generator: th.Generator, weight_sharing: WeightSharing
-    ) -> list[LayerRecord]:
-        """Return the records of some rows."""
 
 
 class KeptJacobian:

@@ -1,0 +1,192 @@
+"""F·v, the dense F and its diagonal over the rows of a rollout, given their outputs and J as two linear maps."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch as th
+
+from sb3_npg.fisher.autograd import Linearization, pull_all
+from sb3_npg.fisher.chunks import LARGEST_TEMPORARY, split_rows
+from sb3_npg.linalg import FisherChain
+from sb3_npg.parameters import ParameterVector
+
+#: Rows of S in one batched backward pass, and passes in one product SᵀS.
+_SCORES_AT_ONCE = 256
+_BLOCKS_AT_ONCE = 8
+
+
+class OutputMetric(Protocol):
+    """F_out of the outputs, row by row: its product and its root."""
+
+    def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
+        """Return u ↦ F_out u, both of shape (n, k)."""
+        ...
+
+    def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
+        """Return F_out as numbers, shape (n, k), and the sizes of groups, of which there may be none."""
+        ...
+
+    def root(self, outputs: th.Tensor) -> th.Tensor:
+        """Return B with B Bᵀ = F_out, shape (n, k, r)."""
+        ...
+
+
+class Jacobian(Protocol):
+    """J = ∂z/∂θ of some rows as two linear maps."""
+
+    @property
+    def outputs(self) -> th.Tensor:
+        """The outputs z, shape (n, k)."""
+        ...
+
+    def push(self, vector: th.Tensor) -> th.Tensor:
+        """Return J v, shape (n, k), for v of shape (p,)."""
+        ...
+
+    def pull(self, cotangent: th.Tensor) -> th.Tensor:
+        """Return Jᵀ u, shape (p,), for u of shape (n, k)."""
+        ...
+
+
+class OutputModel(NamedTuple):
+    """
+    The outputs of N rows as a function of the parameters, and the metric on them.
+
+    :param outputs: rows ↦ z of shape (n, k), with their graph
+    :param n_rows: N
+    :param parameters: θ
+    :param metric: F_out
+    :param linearize: rows ↦ J, where there is a faster way than through the graph of z
+    """
+
+    outputs: Callable[[slice], th.Tensor]
+    n_rows: int
+    parameters: ParameterVector
+    metric: OutputMetric
+    linearize: Callable[[slice], Jacobian] | None = None
+
+    def jacobian(self, rows: slice) -> Jacobian:
+        """Return J of some rows."""
+        if self.linearize is not None:
+            return self.linearize(rows)
+        with th.enable_grad():
+            return Linearization(self.outputs(rows), self.parameters)
+
+
+class _LinearMaps(NamedTuple):
+    """J and F_out of some rows."""
+
+    jacobian: Jacobian
+    metric: Callable[[th.Tensor], th.Tensor]
+
+
+class RolloutFisher:
+    """
+    F = (1/N) Σ_n J_nᵀ F_out,n J_n of a policy given by its outputs: positive semi-definite by construction.
+
+    Rows are taken ``chunk_rows`` at a time. When one chunk holds all rows, its graph is kept and shared
+    by all products; else each product builds the graph of one chunk after the other and frees it.
+    Products are those of the parameters at the time of the call, or, with a kept graph, of the first
+    call: once the parameters have moved, autograd refuses it.
+
+    :param model: the outputs of the rows and their metric
+    :param chunk_rows: largest number of rows to differentiate at once
+    """
+
+    def __init__(self, model: OutputModel, chunk_rows: int):
+        self.model = model
+        self.chunks = split_rows(model.n_rows, chunk_rows)
+        self._kept: _LinearMaps | None = None
+
+    def _linear_maps(self) -> Iterator[_LinearMaps]:
+        if len(self.chunks) > 1:
+            yield from map(self._linear_maps_of, self.chunks)
+            return
+        if self._kept is None:
+            self._kept = self._linear_maps_of(self.chunks[0])
+        yield self._kept
+
+    def _linear_maps_of(self, rows: slice) -> _LinearMaps:
+        jacobian = self.model.jacobian(rows)
+        return _LinearMaps(jacobian, self.model.metric.product_at(jacobian.outputs.detach()))
+
+    def product(self, vector: th.Tensor) -> th.Tensor:
+        """
+        Multiply by the Fisher.
+
+        :param vector: v, shape (p,)
+        :return: F v, shape (p,)
+        """
+        products = (jacobian.pull(metric(jacobian.push(vector))) for jacobian, metric in self._linear_maps())
+        return functools.reduce(th.add, products).div_(self.model.n_rows)
+
+    def chain(self) -> FisherChain | None:
+        """Return the Fisher as a chain of layers; None if it is not one, or not at hand for all rows at once."""
+        if len(self.chunks) > 1:
+            return None
+        jacobian = self.model.jacobian(self.chunks[0]) if self._kept is None else self._kept.jacobian
+        make: Callable[[OutputMetric], FisherChain | None] | None = getattr(jacobian, "chain", None)
+        return None if make is None else make(self.model.metric)
+
+    def dense(self) -> th.Tensor:
+        """Form the Fisher, shape (p, p): F = SᵀS/N, where the rows of S are the columns of Jᵀ_n B_n."""
+        p = len(self.model.parameters)
+        fisher = self.model.parameters.tensors[0].new_zeros(p, p)
+        blocks = self._scores()
+        while block := list(itertools.islice(blocks, _BLOCKS_AT_ONCE)):
+            _add_gram(fisher, th.cat(block, dim=1))
+        fisher.triu_()
+        return (fisher + fisher.triu(1).T).div_(self.model.n_rows)
+
+    def diagonal(self) -> th.Tensor:
+        """Form the diagonal of the Fisher, shape (p,)."""
+        diagonal = self.model.parameters.tensors[0].new_zeros(len(self.model.parameters))
+        for scores in self._scores():
+            diagonal += scores.square().sum(dim=(0, 1)) / self.model.n_rows
+        return diagonal
+
+    def _scores(self) -> Iterator[th.Tensor]:
+        """Yield blocks of S, each of shape (r, rows, p)."""
+        parameters = self.model.parameters
+        at_once = max(1, min(_SCORES_AT_ONCE, LARGEST_TEMPORARY // len(parameters)))
+        with th.no_grad():
+            rank = self.model.metric.root(self.model.outputs(slice(0, 1))).shape[2]
+        if rank == 0:  # a single action: nothing to tell apart
+            return
+        for rows in split_rows(self.model.n_rows, max(1, at_once // rank)):
+            with th.enable_grad():
+                outputs = self.model.outputs(rows)
+            with th.no_grad():
+                root = self.model.metric.root(outputs.detach())
+            n, k, r = root.shape
+            # Row n's cotangents are zero in every other row, so one batched backward pass serves all.
+            cotangents = outputs.new_zeros(r, n, n, k)
+            each = th.arange(n, device=outputs.device)
+            cotangents[:, each, each] = root.permute(2, 0, 1)
+            yield pull_all(outputs, parameters, cotangents.view(r * n, n, k)).view(r, n, -1)
+
+
+def _add_gram(matrix: th.Tensor, scores: th.Tensor, n_strips: int = 8) -> None:
+    """
+    Add the upper triangle of SᵀS to a matrix, strip by strip; what comes to lie below is of no meaning.
+
+    A column of F_out's root that moves few parameters, such as that of a free log_std, is multiplied for these alone.
+
+    :param matrix: shape (p, p)
+    :param scores: rows of S, shape (r, n, p)
+    :param n_strips: more of them waste less of the lower triangle
+    """
+    touched = (scores != 0).any(dim=1)
+    p = touched.shape[1]
+    few = 2 * touched.sum(dim=1) < p
+    if bool(few.any()):
+        (places,) = touched[few].any(dim=0).nonzero(as_tuple=True)
+        part = scores[few][:, :, places].flatten(0, 1)
+        matrix[places.unsqueeze(1), places] += part.T @ part
+    rows = scores[~few].flatten(0, 1)
+    step = -(-p // n_strips)
+    for start in range(0, p, step):
+        strip = slice(start, start + step)
+        matrix[strip, start:].addmm_(rows[:, strip].T, rows[:, start:])

@@ -1,0 +1,27 @@
+"""Batches of observations, a tensor or a dict of tensors: some of their rows, and what stands for a NaN in them."""
+
+import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+
+def count_rows(observations: PyTorchObs) -> int:
+    """Return how many rows a batch of observations has."""
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+
+
+def take_rows(observations: PyTorchObs, rows: slice | th.Tensor) -> PyTorchObs:
+    """Return some rows of a batch of observations, a tensor or a dict of tensors."""
+    if isinstance(observations, dict):
+        return {key: tensor[rows] for key, tensor in observations.items()}
+    return observations[rows]
+
+
+def finite_observations(observations: PyTorchObs) -> PyTorchObs:
+    """Return observations with zeros where they are NaN or infinite, as the policy sees them when it acts."""
+    if isinstance(observations, dict):
+        return {key: _finite(tensor) for key, tensor in observations.items()}
+    return _finite(observations)
+
+
+def _finite(tensor: th.Tensor) -> th.Tensor:
+    return th.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0) if tensor.is_floating_point() else tensor
