@@ -14,7 +14,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -424,6 +425,25 @@ class NPG(OnPolicyAlgorithm):
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         check_policy_name(policy_name, self.policy_aliases)
         return super()._get_policy_from_name(policy_name)
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """
+        Take parameters as SB3's algorithms do, also those of another on-policy algorithm, which has no Fisher solver.
+
+        :param load_path_or_dict: a saved agent's path, or what ``get_parameters`` returned
+        :param exact_match: refuse parameters of which one is missing or unknown
+        :param device: where they are loaded to
+        :raises ValueError: if ``exact_match`` and they do not match
+        """
+        if not isinstance(load_path_or_dict, dict):
+            _, load_path_or_dict, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
+        parameters: dict[Any, Any] = {"fisher": self.fisher.state_dict(), **load_path_or_dict}
+        super().set_parameters(parameters, exact_match, device)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         """Save what the solver has learnt beside policy and optimizer."""

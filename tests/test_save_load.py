@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from sb3_contrib import TRPO
+from stable_baselines3 import PPO
 
 from sb3_npg import NPG
 from sb3_npg.solvers import FISHER_SOLVERS, FisherSolver, Problem, Solution
@@ -402,3 +404,25 @@ def test_agent_loads_and_trains_without_cupy(path):
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     assert done.stdout == "updates: 1\n"
+
+
+@pytest.mark.parametrize("algorithm", [PPO, TRPO])
+def test_a_policy_that_another_algorithm_has_trained_goes_on(algorithm, path):
+    other = algorithm("MlpPolicy", make_env(), n_steps=N_STEPS, batch_size=N_STEPS, seed=1, device="cpu")
+    other.learn(N_STEPS)
+    other.save(path)
+    agent = make_agent()
+    train(agent, 1)
+    agent.set_parameters(path)
+    assert same(agent.policy.state_dict(), other.policy.state_dict())
+    (update,) = train(agent, 1)
+    assert update["train/skipped_updates"] == 0
+    assert not same(agent.policy.state_dict(), other.policy.state_dict())
+
+
+def test_parameters_that_do_not_match_are_still_refused():
+    agent = make_agent()
+    with pytest.raises(ValueError, match="do not match"):
+        agent.set_parameters({"policy": agent.policy.state_dict()})
+    with pytest.raises(ValueError, match="unheard of"):
+        agent.set_parameters({**agent.get_parameters(), "unheard of": {}})
