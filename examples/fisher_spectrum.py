@@ -24,7 +24,8 @@ from sb3_npg.rollout import normalized, read_rollout
 from sb3_npg.solvers.base import Layers
 from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
 from sb3_npg.solvers.diagonal import DiagonalSolver
-from sb3_npg.solvers.kronecker import EKFACSolver, KFACSolver
+from sb3_npg.solvers.ekfac import EKFACSolver
+from sb3_npg.solvers.kfac import KFACSolver
 
 N_ENVS, N_STEPS = 8, 128
 DAMPING = 0.1

@@ -96,7 +96,8 @@ def test_algorithm_page_names_the_code_behind_its_formulas():
         "sb3_npg.fisher.rollout_fisher",
         "sb3_npg.solvers.conjugate_gradient", "sb3_npg.solvers.exact", "sb3_npg.solvers.direction",
         "sb3_npg.linalg.krylov", "sb3_npg.linalg.kronecker", "sb3_npg.critic", "sb3_npg.fisher.statistics",
-        "sb3_npg.solvers.diagonal", "sb3_npg.solvers.kronecker", "sb3_npg.solvers.woodbury", "sb3_npg.solvers.scaling",
+        "sb3_npg.solvers.diagonal", "sb3_npg.solvers.kfac", "sb3_npg.solvers.ekfac", "sb3_npg.solvers.woodbury",
+        "sb3_npg.solvers.scaling",
     }  # fmt: skip
     assert with_formulas <= modules
     assert not [module for module in with_formulas if not any(name.startswith(f"{module}.") for name in names)]

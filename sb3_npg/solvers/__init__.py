@@ -6,9 +6,10 @@ from sb3_npg.solvers.base import FisherSolver, Problem, Solution
 from sb3_npg.solvers.conjugate_gradient import ConjugateGradientSolver
 from sb3_npg.solvers.construction import argument_names, construct
 from sb3_npg.solvers.diagonal import DiagonalSolver
+from sb3_npg.solvers.ekfac import EKFACSolver
 from sb3_npg.solvers.exact import ExactSolver
 from sb3_npg.solvers.identity import IdentitySolver
-from sb3_npg.solvers.kronecker import EKFACSolver, KFACSolver
+from sb3_npg.solvers.kfac import KFACSolver
 from sb3_npg.solvers.woodbury import WoodburySolver
 
 __all__ = ["FISHER_SOLVERS", "FisherSolver", "Problem", "Solution", "construct", "make_fisher_solver"]

@@ -11,7 +11,8 @@ from sb3_npg.solvers.base import Figures, FisherSolver, Problem, Solution, fishe
 from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
 from sb3_npg.solvers.construction import construct
 from sb3_npg.solvers.diagonal import DiagonalSolver
-from sb3_npg.solvers.kronecker import EKFACSolver, KFACSolver
+from sb3_npg.solvers.ekfac import EKFACSolver
+from sb3_npg.solvers.kfac import KFACSolver
 from sb3_npg.solvers.memory import Memory
 
 #: What F may be approximated by, so that conjugate gradient has less to do.

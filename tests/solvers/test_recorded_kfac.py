@@ -8,7 +8,7 @@ import torch as th
 
 from sb3_npg.linalg.cupy import CupyLinearAlgebra
 from sb3_npg.solvers import make_fisher_solver
-from sb3_npg.solvers.kronecker import KFACSolver
+from sb3_npg.solvers.kfac import KFACSolver
 from sb3_npg.solvers.scaling import ScaledProblem
 from tests.cases import make_problem
 from tests.linalg.emulator import COMPILER, EmulatedDevice, emulated_capture

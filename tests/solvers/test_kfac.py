@@ -135,7 +135,7 @@ def test_wide_factors_of_few_rows_are_inverted_in_the_space_of_rows(name, option
     problem = make_problem("categorical", "Mlp", 2, memory_budget=memory_budget)
     gradient = problem.surrogate_gradient()
     multiplied = updated(name, problem, **{"largest_eigen": 0, **options})
-    monkeypatch.setattr("sb3_npg.solvers.kronecker.SMALLEST_GRAM", 1)
+    monkeypatch.setattr("sb3_npg.solvers.kfac.SMALLEST_GRAM", 1)
     as_rows = updated(name, problem, **{"largest_eigen": 0, **options})
     assert as_rows._grams
     assert not multiplied._grams
@@ -149,7 +149,7 @@ def test_wide_factors_of_few_rows_are_inverted_in_the_space_of_rows(name, option
 
 
 def test_factors_that_are_remembered_are_multiplied_out(monkeypatch):
-    monkeypatch.setattr("sb3_npg.solvers.kronecker.SMALLEST_GRAM", 1)
+    monkeypatch.setattr("sb3_npg.solvers.kfac.SMALLEST_GRAM", 1)
     solver = updated("kfac", make_problem("categorical", "Mlp", 2), largest_eigen=0, decay=0.5)
     assert not solver._grams
 

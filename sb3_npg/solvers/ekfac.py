@@ -1,0 +1,55 @@
+"""EKFAC: each layer's block of the Fisher in K-FAC's eigenbasis."""
+
+import torch as th
+
+from sb3_npg.fisher import Block, LayerBlock, LayerRecord, layer_blocks, second_moments
+from sb3_npg.solvers.base import Layers
+from sb3_npg.solvers.kfac import KFACSolver
+
+
+class EKFACSolver(KFACSolver):
+    """
+    Takes each layer's block of F for Q diag(S) Qᵀ: K-FAC's eigenvectors, with the second moments S that F has
+    along them.
+
+    In Frobenius norm never further from the block than K-FAC of the same rollout. Layers with a factor above
+    ``largest_eigen``, which is not decomposed, are K-FAC's.
+
+    George et al. (2018), Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis, section 3.
+
+    :param columns: which columns of the outputs' Fisher are propagated backwards: "exact", all of them;
+        "propagated", one random sum of them; "sampled", the score of the action taken
+    :param decay: of the moving averages of A and G, and of S for as long as the eigenbasis stays
+    :param statistics_interval: measure A, G and S every so many updates
+    :param inverse_interval: renew the eigenbasis every so many updates; S is then measured anew
+    :param weight_sharing: a convolution, or a layer that is used more than once: "expand" takes its positions for
+        independent, "reduce" for one application to the mean of its inputs. Concerns the basis; S is exact
+    :param largest_eigen: decompose factors of up to so many rows; above, as K-FAC
+    :raises ValueError: if an argument is unknown or out of range
+    """
+
+    def _update_blocks(self, layers: Layers) -> None:
+        super()._update_blocks(layers)
+        missing = not all(self.memory.has(f"{block.name}.S", *block.shape) for block in self._small_layers())
+        if self._due(self.statistics_interval) or missing:
+            self._remember(self._measure(layers, self._rotated_moments))
+
+    def _decompose(self) -> None:
+        super()._decompose()
+        self.memory.forget(f"{block.name}.S" for block in layer_blocks(self._blocks))
+
+    def _rotated_moments(self, record: LayerRecord) -> dict[str, th.Tensor]:
+        """Sum the squares of the rows' Jacobians in the eigenbasis."""
+        if self._is_large(record.block):
+            return {}
+        a, g = self._eigenbasis(record.block)
+        rotated = record._replace(inputs=record.inputs @ a.vectors, deltas=record.deltas @ g.vectors)
+        return {"S": second_moments(rotated)}
+
+    def _eigenvalues_of(self, block: Block) -> th.Tensor:
+        if isinstance(block, LayerBlock) and not self._is_large(block):
+            return self.memory.tensors[f"{block.name}.S"]
+        return super()._eigenvalues_of(block)
+
+    def _small_layers(self) -> list[LayerBlock]:
+        return [block for block in layer_blocks(self._blocks) if not self._is_large(block)]
