@@ -36,7 +36,6 @@ SCALE = {
     "Walker2d-v5": (0.0, 5200.0),
     "Ant-v5": (-60.0, 5000.0),
     "Swimmer-v5": (0.0, 365.0),
-    "Humanoid-v5": (120.0, 5000.0),
     "BipedalWalker-v3": (-100.0, 300.0),
 }
 #: What the tables say, in the words of those who read them.
