@@ -598,7 +598,6 @@ def test_environment_of_another_action_space_is_refused(tmp_path):
             ["`critic_solver_kwargs` cannot serve this critic", "rows"],
         ),
     ],
-    ids=str,
 )
 def test_what_sb3_and_torch_would_complain_about_later_is_refused_by_name(arguments, words):
     message = error(**arguments)
