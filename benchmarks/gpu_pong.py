@@ -2,8 +2,6 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
 from statistics import fmean
 from typing import Any
 
@@ -11,8 +9,9 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from benchmarks.atari_vector import atari_vector
-from benchmarks.gpu_timing import Row, Setting, reason_of
+from benchmarks.gpu_timing import Row, Setting
 from benchmarks.gpu_train import GAME
+from benchmarks.gpu_trainings import at_once
 from benchmarks.pong import N_ENVS, ZOO
 from sb3_npg import NPG
 
@@ -21,8 +20,6 @@ SEEDS = (0, 1, 2)
 POINTS, SECONDS = 20.0, 405.0
 #: Seconds between two looks at a training.
 EVERY = 30.0
-#: Seconds after which the others are told that trainings go on.
-_NEWS = 10.0
 
 
 class Progress(BaseCallback):
@@ -61,23 +58,11 @@ class Progress(BaseCallback):
 
 def trainings(setting: Setting, starting: Callable[[str], None], without: dict[str, str]) -> list[Row]:
     """Train with each seed, all at once, and return a row for each."""
-    standing = [seed for seed in SEEDS if _name(seed) not in without]
-    with ProcessPoolExecutor(len(SEEDS), get_context("spawn")) as processes:
-        runs = {seed: processes.submit(_train, seed, setting) for seed in standing}
-        while wait(runs.values(), _NEWS).not_done:
-            starting(", ".join(map(_name, standing)))
-    return [_row(seed, runs.get(seed), without) for seed in SEEDS]
-
-
-def _name(seed: int) -> str:
-    return f"seed {seed}"
-
-
-def _row(seed: int, run: Future[dict[str, Any]] | None, without: dict[str, str]) -> Row:
-    if run is None:
-        return {"name": _name(seed), "failed": without[_name(seed)]}
-    error = run.exception()
-    return {"name": _name(seed), **({"failed": reason_of(error)} if error is not None else run.result())}
+    outcomes = at_once(_train, {f"seed {seed}": [(seed, setting)] for seed in SEEDS}, starting, without)
+    return [
+        {"name": name, **({"failed": outcome.failed} if outcome.failed else outcome.found[0])}
+        for name, outcome in sorted(outcomes.items())
+    ]
 
 
 def _train(seed: int, setting: Setting) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """What TF32 in the solves does to the returns of whole trainings on a GPU."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
 from statistics import fmean
 from typing import Any
 
@@ -10,7 +8,8 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks.environments import N_ENVS, returns_of, unseen_env
-from benchmarks.gpu_timing import Row, Setting, reason_of
+from benchmarks.gpu_timing import Row, Setting
+from benchmarks.gpu_trainings import at_once
 from sb3_npg import NPG
 
 TASK, STEPS = "Pendulum-v1", 100_000
@@ -19,25 +18,16 @@ SEEDS = (0, 1, 2)
 ARGUMENTS: dict[str, Any] = {"n_steps": 128, "target_kl": 0.02, "gamma": 0.9, "use_sde": True, "sde_sample_freq": 4}
 #: torch's names for the precision of products.
 PRECISIONS = {"float32": "highest", "TF32": "high"}
-#: Seconds after which the others are told that trainings go on.
-_NEWS = 10.0
 
 
 def returns(setting: Setting, starting: Callable[[str], None], without: dict[str, str]) -> list[Row]:
     """Train with each precision and seed, all at once, and return a row for each precision."""
-    standing = [name for name in PRECISIONS if name not in without]
-    with ProcessPoolExecutor(len(PRECISIONS) * len(SEEDS), get_context("spawn")) as processes:
-        runs = {name: [processes.submit(_final, name, seed, setting) for seed in SEEDS] for name in standing}
-        while wait([run for some in runs.values() for run in some], _NEWS).not_done:
-            starting(", ".join(standing))
-    return [_row(name, runs[name]) if name in runs else {"name": name, "failed": without[name]} for name in PRECISIONS]
-
-
-def _row(name: str, runs: list[Future[float]]) -> Row:
-    error = next((error for run in runs if (error := run.exception()) is not None), None)
-    if error is not None:
-        return {"name": name, "failed": reason_of(error)}
-    return {"name": name, "returns": [run.result() for run in runs]}
+    jobs = {name: [(name, seed, setting) for seed in SEEDS] for name in PRECISIONS}
+    outcomes = at_once(_final, jobs, starting, without)
+    return [
+        {"name": name, **({"failed": failed} if failed else {"returns": found})}
+        for name, (found, failed) in ((name, outcomes[name]) for name in PRECISIONS)
+    ]
 
 
 def _final(precision: str, seed: int, setting: Setting) -> float:

@@ -126,6 +126,8 @@ FINALISTS: dict[str, dict[str, Any]] = {
     "the same, λ of GAE 0.9": {**_SAME, "gae_lambda": 0.9},
     "the same, λ of F 0.1 d": _DAMPED,
     "the same, λ of F 0.1 d, λ of GAE by d": _ZOO,
+    "the same, λ of F 0.1 d, λ of GAE by d, δ 0.03": {**_ZOO, "target_kl": 0.03},
+    "the same, λ of F 0.1 d, λ of GAE by d, δ 0.06": {**_ZOO, "target_kl": 0.06},
     "the same, λ of F 0.1 d, γ 0.9925": {**_DAMPED, "gamma": 0.9925},
     "the same, λ of F 0.1 d, γ 0.9925, λ of GAE 1 − d/120": {
         **_DAMPED,

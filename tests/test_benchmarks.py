@@ -1,6 +1,7 @@
 """The benchmarks run from end to end on the smallest of settings."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from benchmarks import (
     update_speed,
 )
 from benchmarks.atari_vector import VectorOfGymnasium
+from benchmarks.gpu_trainings import at_once
 from benchmarks.pace import STANDARD
 from sb3_npg import NPG
 from sb3_npg.networks import read_networks
@@ -528,3 +530,11 @@ def test_vector_of_gymnasium_steps_as_sb3s_own():
                 np.testing.assert_array_equal(one["terminal_observation"], two["terminal_observation"])
                 assert one["TimeLimit.truncated"] == two["TimeLimit.truncated"]
     assert n_ended > n_envs
+
+
+def test_trainings_at_once_give_what_they_found_or_why_not():
+    jobs = {"good": [(4.0,), (9.0,)], "bad": [(1.0,), (-1.0,)], "lost": [(1.0,)]}
+    outcomes = at_once(math.sqrt, jobs, lambda _: None, {"lost": "by an earlier run"})
+    assert outcomes["good"] == ([2.0, 3.0], "")
+    assert outcomes["bad"].failed.startswith("ValueError: ")
+    assert outcomes["lost"] == ([], "by an earlier run")
