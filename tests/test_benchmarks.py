@@ -408,8 +408,8 @@ def test_tuning_shows_the_mean_over_seeds_and_how_many_there_are(tmp_path):
     text = tuning_report.final_sections(store, tuning.final_runs())
 
     returns_row, seconds_row = (table.splitlines()[2] for table in text[1::2])
-    assert returns_row == f"| {runs[0].candidate} | – | – | – | 300 ± 141 (2) | – |"
-    assert seconds_row == f"| {runs[0].candidate} | – | – | – | 15 ± 7 (2) | – |"
+    assert returns_row == f"| {runs[0].candidate} | – | – | – | 300 ± 141 (2) | – | – |"
+    assert seconds_row == f"| {runs[0].candidate} | – | – | – | 15 ± 7 (2) | – | – |"
 
 
 @pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Swimmer-v5"])
