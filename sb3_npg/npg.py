@@ -53,6 +53,8 @@ from sb3_npg.solvers import FisherSolver, make_fisher_solver
 from sb3_npg.solvers.direction import Direction, find_direction
 from sb3_npg.trust_region import LineSearch, StepRule, adapted_damping_factor, backtrack, increased_damping_factor
 
+#: The kernel of attention that products with the Fisher can be made through.
+_TWICE_DIFFERENTIABLE = SDPBackend.MATH
 #: What ``_setup_model`` derives from the arguments.
 _DERIVED = ("_critic_solver", "_last_skipped_update", "_recorder")
 
@@ -257,7 +259,8 @@ class NPG(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         example, _ = self.policy.obs_to_tensor(example_observation(self.observation_space))
         parts = split_policy(self.policy, example, self.fast_paths)
-        require_actor(self.policy, parts)
+        with sdpa_kernel(_TWICE_DIFFERENTIABLE):
+            require_actor(self.policy, example, parts)
         n_rows = self.n_steps * self.n_envs
         self.fisher.check_size(len(parts.acting), -(-n_rows // self.sub_sampling_factor))
         self._critic_solver.check_size(sum(p.numel() for p in parts.criticising), n_rows)
@@ -281,7 +284,7 @@ class NPG(OnPolicyAlgorithm):
         with acting(self.policy, self.fast_paths, self._recorder):
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
-    @sdpa_kernel(SDPBackend.MATH)  # attention's other kernels cannot be differentiated twice
+    @sdpa_kernel(_TWICE_DIFFERENTIABLE)
     def train(self) -> None:
         """
         Improve the policy by one natural gradient step on the rollout, then the critic by regression.

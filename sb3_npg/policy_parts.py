@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_npg.actor import acting_parameters
+from sb3_npg.actor import acting_parameters, require_products
 from sb3_npg.fisher import split_rows
 from sb3_npg.networks import CriticNetwork, PolicyNetworks, read_critic, read_networks
 from sb3_npg.observations import count_rows, take_rows
@@ -69,13 +69,14 @@ def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths
     return PolicyParts(acting, criticising, acting_modules, critic=critic)
 
 
-def require_actor(policy: ActorCriticPolicy, parts: PolicyParts) -> None:
+def require_actor(policy: ActorCriticPolicy, observations: PyTorchObs, parts: PolicyParts) -> None:
     """
-    Check that there is something for the policy step to move.
+    Check that there is something for the policy step to move, and that it can be done.
 
     :param policy: SB3 actor-critic policy
+    :param observations: at least one row
     :param parts: its parts
-    :raises ValueError: if no parameter acts
+    :raises ValueError: if no parameter acts, or torch cannot differentiate the policy twice
     """
     if len(parts.acting) == 0:
         raise ValueError(
@@ -83,6 +84,8 @@ def require_actor(policy: ActorCriticPolicy, parts: PolicyParts) -> None:
             "requires a gradient. Let it not detach its outputs. To train the critic alone for a while, freeze the "
             "actor by `requires_grad_(False)` after the agent is made."
         )
+    if parts.networks is None:
+        require_products(policy, observations, parts.acting)
 
 
 def refresh_running_statistics(

@@ -127,6 +127,31 @@ def test_attention_trains_with_every_kind_of_product(fisher_solver):
         assert 0.0 < update["train/kl"] <= 0.01
 
 
+class Distances(BaseFeaturesExtractor):
+    """How far the observation is from some points, by an operation whose derivative has none."""
+
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space, 4)
+        self.points = nn.Parameter(th.randn(4, *observation_space.shape))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return th.cdist(observations, self.points)
+
+
+def test_what_cannot_be_differentiated_twice_is_refused_before_training():
+    with pytest.raises(ValueError, match=r"`policy`=ActorCriticPolicy computes something .*cdist"):
+        make_agent("vector", policy_kwargs={"features_extractor_class": Distances})
+
+
+def test_a_policy_that_detaches_its_outputs_is_refused():
+    class Detached(ActorCriticPolicy):
+        def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:
+            return self.action_dist.proba_distribution(self.action_net(latent_pi).detach(), self.log_std.detach())
+
+    with pytest.raises(ValueError, match=r"`policy`=Detached has no parameter .* requires a gradient"):
+        make_agent("vector", Detached)
+
+
 def test_noise_that_the_class_has_chosen_is_left_alone():
     assert make_agent("vector", OwnNoise).policy.log_std.tolist() == pytest.approx([-1.7, -1.7])
 

@@ -102,7 +102,7 @@ def assert_trains(agent: NPG, n_updates: int = 2) -> list[dict[str, float]]:
     assert [update["train/n_updates"] - before for update in updates] == list(range(1, n_updates + 1))
     for update in updates:
         without = set() if agent.fisher_solver == "cg" else {"train/solver_residual"}
-        without |= {"train/solver_steps"} if agent.fisher_solver == "identity" else set()
+        without |= set() if agent.fisher_solver in ("cg", "exact") else {"train/solver_steps"}
         assert update.keys() >= FIGURES - without
         assert ("train/std" in update) == hasattr(agent.policy, "log_std")
         assert all(math.isfinite(figure) for name, figure in update.items() if name != "train/explained_variance")
@@ -125,7 +125,8 @@ def test_every_option_trains_in_every_action_space(space, options):
 
 @pytest.mark.parametrize("environment", [name for name in ENVIRONMENTS if name not in ACTION_SPACES])
 def test_every_kind_of_observation_trains(environment):
-    assert_trains(make_agent(environment, n_steps=2 * N_STEPS, sub_sampling_factor=2))
+    # Images of noise have nothing in common: with little damping, half of them say nothing about the others.
+    assert_trains(make_agent(environment, damping=0.1, sub_sampling_factor=2))
 
 
 @pytest.mark.parametrize(

@@ -116,3 +116,25 @@ def acting_parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> Pa
         distribution = policy.get_distribution(take_rows(observations, slice(0, 1)))
         outputs = make_output_fisher(distribution).outputs(distribution)
         return ParameterVector(reached_parameters(outputs, policy.parameters()))
+
+
+def require_products(policy: ActorCriticPolicy, observations: PyTorchObs, parameters: ParameterVector) -> None:
+    """
+    Check that a policy's outputs can be differentiated twice, as autograd's products with F need it.
+
+    :param policy: SB3 actor-critic policy
+    :param observations: at least one row
+    :param parameters: those that act
+    :raises ValueError: if torch does not know how
+    """
+    with th.enable_grad():
+        distribution = policy.get_distribution(take_rows(observations, slice(0, 1)))
+        outputs = make_output_fisher(distribution).outputs(distribution)
+        try:
+            Linearization(outputs, parameters).push(th.zeros_like(parameters.get()))
+        except RuntimeError as error:
+            raise ValueError(
+                f"`policy`={type(policy).__name__} computes something that torch cannot differentiate twice, and "
+                f"products with the Fisher are second derivatives: {error}. Write it in operations that it can, such "
+                "as th.linalg.vector_norm of differences in the place of th.cdist."
+            ) from error

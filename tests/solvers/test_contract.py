@@ -305,5 +305,5 @@ def test_exact_solver_reports_a_singular_matrix():
 def test_exact_solver_refuses_what_does_not_fit():
     solver = make_fisher_solver("exact", {"max_parameters": 10})
     solver.check_size(10, 1)
-    with pytest.raises(ValueError, match=r"`fisher_solver`='exact'.*11 acting parameters.*fisher_solver='cg'"):
+    with pytest.raises(ValueError, match=r"`fisher_solver`='exact'.*11 parameters.*fisher_solver='cg'"):
         solver.check_size(11, 1)

@@ -101,6 +101,8 @@ def n_tensors() -> int:
 class Recorded:
     """A policy update that was looked at once: thousands of solves need no network."""
 
+    scale = 1.0
+
     def __init__(self, problem: LocalProblem):
         self.blocks, self.n_rows = problem.layers.blocks, problem.layers.n_rows
         self.fisher, self.gradient = problem.dense_fisher(), problem.surrogate_gradient()
