@@ -236,12 +236,12 @@ class NPG(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         """Check the arguments, then build what is derived from them. Called by ``__init__`` and by ``load``."""
         check_policy_class(self.policy_class)
+        check_spaces(self.observation_space, self.action_space, self.use_sde)
         if self.gae_lambda is None:
             self.gae_lambda = default_gae_lambda(self.action_space)
         if self.fisher_solver == "auto":
             self.fisher_solver = default_fisher_solver(self.observation_space, self.action_space)
         check_hyperparameters(vars(self), self.n_envs)
-        check_spaces(self.observation_space, self.action_space, self.use_sde)
         check_policy_kwargs(self.policy_class, self.policy_kwargs)
         check_features_extractor(self.policy_class, self.policy_kwargs, self.observation_space)
         self._damping_schedule()
