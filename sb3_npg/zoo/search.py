@@ -31,7 +31,7 @@ def sample_npg_params(
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True),
         "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.0001, 0.1, log=True),
         "target_kl": trial.suggest_float("target_kl", 0.002, 0.5, log=True),
-        "damping": trial.suggest_float("damping", 1e-3, 10.0, log=True),
+        "damping": trial.suggest_float("damping", 1e-4, 10.0, log=True),
         "fisher_solver": trial.suggest_categorical("fisher_solver", list(SEARCHED_SOLVERS)),
         "cg_max_steps": trial.suggest_int("cg_max_steps", 3, 25),
         "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
