@@ -66,7 +66,6 @@ PPO_ZOO: dict[str, Any] = {
     "vf_coef": 0.5,
     "ent_coef": 0.01,
 }
-PROPAGATED: dict[str, Any] = {"fisher_solver_kwargs": {"columns": "propagated"}}
 CG: dict[str, Any] = {"fisher_solver": "cg", "fisher_solver_kwargs": {"max_steps": 10}, "damping": 0.01}
 
 
@@ -92,7 +91,6 @@ class Candidate:
 CANDIDATES = (
     Candidate("as in zoo_configs", n_steps=600_000, settings=ZOO, n_seeds=3),
     Candidate("δ falling from 0.02 to 0", n_steps=800_000, settings=ZOO | {"target_kl": "lin_0.02"}, n_seeds=2),
-    Candidate("one random column", n_steps=600_000, settings=ZOO | PROPAGATED, n_seeds=3),
     Candidate("PPO as in rl_zoo3", "PPO", settings=PPO_ZOO, n_seeds=3),
     Candidate("λ = 0.1", n_steps=200_000, settings=ZOO | {"damping": 0.1}),
     Candidate("λ = 0.1, one extractor", n_steps=200_000, settings=ZOO | {"damping": 0.1, "policy_kwargs": None}),

@@ -113,9 +113,7 @@ def acting_parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> Pa
     :return: those that are trained, in the policy's order
     """
     with th.enable_grad():
-        distribution = policy.get_distribution(take_rows(observations, slice(0, 1)))
-        outputs = make_output_fisher(distribution).outputs(distribution)
-        return ParameterVector(reached_parameters(outputs, policy.parameters()))
+        return ParameterVector(reached_parameters(_first_outputs(policy, observations), policy.parameters()))
 
 
 def require_products(policy: ActorCriticPolicy, observations: PyTorchObs, parameters: ParameterVector) -> None:
@@ -128,8 +126,7 @@ def require_products(policy: ActorCriticPolicy, observations: PyTorchObs, parame
     :raises ValueError: if torch does not know how
     """
     with th.enable_grad():
-        distribution = policy.get_distribution(take_rows(observations, slice(0, 1)))
-        outputs = make_output_fisher(distribution).outputs(distribution)
+        outputs = _first_outputs(policy, observations)
         try:
             Linearization(outputs, parameters).push(th.zeros_like(parameters.get()))
         except RuntimeError as error:
@@ -138,3 +135,9 @@ def require_products(policy: ActorCriticPolicy, observations: PyTorchObs, parame
                 f"products with the Fisher are second derivatives: {error}. Write it in operations that it can, such "
                 "as th.linalg.vector_norm of differences in the place of th.cdist."
             ) from error
+
+
+def _first_outputs(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:
+    """Return the outputs for the first row, shape (1, k), with their graph where gradients are enabled."""
+    distribution = policy.get_distribution(take_rows(observations, slice(0, 1)))
+    return make_output_fisher(distribution).outputs(distribution)
