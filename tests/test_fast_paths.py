@@ -72,6 +72,26 @@ def test_gradient_surrogate_and_kl_are_autograds(distribution, policy, ent_coef)
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("memory_budget", [2**28, 1])
+@pytest.mark.parametrize("distribution", ["Gaussian", "gSDE"])
+def test_a_jacobian_that_is_kept_sees_the_noise_move_alone(distribution, memory_budget):
+    by_hand, autograd = both_ways(distribution, "Mlp", 6, memory_budget=memory_budget)
+    by_hand.surrogate_gradient()
+    for problem in (by_hand, autograd):
+        with th.no_grad():
+            problem.policy.log_std.add_(0.3)
+        problem.refresh()
+    th.testing.assert_close(by_hand.surrogate_gradient(), autograd.surrogate_gradient(), **EXACT)
+    vector = th.randn(len(by_hand.vector), dtype=th.float64)
+    product = by_hand.fisher_vector_product(vector)
+    th.testing.assert_close(product, autograd.fisher_vector_product(vector), **EXACT)
+    chain = by_hand.fisher_chain()
+    assert (chain is None) == (memory_budget == 1)
+    if chain is not None:
+        th.testing.assert_close(chain.product(vector), product, **EXACT)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("memory_budget", [2**28, 1])
 @pytest.mark.parametrize("columns", ["exact", "propagated", "sampled"])
 @every_policy
 @every_distribution

@@ -2,6 +2,7 @@
 
 import math
 from functools import cached_property
+from typing import NamedTuple
 
 import torch as th
 
@@ -18,6 +19,14 @@ from sb3_npg.fisher import (
 )
 from sb3_npg.networks import PolicyNetworks
 from sb3_npg.parameters import ParameterVector
+
+
+class _Kept(NamedTuple):
+    """J of z for some rows, at a version of the noise's parameter."""
+
+    rows: slice
+    version: int
+    jacobian: GaussianJacobian
 
 
 class FeedForwardActor:
@@ -38,6 +47,7 @@ class FeedForwardActor:
         self.n_rows = len(actions)
         self.metric = networks.metric
         self._mean_jacobian = KeptJacobian(networks.actor, inputs, parameters)
+        self._kept: _Kept | None = None
 
     def act(self, rows: slice) -> ActingRows:
         """
@@ -95,13 +105,19 @@ class FeedForwardActor:
         return ActingRows(outputs, log_prob, lambda: self.metric.entropy(outputs))
 
     def _jacobian(self, rows: slice) -> FeedForwardJacobian | GaussianJacobian:
-        """Return J of z; the network's is kept, so that snapshot, gradient and products share a forward pass."""
-        mean = self._mean_jacobian.of(rows)
+        """Return J of z; the last one is kept, so that snapshot, gradient and products share a forward pass."""
         noise = self.networks.noise
         if noise is None:
-            return mean
+            return self._mean_jacobian.of(rows)
+        kept, version = self._kept, noise.parameter._version
+        if kept is not None and kept.rows == rows and kept.version == version and kept.jacobian.mean.is_current():
+            return kept.jacobian
+        self._kept = None  # frees the network's memory first
+        mean = self._mean_jacobian.of(rows)
         hidden = mean.steps[-1].inputs
-        return GaussianJacobian(mean, noise.jacobian(hidden), noise.log_std(hidden).detach(), self._noise_span)
+        log_std = noise.log_std(hidden).detach()
+        self._kept = _Kept(rows, version, GaussianJacobian(mean, noise.jacobian(hidden), log_std, self._noise_span))
+        return self._kept.jacobian
 
     def _seen(self, rows: slice) -> FeedForwardRows:
         jacobian = self._jacobian(rows)

@@ -72,7 +72,7 @@ class GaussianJacobian:
 
         None if a layer is a convolution.
         """
-        chain = self.mean.weighted_chain((-2.0 * self._log_std).exp())
+        chain = self.mean.weighted_chain((-2.0 * self._log_std).exp_())
         if chain is None or self._span is None:
             return chain
         return chain._replace(noise=self.noise.fisher(), noise_span=self._span)

@@ -52,12 +52,12 @@ class FisherChain(NamedTuple):
     @property
     def n_rows(self) -> int:
         """N."""
-        return len(self.diagonal)
+        return self.diagonal.shape[0]
 
     def spans(self) -> tuple[int, ...]:
         """Return where all parameters begin in a vector, −1 for those that are not in it."""
         spans = [span for layer in self.layers for span in (layer.weight_span, layer.bias_span)]
-        return tuple(-1 if span is None else span.start for span in (*spans, self.noise_span))
+        return tuple([-1 if span is None else span.start for span in (*spans, self.noise_span)])
 
     @th.no_grad()
     def product(self, vector: th.Tensor) -> th.Tensor:

@@ -179,7 +179,8 @@ def _stacked(eigens: list[Eigen], shape: th.Size) -> Eigen:
 
 def _result(solution: FusedSolution) -> ConjugateGradientResult:
     """Return a solution whose figures stay on the device until somebody asks for them."""
-    return ConjugateGradientResult(solution.vectors[0], solution.vectors[1], partial(_history, solution.figures))
+    x, product = solution.vectors.unbind()
+    return ConjugateGradientResult(x, product, partial(_history, solution.figures))
 
 
 def _history(figures: th.Tensor) -> History:

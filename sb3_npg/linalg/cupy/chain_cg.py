@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -17,16 +17,29 @@ Solve = Callable[[th.Tensor, th.Tensor, float, float, int], FusedSolution]
 
 
 class _Workspace(NamedTuple):
-    """What a solve needs besides its problem, kept from one to the next."""
+    """
+    What a solve needs besides its problem, kept from one to the next.
+
+    :param source: of the kernel
+    :param launch: how it is started
+    :param slopes: kind of each layer's slope
+    :param covers: whether the chain's parameters are all of a vector
+    :param n_rows: N, as the kernel takes it
+    :param tiny: the smallest normal number, as the kernel takes it
+    :param places: address of where in a vector each number of a padded one lies
+    :param sums: addresses of blocks' sums, of their sum, and of what blocks wait at
+    :param tensors: what lies at these addresses
+    """
 
     source: str
     launch: Launch
     slopes: tuple[int, ...]
     covers: bool
-    places: th.Tensor
-    partial: th.Tensor
-    reduced: th.Tensor
-    barrier: th.Tensor
+    n_rows: np.int32
+    tiny: np.floating[Any]
+    places: int
+    sums: tuple[int, ...]
+    tensors: tuple[th.Tensor, ...]
 
 
 class ChainSolver:
@@ -86,43 +99,46 @@ class ChainSolver:
         rtol: float,
         max_steps: int,
     ) -> FusedSolution:
-        scalar = np.float32 if right.dtype == th.float32 else np.float64
-        vectors = right.new_empty(2, len(right)) if workspace.covers else right.new_zeros(2, len(right))
+        real, p = type(workspace.tiny), chain.size
+        vectors = right.new_empty(2, p) if workspace.covers else right.new_zeros(2, p)
         figures = right.new_empty(4 + 2 * max_steps)
-        tensors: list[th.Tensor | None] = []
+        arguments: list[Argument] = []
         for layer, kind in zip(chain.layers, workspace.slopes, strict=True):
-            tensors += (layer.inputs, layer.slope if kind == GIVEN_SLOPE else None, layer.weight)
-        tensors += (chain.diagonal, chain.noise, workspace.places, chain.scale, right, reference)
-        arguments: list[Argument] = [tensor if tensor is None else in_rows(tensor) for tensor in tensors]
-        arguments += [np.int32(chain.n_rows), scalar(damping), scalar(rtol), np.int32(max_steps)]
-        arguments += [scalar(th.finfo(right.dtype).tiny), vectors[0], vectors[1], figures]
-        arguments += [workspace.partial, workspace.reduced, workspace.barrier]
+            slope = in_rows(layer.slope) if layer.slope is not None and kind == GIVEN_SLOPE else None
+            arguments += (in_rows(layer.inputs), slope, in_rows(layer.weight))
+        noise, scale = (None if tensor is None else in_rows(tensor) for tensor in (chain.noise, chain.scale))
+        arguments += (in_rows(chain.diagonal), noise, workspace.places, scale, in_rows(right), in_rows(reference))
+        arguments += (workspace.n_rows, real(damping), real(rtol), np.int32(max_steps), workspace.tiny)
+        x = vectors.data_ptr()
+        arguments += (x, x + p * vectors.element_size(), figures, *workspace.sums)
         self.device.launch(workspace.source, "chain_cg", workspace.launch, arguments)
         return FusedSolution(vectors, figures)
 
     def _workspace(self, chain: FisherChain) -> _Workspace | None:
         key = chain_key(chain)
-        if key not in self._workspaces:
-            layout = self.layout_of(key.shape, key.n_rows)
-            if layout is None:
-                return None
+        workspace = self._workspaces.get(key)
+        if workspace is None and (layout := self.layout_of(key.shape, key.n_rows)) is not None:
             forget_oldest(self._workspaces, leave=7)
-            self._workspaces[key] = self._new_workspace(chain, layout)
-        return self._workspaces[key]
+            workspace = self._workspaces[key] = self._new_workspace(chain, layout)
+        return workspace
 
     def _new_workspace(self, chain: FisherChain, layout: ChainLayout) -> _Workspace:
         n_blocks = min(-(-chain.n_rows // layout.tile), self.device.n_processors)
-        places = layout.places(chain)
+        found = layout.places(chain)
         new, device = chain.diagonal.new_empty, chain.diagonal.device
+        places = th.tensor(found, dtype=th.int32, device=device)
+        sums = new((n_blocks, layout.padded)), new(layout.padded), th.zeros(1, dtype=th.int64, device=device)
+        real = np.float32 if layout.shape.dtype == th.float32 else np.float64
         return _Workspace(
             layout.source(),
             Launch(n_blocks, layout.threads, layout.shared_bytes, cooperative=True),
             layout.shape.slopes,
-            sum(place >= 0 for place in places) == chain.size,
-            th.tensor(places, dtype=th.int32, device=device),
-            new((n_blocks, layout.padded)),
-            new(layout.padded),
-            th.zeros(1, dtype=th.int64, device=device),
+            sum(place >= 0 for place in found) == chain.size,
+            np.int32(chain.n_rows),
+            real(th.finfo(layout.shape.dtype).tiny),
+            places.data_ptr(),
+            tuple(tensor.data_ptr() for tensor in sums),
+            (places, *sums),
         )
 
 

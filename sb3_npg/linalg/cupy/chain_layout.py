@@ -39,10 +39,11 @@ class ChainShape(NamedTuple):
     def of(cls, chain: FisherChain) -> "ChainShape":
         """Return a chain's shape."""
         last = chain.layers[-1]
+        outputs, inputs = zip(*(layer.weight.shape for layer in chain.layers), strict=True)
         return cls(
-            tuple(layer.weight.shape[1] for layer in chain.layers),
-            tuple(len(layer.weight) for layer in chain.layers),
-            tuple(_slope_kind(layer, layer is last) for layer in chain.layers),
+            inputs,
+            outputs,
+            tuple([_slope_kind(layer, layer is last) for layer in chain.layers]),
             chain.groups,
             (0, 0) if chain.noise is None else (chain.noise.shape[0], chain.noise.shape[1]),
             chain.scale is not None,

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch as th
 
-#: A tensor, of which the kernel gets the address; None is a null pointer; scalars come in the kernel's own types.
-Argument = th.Tensor | np.generic | None
+#: A tensor, of which the kernel gets the address, or the address; None is a null pointer; scalars come in the kernel's
+#: own types.
+Argument = th.Tensor | int | np.generic | None
 
 
 class Launch(NamedTuple):
@@ -59,7 +60,8 @@ class Device(Protocol):
 
 def in_rows(tensor: th.Tensor) -> th.Tensor:
     """Return a tensor row by row in memory, at an address that vectors of four can be read from."""
-    tensor = tensor.contiguous()
+    if not tensor.is_contiguous():
+        return tensor.contiguous()
     return tensor.clone() if tensor.data_ptr() % 32 else tensor
 
 

@@ -1,12 +1,14 @@
 """CuPy: the only file that imports it. Compiles kernels, and starts them on torch's stream and torch's memory."""
 
 import importlib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import torch as th
 
 from sb3_npg.linalg.cupy.device import Argument, Launch
+from sb3_npg.linalg.cupy.packing import PackedArguments
 
 _OPTIONS = ("-std=c++17",)
 
@@ -16,7 +18,7 @@ class CupyDevice:
     A CUDA device through CuPy.
 
     Kernels get the addresses of torch's tensors, so nothing is copied and nothing is allocated; CuPy's own global
-    state, its allocator and its current stream, is left alone.
+    state, its allocator and its current stream, is left alone. CuPy compiles; a start is one call of the driver.
 
     :param device: torch's name for it, with an index or without
     :raises ImportError: if CuPy cannot be imported
@@ -35,8 +37,8 @@ class CupyDevice:
         self.n_processors: int = attributes["MultiProcessorCount"]
         self.shared_bytes: int = attributes["MaxSharedMemoryPerBlockOptin"]
         self.has_tensor_cores = capability >= (8, 0)
-        self._functions: dict[tuple[str, str, Launch], Any] = {}
-        self._streams: dict[int, Any] = {}
+        self._kernels: dict[tuple[str, str, Launch], _Kernel] = {}
+        self._thread = threading.local()
 
     def launch(self, source: str, name: str, launch: Launch, arguments: Sequence[Argument]) -> None:
         """Start a kernel on torch's current stream."""
@@ -44,40 +46,43 @@ class CupyDevice:
             with th.cuda.device(self.device):
                 self.launch(source, name, launch, arguments)
             return
-        function = self._function(source, name, launch)
-        values = tuple(
-            argument.data_ptr() if isinstance(argument, th.Tensor) else 0 if argument is None else argument
-            for argument in arguments
-        )
-        stream = self._stream(th._C._cuda_getCurrentRawStream(self.device.index))
-        grid, block = (launch.n_blocks, 1, 1), (launch.n_threads, 1, 1)
-        function(grid, block, values, launch.shared_bytes, stream, launch.cooperative)
-
-    def _stream(self, pointer: int) -> Any:
-        if pointer not in self._streams:
-            streams = self._cupy.cuda
-            if hasattr(streams.Stream, "from_external"):
-                self._streams[pointer] = streams.Stream.from_external(_Stream(pointer))
-            else:
-                self._streams[pointer] = streams.ExternalStream(pointer, self.device.index)
-        return self._streams[pointer]
-
-    def _function(self, source: str, name: str, launch: Launch) -> Any:
+        if not hasattr(self._thread, "has_context"):
+            self._cupy.cuda.runtime.free(0)  # makes the device's context this thread's, which the driver leaves to us
+            self._thread.has_context = True
         key = (source, name, launch)
-        if key not in self._functions:
-            module = self._cupy.RawModule(code=source, options=_OPTIONS, enable_cooperative_groups=launch.cooperative)
-            kernel = module.get_function(name)
-            with self._cupy.cuda.Device(self.device.index):
-                kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
-                self._functions[key] = kernel.kernel
-        return self._functions[key]
+        if key not in self._kernels:
+            self._kernels[key] = _Kernel(self._cupy, self._compiled(source, name, launch), launch, arguments)
+        self._kernels[key].start(arguments, th._C._cuda_getCurrentRawStream(self.device.index))
+
+    def _compiled(self, source: str, name: str, launch: Launch) -> Any:
+        module = self._cupy.RawModule(code=source, options=_OPTIONS, enable_cooperative_groups=launch.cooperative)
+        kernel = module.get_function(name)
+        with self._cupy.cuda.Device(self.device.index):
+            kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
+            return kernel.kernel
 
 
-class _Stream:
-    """A stream of another library, by CUDA's stream protocol."""
+class _Kernel:
+    """
+    A compiled kernel that can be started at the price of one call.
 
-    def __init__(self, pointer: int):
-        self._pointer = pointer
+    :param cupy: the module
+    :param function: CuPy's, which is kept so that it stays loaded
+    :param launch: grid and memory
+    :param arguments: of its first start
+    """
 
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self._pointer
+    def __init__(self, cupy: Any, function: Any, launch: Launch, arguments: Sequence[Argument]):
+        driver = cupy.cuda.driver
+        self._function = function
+        self._launch = driver.launchCooperativeKernel if launch.cooperative else driver.launchKernel
+        self._how = (function.ptr, launch.n_blocks, 1, 1, launch.n_threads, 1, 1, launch.shared_bytes)
+        self._more = () if launch.cooperative else (0,)
+        self._packed = PackedArguments(arguments)
+        self._lock = threading.Lock()
+
+    def start(self, arguments: Sequence[Argument], stream: int) -> None:
+        """Start it; the driver has read the arguments when it returns."""
+        with self._lock:
+            self._packed.pack(arguments)
+            self._launch(*self._how, stream, self._packed.address, *self._more)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch as th
 
 from sb3_npg.graphs import Tensors
 from sb3_npg.linalg.cupy.device import Argument, Launch
+from sb3_npg.linalg.cupy.packing import PackedArguments
 
 _HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -38,16 +38,24 @@ class EmulatedDevice:
         assert launch.shared_bytes <= self.shared_bytes
         assert not launch.cooperative or launch.n_blocks <= self.n_processors
         self.launches.append(name)
-        run = getattr(_library(source, name), f"run_{name}")
-        run.restype = None
-        values = [_c_argument(argument) for argument in arguments]
-        run(
-            ctypes.c_uint(launch.n_blocks),
-            ctypes.c_uint(launch.n_threads),
-            ctypes.c_size_t(launch.shared_bytes),
-            ctypes.c_bool(self.backwards),
-            *values,
-        )
+        assert len(arguments) == len(_types(source, name))
+        assert all(argument.is_contiguous() for argument in arguments if isinstance(argument, th.Tensor))
+        packed = PackedArguments(arguments)
+        packed.pack(arguments)
+        run_kernel(source, name, launch, packed.address, self.backwards)
+
+
+def run_kernel(source: str, name: str, launch: Launch, address: int, backwards: bool = False) -> None:
+    """Run a kernel to its end, as a driver starts it: with the address of its arguments' addresses."""
+    run = getattr(_library(source, name), f"run_{name}")
+    run.restype = None
+    run(
+        ctypes.c_uint(launch.n_blocks),
+        ctypes.c_uint(launch.n_threads),
+        ctypes.c_size_t(launch.shared_bytes),
+        ctypes.c_bool(backwards),
+        ctypes.c_void_p(address),
+    )
 
 
 class EmulatedGraph:
@@ -74,25 +82,14 @@ def emulated_capture(run: Callable[[], Tensors]) -> tuple[EmulatedGraph, Tensors
     return EmulatedGraph(run, found), found
 
 
-def _c_argument(argument: Argument) -> object:
-    if argument is None:
-        return ctypes.c_void_p(0)
-    if isinstance(argument, th.Tensor):
-        assert argument.is_contiguous()
-        return ctypes.c_void_p(argument.data_ptr())
-    kinds = {np.dtype("int32"): ctypes.c_int, np.dtype("float32"): ctypes.c_float, np.dtype("float64"): ctypes.c_double}
-    return kinds[argument.dtype](argument.item())
-
-
 @cache
 def _library(source: str, name: str) -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(prefix="emulated-"))
-    parameters = _parameters(source, name)
-    names = ", ".join(re.findall(r"(\w+)\s*(?:,|$)", parameters))
+    values = ", ".join(f"*({kind}*)arguments[{i}]" for i, kind in enumerate(_types(source, name)))
     runner = (
         f'extern "C" void run_{name}(unsigned n_blocks, unsigned n_threads, size_t n_bytes, bool backwards,\n'
-        f"    {parameters}) {{\n"
-        f"    emulated::launch(n_blocks, n_threads, n_bytes, backwards, [=] {{ {name}({names}); }});\n}}\n"
+        "    void** arguments) {\n"
+        f"    emulated::launch(n_blocks, n_threads, n_bytes, backwards, [=] {{ {name}({values}); }});\n}}\n"
     )
     (folder / "kernel.cpp").write_text(f'#include "cuda.h"\n{source}\n{runner}', encoding="utf-8")
     command = [
@@ -114,11 +111,12 @@ def _library(source: str, name: str) -> ctypes.CDLL:
     return library
 
 
-def _parameters(source: str, name: str) -> str:
-    """Return a kernel's parameter list, with the lists that are constants written out."""
+@cache
+def _types(source: str, name: str) -> list[str]:
+    """Return the types of a kernel's parameters, the lists that are constants written out."""
     found = re.search(rf"__global__[^;{{]*?\b{name}\(([^)]*)\)", source)
     assert found, f"no kernel {name}"
     parameters = found[1]
     for constant, value in re.findall(r"^#define (\w+_PARAMETERS) (.*)$", source, flags=re.MULTILINE):
         parameters = parameters.replace(constant, value)
-    return " ".join(parameters.split())
+    return [re.sub(r"\w+$", "", parameter.strip()) for parameter in parameters.split(",")]
