@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks import gpu_accuracy, gpu_cases, gpu_pong, gpu_precision, gpu_train, pong
+from benchmarks import gpu_accuracy, gpu_cases, gpu_eigen, gpu_pong, gpu_precision, gpu_train, pong
 from benchmarks.gpu_timing import Contestant, Race, Row, Setting
 from benchmarks.speed_peers import ACTION_DIM, CG_STEPS
 from benchmarks.speed_products import operations
@@ -100,6 +100,10 @@ CASES: dict[str, Case] = {
         tf32=True,
     ),
     "cnn-kfac": Case("K-FAC, update and solve, NatureCNN, N = 2,048", race(partial(gpu_cases.images, "kfac", {}))),
+    "eigen": Case(
+        f"Eigendecompositions in float64, factors of {', '.join(map(str, gpu_eigen.SIZES))} rows",
+        race(gpu_eigen.eigendecompositions),
+    ),
     "cnn-cg": Case(
         f"CG {CG_STEPS}, NatureCNN, N = 2,048",
         race(partial(gpu_cases.images, "cg", gpu_cases.CG)),

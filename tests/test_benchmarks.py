@@ -488,13 +488,15 @@ def test_gpu_benchmark_measures_keeps_and_tells_what_failed(tmp_path):
         tmp_path / "kept",
         ["--device", "cpu", "--quick", "--seconds", "0.1", "--out", str(tmp_path / "kept")],
     )
-    for case in ("rate", "cg-64-2048"):
+    for case in ("rate", "cg-64-2048", "eigen"):
         gpu.main([*quick, "--only", case])
     stored = gpu.load(folder / "cpu.json")
-    assert list(stored) == ["rate", "cg-64-2048"]  # the second call keeps what the first measured
+    assert list(stored) == ["rate", "cg-64-2048", "eigen"]  # each call keeps what those before measured
     times = {row["name"]: row["seconds"] for row in stored["cg-64-2048"]["rows"]}
     assert set(times) == {"CG 10, torch", "sb3-contrib TRPO's CG 10"}  # CuPy is not here
     assert all(0.0 < low <= middle <= high for low, middle, high in times.values())
+    errors = {row["name"]: row["difference"] for row in stored["eigen"]["rows"] if "difference" in row}
+    assert errors["one batch, torch"] < 1e-12 < errors["one by one in float32, torch"] < 1e-4
     stored["rate"]["rows"] = [{"name": "torch", "failed": "RuntimeError: out of memory"}]
     gpu.save(folder / "cpu.json", stored)
     document = tmp_path / "gpu.md"
