@@ -68,7 +68,9 @@ K-FAC. Its racecheck was stopped after five of the six, for want of time, and ha
 verdict.
 
 **Not measured.** An H100, on which the goals are set: these figures are an H200's, whose processors are the same and
-whose memory is faster. Pong to 20 points. Several devices. How much of what acting gains is the graph's."""
+whose memory is faster. Pong to 20 points. Several devices. How much of what acting gains is the graph's. What the host
+has saved since these figures: a kernel is started by one call of the driver, its arguments packed at once, and an
+update makes its Jacobian once. Whether NatureCNN's eigendecompositions are faster in one batch (case `eigen`)."""
 
 
 def table(name: str, stored: Mapping[str, Stored]) -> str:
