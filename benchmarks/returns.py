@@ -1,5 +1,6 @@
 """
-NPG beside sb3-contrib's TRPO and SB3's PPO, with the hyperparameters that rl_zoo3 has for each, on eleven tasks.
+NPG beside sb3-contrib's TRPO and SB3's PPO, with the hyperparameters that rl_zoo3 has for each, on eleven tasks; and
+alone on others that zoo_configs has a block for, with ``--algorithms npg --tasks Reacher-v5``, say.
 
 ``python -m benchmarks.returns`` does the runs that are missing, then writes ``docs/results.md`` with its pictures and
 the table in ``README.md``. Stopped, it goes on where it was. ``--algorithms``, ``--tasks`` and ``--seeds`` do a part;
@@ -37,6 +38,15 @@ TASKS = {
     "Swimmer-v5": 1_000_000,
     "BipedalWalker-v3": 1_000_000,
 }
+#: Other tasks with a block in zoo_configs, which NPG runs alone, for the block's own steps.
+MORE_TASKS = {
+    "MountainCar-v0": 100_000,
+    "LunarLanderContinuous-v3": 100_000,
+    "InvertedPendulum-v5": 1_000_000,
+    "InvertedDoublePendulum-v5": 1_000_000,
+    "Reacher-v5": 1_000_000,
+    "Pusher-v5": 1_000_000,
+}
 SEEDS = (0, 1, 2)
 
 
@@ -63,7 +73,8 @@ def all_runs(
 ) -> list[Run]:
     """Return the runs, those of the first seed first, so that an unfinished comparison says something."""
     chosen = product(seeds or SEEDS, tasks or TASKS, algorithms or ALGORITHMS)
-    return [Run(algo, task, seed, steps or TASKS[task]) for seed, task, algo in chosen]
+    lengths = TASKS | MORE_TASKS
+    return [Run(algo, task, seed, steps or lengths[task]) for seed, task, algo in chosen]
 
 
 def document(
@@ -105,14 +116,18 @@ def document(
         *(f"![returns over {over}]({name})" for over, name in names.items()),
         "## Every seed",
         report.seeds_table(found, tasks, algorithms),
+        "## Other tasks of zoo_configs, NPG alone",
+        report.alone_table(found, MORE_TASKS),
     ]
 
 
 def write(store: Store, runs: Sequence[Run], out: Path, readme: Path) -> None:
     """Write the document, its pictures and README.md's table from what is stored."""
-    found = store.found(runs, lambda run: (run.algo, run.env_id))
+    seeds = sorted({run.seed for run in runs})
+    alone = all_runs(["npg"], list(MORE_TASKS), seeds)
+    found = store.found([*runs, *alone], lambda run: (run.algo, run.env_id))
     tasks = list(dict.fromkeys(run.env_id for run in runs))
-    complete = report.complete_tasks(found, tasks, ALGORITHMS, len({run.seed for run in runs}))
+    complete = report.complete_tasks(found, tasks, ALGORITHMS, len(seeds))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_document(out, document(found, store, runs, complete, out.with_suffix("")))
     if complete:
@@ -124,7 +139,7 @@ def main(argv: Sequence[str]) -> None:
     """Do what is missing, then write the document."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.returns", description=__doc__)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, *MORE_TASKS])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--steps", type=int, help="of every task, to try it out")
     parser.add_argument("--processes", type=int, default=2, help="runs at once")

@@ -85,6 +85,16 @@ def seeds_table(found: Found, tasks: Sequence[str], algorithms: Sequence[str]) -
     return markdown_table(["task", *(NAMES[algo] for algo in algorithms)], rows)
 
 
+def alone_table(found: Found, tasks: Mapping[str, int]) -> str:
+    """Return steps and final returns of tasks that NPG alone runs."""
+    rows = []
+    for task, steps in tasks.items():
+        values = [final(run) for run in found.get(("npg", task), [])]
+        each = ", ".join(f"{value:.4g}" for value in values) or "–"
+        rows.append([task, f"{steps:,}", f"{fmean(values):.4g}" if values else "–", each])
+    return markdown_table(["task", "steps", "NPG", "by seed"], rows)
+
+
 def complete_tasks(found: Found, tasks: Sequence[str], algorithms: Sequence[str], seeds: int) -> list[str]:
     """Return the tasks that every algorithm has run with every seed."""
     return [task for task in tasks if all(len(found.get((algo, task), [])) == seeds for algo in algorithms)]
