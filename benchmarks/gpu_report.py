@@ -38,17 +38,17 @@ convolutions, which 1.3 times their time would be 77 % of. In float32 all solver
 whichever backend solves. Pong makes half as many steps again as with PPO, and a third more than with A2C.
 
 **Missed.** The solve for 64 × 64 units takes 0.60 ms and not 0.35: its one kernel runs for 0.12 ms, and what is left
-is the host, on which Python is slow after every wait; the same solve over and over takes 0.2 to 0.3 ms. Of the
-0.48 ms before the kernel begins to be waited for, half make the layers into plain tensors and look up the kernel that
+is the host, on which Python is slow after every wait; the same solve over and over takes 0.2 to 0.3 ms. Of the 0.48
+ms before the kernel begins to be waited for, half make the layers into plain tensors and look up the kernel that
 serves them, half gather its arguments and start it. K-FAC takes 0.79 ms and not 0.3, of which the eigendecompositions
 are 0.37, by Cholesky 0.47 ms, of which the device works for 0.09. With 65,536 rows the solve reaches 40 % of the
 arithmetic's rate, the linear system alone 47 %, and not half; queued one after the other, so that no host is waited
 for, it is 66 % (0.79 ms), with 262,144 rows 74 %. On NatureCNN a K-FAC update costs 6.1 gradients and not 1.25: four
 eigendecompositions of 257 to 577 rows in double precision alone take 18 ms, 2.1 gradients. With one random column,
-which learns as much ([minatar.md](minatar.md)), it is 4.9, by Cholesky besides 2.8; the cheapest, ACKTR's, is 1.7
-but learns half as much. `train()` by K-FAC as in zoo_configs is 6.6 times as fast as TRPO's and not 8. CuPy's kernels
-gain little on NatureCNN, where torch does the work. (Times in this paragraph that are in no table are from profiles
-that are not kept.)
+which learns as much on small games ([minatar.md](minatar.md)) and less on Pong ([pong.md](pong.md)), it is 4.9, by
+Cholesky besides 2.8; the cheapest, ACKTR's, is 1.7 but learns half as much. `train()` by K-FAC as in zoo_configs is
+6.6 times as fast as TRPO's and not 8. CuPy's kernels gain little on NatureCNN, where torch does the work. (Times in
+this paragraph that are in no table are from profiles that are not kept.)
 
 **Pong.** Three trainings at once were at 19.6, 17.1 and 18.3 points after 6.8 minutes and 1.13 million steps each,
 not yet at 20; one of them stayed between 18 and 19 for the last three minutes. The environments are ale-py's own

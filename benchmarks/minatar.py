@@ -164,10 +164,10 @@ CONCLUSIONS = """\
 - **Conjugate gradient wants less damping than vectors do**, λ = 0.01: more than with 0.1 in five of six pairs of seeds.
   It takes two to three times as long as PPO, on one thread. With a hundredth of the usual damping the returns are lower
   again.
-- **One random column of F_out serves K-FAC as well as all do**, for less of the processor. Measuring and decomposing at
-  every fourth update alone costs a sixth of the returns, and saves a third of the time. Cholesky with the damping
-  split returns as much on Breakout, and less on Space Invaders with two of three seeds. The mean of positions does not
-  serve: weight sharing "reduce" halves the returns (λ = 0.01).
+- **One random column of F_out serves K-FAC as well as all do**, for less of the processor; not so on [Pong](pong.md).
+  Measuring and decomposing at every fourth update alone costs a sixth of the returns, and saves a third of the time.
+  Cholesky with the damping split returns as much on Breakout, and less on Space Invaders with two of three seeds. The
+  mean of positions does not serve: weight sharing "reduce" halves the returns (λ = 0.01).
 - **With continuous actions K-FAC with λ = 0.001 serves as well**: on the two tasks that are drawn it ends above
   conjugate gradient with each of three seeds, if by less than seeds differ, and takes half the time.
 - Hence `fisher_solver="auto"` is K-FAC for images.
