@@ -291,7 +291,7 @@ def images(name: str, kwargs: dict[str, Any], setting: Setting) -> list[Contesta
 
     contestants = [*solves(inputs, setting, title, name, kwargs), Contestant(GRADIENT, gradient)]
     if name == "kfac":
-        # One random column, which learns as much on small games; and ACKTR's: one column, and the mean over a layer's positions.
+        # One random column; and ACKTR's: one column, and the mean over a layer's positions.
         one: dict[str, Any] = {"columns": "propagated"}
         cheaper: dict[str, dict[str, Any]] = {
             "one column": one,
