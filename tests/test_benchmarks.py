@@ -41,6 +41,7 @@ from benchmarks import (
     tuning,
     tuning_report,
     update_speed,
+    zoo_runs,
 )
 from benchmarks.atari_vector import VectorOfGymnasium
 from benchmarks.gpu_trainings import at_once
@@ -386,6 +387,10 @@ def test_returns_take_version_4_of_the_zoo_for_version_5():
     assert blocks["ppo"]["gamma"] == 0.999
     assert blocks["trpo"]["cg_max_steps"] == 25
     assert blocks["npg"]["n_timesteps"] == 1000
+
+
+def test_tasks_that_npg_runs_alone_take_the_steps_of_their_blocks():
+    assert {task: zoo_runs.zoo_block("npg", task)["n_timesteps"] for task in returns.MORE_TASKS} == returns.MORE_TASKS
 
 
 def test_one_set_of_hyperparameters_serves_mujoco():

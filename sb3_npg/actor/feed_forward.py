@@ -22,9 +22,8 @@ from sb3_npg.parameters import ParameterVector
 
 
 class _Kept(NamedTuple):
-    """J of z for some rows, at a version of the noise's parameter."""
+    """J of z for the rows of the network's, at a version of the noise's parameter."""
 
-    rows: slice
     version: int
     jacobian: GaussianJacobian
 
@@ -110,13 +109,13 @@ class FeedForwardActor:
         if noise is None:
             return self._mean_jacobian.of(rows)
         kept, version = self._kept, noise.parameter._version
-        if kept is not None and kept.rows == rows and kept.version == version and kept.jacobian.mean.is_current():
+        if kept is not None and kept.version == version and self._mean_jacobian.holds(rows):
             return kept.jacobian
         self._kept = None  # frees the network's memory first
         mean = self._mean_jacobian.of(rows)
         hidden = mean.steps[-1].inputs
         log_std = noise.log_std(hidden).detach()
-        self._kept = _Kept(rows, version, GaussianJacobian(mean, noise.jacobian(hidden), log_std, self._noise_span))
+        self._kept = _Kept(version, GaussianJacobian(mean, noise.jacobian(hidden), log_std, self._noise_span))
         return self._kept.jacobian
 
     def _seen(self, rows: slice) -> FeedForwardRows:

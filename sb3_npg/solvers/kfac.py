@@ -96,13 +96,11 @@ class KFACSolver(BlockDiagonalSolver):
     def _look_at(self, problem: Problem) -> None:
         """Measure and decompose the factors, when that is due; all at once where the backend can."""
         chain = fisher_chain(problem) if self.linalg is not TORCH and self._is_forgetful() else None
-        factored = None if chain is None else self._factored_like(chain, problem)
-        if factored is not self._factored:
-            self._factored = factored
-        if chain is None or factored is None:
+        self._factored = None if chain is None else self._factored_like(chain, problem)
+        if chain is None or self._factored is None:
             super()._look_at(problem)
         else:
-            factored.update(chain)
+            self._factored.update(chain)
 
     def _is_forgetful(self) -> bool:
         """Tell whether each update is its rollout's factors and no more; a subclass may measure anything."""

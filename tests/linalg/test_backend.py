@@ -16,7 +16,9 @@ from tests.linalg.chains import CHAINS, make_chain
 
 CPU, CUDA = th.device("cpu"), th.device("cuda")
 #: The compiler that CuPy uses, which needs no GPU.
-HAS_NVRTC = importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.bindings") is not None
+HAS_NVRTC = importlib.util.find_spec("cuda") is not None and all(
+    importlib.util.find_spec(name) is not None for name in ("cuda.core", "cuda.bindings")
+)
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
