@@ -68,6 +68,7 @@ PPO_ZOO: dict[str, Any] = {
 }
 CG: dict[str, Any] = {"fisher_solver": "cg", "fisher_solver_kwargs": {"max_steps": 10}, "damping": 0.01}
 ONE_COLUMN: dict[str, Any] = {"fisher_solver_kwargs": {"columns": "propagated"}}
+CHOLESKY: dict[str, Any] = {"fisher_solver_kwargs": {"largest_eigen": 0}}
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Candidate:
 CANDIDATES = (
     Candidate("as in zoo_configs", n_steps=600_000, settings=ZOO, n_seeds=3),
     Candidate("one random column", n_steps=600_000, settings=ZOO | ONE_COLUMN, n_seeds=2),
+    Candidate("Cholesky", n_steps=600_000, settings=ZOO | CHOLESKY, n_seeds=2),
     Candidate("δ falling from 0.02 to 0", n_steps=800_000, settings=ZOO | {"target_kl": "lin_0.02"}, n_seeds=2),
     Candidate("PPO as in rl_zoo3", "PPO", settings=PPO_ZOO, n_seeds=3),
     Candidate("λ = 0.1", n_steps=200_000, settings=ZOO | {"damping": 0.1}),

@@ -1,6 +1,8 @@
 """CUDA graphs: work that is recorded once, and done again at the price of one launch."""
 
+import threading
 from collections.abc import Callable
+from functools import cache
 from typing import Protocol, TypeVar
 
 import torch as th
@@ -25,6 +27,10 @@ class Capture(Protocol):
         ...
 
 
+#: A process records one graph at a time.
+_recording = threading.Lock()
+
+
 def capture(device: th.device, run: Callable[[], Tensors]) -> tuple[th.cuda.CUDAGraph, Tensors]:
     """
     Record what a function does as a graph, after it has run a few times and all its kernels are compiled.
@@ -34,13 +40,21 @@ def capture(device: th.device, run: Callable[[], Tensors]) -> tuple[th.cuda.CUDA
     :return: the graph, and the tensors that it writes to
     :raises RuntimeError: if the function does what no graph can hold
     """
-    side = th.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    side.wait_stream(th.cuda.current_stream(device))
-    with th.cuda.device(device), th.cuda.stream(side):
-        for _ in range(2):
-            run()
-    th.cuda.current_stream(device).wait_stream(side)
-    graph = th.cuda.CUDAGraph()
-    with th.cuda.device(device), th.cuda.graph(graph, capture_error_mode="thread_local"):
-        found = run()
+    with _recording, th.cuda.device(device):
+        before, side = th.cuda.current_stream(), _stream(th.cuda.current_device())
+        side.wait_stream(before)
+        with th.cuda.stream(side):  # also puts the stream back that a recording that fails leaves behind
+            for _ in range(2):
+                run()
+            graph = th.cuda.CUDAGraph()
+            # Torch's own stream for it is on the device that recorded first.
+            with th.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                found = run()
+        before.wait_stream(side)
     return graph, found
+
+
+@cache
+def _stream(index: int) -> th.cuda.Stream:
+    """Return the stream that a device's graphs are recorded on, with one workspace of cuBLAS for all of them."""
+    return th.cuda.Stream(index)  # type: ignore[no-untyped-call]

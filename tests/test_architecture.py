@@ -34,12 +34,13 @@ ROOMS = {
     "trust_region": {"numerics"},
     "solvers": {"checks", "fisher", "linalg", "numerics", "search_line"},
     "search_line": {"numerics", "parameters"},
-    "fisher": {"linalg", "parameters"},
+    "fisher": {"linalg", "parameters", "precision"},
     "schedules": {"checks"},
     "observations": set(),
     "parameters": set(),
-    "linalg": {"graphs"},
+    "linalg": {"graphs", "precision"},
     "graphs": set(),
+    "precision": set(),
     "numerics": set(),
     "checks": set(),
 }  # fmt: skip
@@ -47,7 +48,7 @@ ROOMS = {
 KNOWN_ONLY_TO = {
     "stable_baselines3.common.distributions": {"output_fisher"},
     "stable_baselines3": set(ROOMS)
-    - {"fisher", "solvers", "search_line", "linalg", "graphs", "parameters", "numerics", "checks"},
+    - {"fisher", "solvers", "search_line", "linalg", "graphs", "precision", "parameters", "numerics", "checks"},
     "cupy": {"linalg"},
     "rl_zoo3": {"zoo"},
     "optuna": {"zoo"},

@@ -254,3 +254,25 @@ def test_steps_that_are_replayed_are_those_that_are_not(case):
             recorded.policy(observations)
         finally:
             th.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("solver", ["cg", "kfac"])
+def test_each_of_several_devices_gets_what_the_first_gets(solver):
+    if th.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    agents = [make_agent(fisher_solver=solver, device=f"cuda:{index}") for index in (0, 1)]
+    for agent in agents:  # graphs are recorded on one device after the other
+        train(agent, 3)
+    for one, other in zip(*(agent.policy.parameters() for agent in agents), strict=True):
+        th.testing.assert_close(other.cpu(), one.cpu(), rtol=1e-2, atol=1e-3)
+
+
+def test_an_agent_on_the_device_that_is_current_solves_there():
+    if th.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    first = make_agent(device="cuda")
+    with th.cuda.device(1):
+        second = make_agent(device="cuda")
+        train(second, 1)
+    train(first, 1)
+    assert first.fisher.linalg is not second.fisher.linalg

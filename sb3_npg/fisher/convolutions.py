@@ -8,6 +8,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from sb3_npg.fisher.patches import by_position, conv_arguments, mean_patch, patches
 from sb3_npg.fisher.statistics import WeightSharing
 from sb3_npg.fisher.steps import LayerStep, NetworkLayer, sloped, with_slope
+from sb3_npg.precision import convolutions_in_tf32
 
 
 class ConvolutionStep(LayerStep):
@@ -99,5 +100,5 @@ class ConvolutionStep(LayerStep):
 
 def layout_for(images: th.Tensor) -> th.memory_format:
     """Return the order in memory that convolutions are fastest in: on tensor cores, channel by channel last."""
-    on_tensor_cores = images.is_cuda and images.dtype == th.float32 and th.backends.cudnn.allow_tf32
+    on_tensor_cores = images.is_cuda and images.dtype == th.float32 and convolutions_in_tf32()
     return th.channels_last if on_tensor_cores else th.contiguous_format

@@ -94,8 +94,23 @@ def test_a_solve_gets_its_arguments_through_the_driver(dtype, kind, cupy):
 
 
 def test_kernels_of_one_block_start_without_cooperation(cupy):
-    CupyLinearAlgebra(CupyDevice(th.device("cuda"))).try_out(th.device("cpu"))
+    steps = CupyLinearAlgebra(CupyDevice(th.device("cuda"))).steps
+    found = steps.solve(th.clone, b := th.ones(2), b, 1.0, 0.0, 1)
+    assert found.vectors[0].tolist() == [0.5, 0.5]
     assert [cooperative for cooperative, _ in cupy.started] == [False, False, False]
+
+
+def test_kernels_of_several_blocks_are_tried_out(cupy):
+    CupyLinearAlgebra(CupyDevice(th.device("cuda"))).try_out(th.device("cpu"))
+    assert [cooperative for cooperative, _ in cupy.started] == [True, True, True]
+
+
+def test_each_device_gets_kernels_of_its_own(cupy, monkeypatch):
+    monkeypatch.setattr(CupyLinearAlgebra, "_on", classmethod(lambda cls, index: index))
+    current = iter([0, 1])
+    monkeypatch.setattr(th.cuda, "current_device", lambda: next(current))
+    asked = ["cuda", "cuda", "cuda:2"]  # "cuda" is whichever is current
+    assert [CupyLinearAlgebra.on(th.device(name)) for name in asked] == [0, 1, 2]
 
 
 def test_each_thread_gets_its_context_once(cupy):

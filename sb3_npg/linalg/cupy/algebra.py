@@ -16,7 +16,7 @@ from sb3_npg.linalg.cupy.device import Device, FusedSolution
 from sb3_npg.linalg.cupy.eigen import EigenSolver
 from sb3_npg.linalg.cupy.factors import FactorSolver
 from sb3_npg.linalg.cupy.kron import KroneckerSolver
-from sb3_npg.linalg.cupy.krylov import GraphSolver, StepSolver
+from sb3_npg.linalg.cupy.krylov import BLOCK_UNKNOWNS, GraphSolver, StepSolver
 from sb3_npg.linalg.cupy.recorded_chain import Kernels, RecordedChain
 from sb3_npg.linalg.kronecker import Eigen, symmetric_eigen
 from sb3_npg.linalg.krylov import ConjugateGradientResult, History, Operator
@@ -54,36 +54,40 @@ class CupyLinearAlgebra(LinearAlgebra):
         self._device, self._capture = device, capture
 
     @classmethod
-    @cache
     def on(cls, device: th.device) -> "CupyLinearAlgebra":
         """
         Return the one of a CUDA device, made once.
 
-        :param device: torch's name for it
+        :param device: torch's name for it; without an index the one that is current now
         :raises ImportError: if CuPy cannot be imported
         :raises RuntimeError: if CuPy finds no CUDA, or cannot run a kernel
         """
+        return cls._on(th.cuda.current_device() if device.index is None else device.index)
+
+    @classmethod
+    @cache
+    def _on(cls, index: int) -> "CupyLinearAlgebra":
         from sb3_npg.linalg.cupy.gpu import CupyDevice
 
-        gpu = CupyDevice(device)
-        made = cls(gpu, partial(capture, gpu.device))
+        device = th.device("cuda", index)
+        made = cls(CupyDevice(device), partial(capture, device))
         made.try_out(device)
         return made
 
     def try_out(self, device: th.device) -> None:
         """
-        Solve (I + I) x = b, so that what is wrong with an installation shows before training.
+        Solve (I + I) x = b on several blocks, so that what is wrong with an installation shows before training.
 
         :param device: torch's name for the GPU
         :raises RuntimeError: if no kernel can be compiled and run, or the answer is wrong
         """
-        b = th.ones(2, device=device)
+        b = th.ones(2 * BLOCK_UNKNOWNS, device=device)
         try:
             x = self.steps.solve(th.clone, b, b, 1.0, 0.0, 1).vectors[0]
         except Exception as error:  # CuPy's are of many kinds
             raise RuntimeError(f"CuPy cannot run a kernel: {error}") from error
         if not th.allclose(x, 0.5 * b):
-            raise RuntimeError(f"a kernel gave {x.tolist()} in the place of [0.5, 0.5]")
+            raise RuntimeError(f"a kernel gave numbers from {x.min():g} to {x.max():g} in the place of 0.5")
 
     def conjugate_gradient(
         self,

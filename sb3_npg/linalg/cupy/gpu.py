@@ -47,7 +47,8 @@ class CupyDevice:
                 self.launch(source, name, launch, arguments)
             return
         if not hasattr(self._thread, "has_context"):
-            self._cupy.cuda.runtime.free(0)  # makes the device's context this thread's, which the driver leaves to us
+            with self._cupy.cuda.Device(self.device.index):
+                self._cupy.cuda.runtime.free(0)  # makes the context this thread's, which the driver leaves to us
             self._thread.has_context = True
         key = (source, name, launch)
         if key not in self._kernels:
@@ -55,9 +56,9 @@ class CupyDevice:
         self._kernels[key].start(arguments, th._C._cuda_getCurrentRawStream(self.device.index))
 
     def _compiled(self, source: str, name: str, launch: Launch) -> Any:
-        module = self._cupy.RawModule(code=source, options=_OPTIONS, enable_cooperative_groups=launch.cooperative)
-        kernel = module.get_function(name)
         with self._cupy.cuda.Device(self.device.index):
+            module = self._cupy.RawModule(code=source, options=_OPTIONS, enable_cooperative_groups=launch.cooperative)
+            kernel = module.get_function(name)
             kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
             return kernel.kernel
 

@@ -1,5 +1,6 @@
 """Conjugate gradient with scalars that stay on the device, for products that torch makes."""
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from sb3_npg.linalg.krylov import Operator
 
 _THREADS = 1024
 #: Numbers of a vector that one block is given before there are two.
-_ENOUGH = 8192
+BLOCK_UNKNOWNS = 8192
 #: Of the state, behind the coefficients of the steps.
 _MORE = 4
 
@@ -101,7 +102,7 @@ class StepSolver:
         dtype, x, product = v.right.dtype, v.solution[0], v.solution[1]
         scalar = np.float32 if dtype == th.float32 else np.float64
         source = kernel_source("krylov", {"REAL": "float" if dtype == th.float32 else "double", "THREADS": _THREADS})
-        n_blocks = max(1, min(-(-n // _ENOUGH), self.device.n_processors))
+        n_blocks = max(1, min(-(-n // BLOCK_UNKNOWNS), self.device.n_processors))
         launch = Launch(n_blocks, _THREADS, _THREADS // 32 * dtype.itemsize, cooperative=n_blocks > 1)
         sizes: list[Argument] = [np.int32(n), np.int32(max_steps)]
         sums: list[Argument] = [v.partial, v.barrier]
@@ -141,21 +142,23 @@ class GraphSolver:
         self.steps = steps
         self._capture = capture
         self._captured: dict[tuple[object, ...], _Captured] = {}
+        self._lock = threading.Lock()  # of the graphs' memory, which agents in several threads share
 
     def solve(
         self, chain: FisherChain, right: th.Tensor, reference: th.Tensor, damping: float, rtol: float, max_steps: int
     ) -> FusedSolution:
         """Solve (F + λI) x = b as :class:`StepSolver` does."""
-        captured = self._for(chain, right, max_steps)
-        captured.own.take(chain)
-        vectors = captured.vectors
-        vectors.right.copy_(right)
-        vectors.reference.copy_(reference)
-        vectors.settings[0].fill_(damping)
-        vectors.settings[1].fill_(rtol)
-        captured.graph.replay()
-        solution = captured.solution
-        return FusedSolution(solution.vectors.clone(), solution.figures.clone())
+        with self._lock:
+            captured = self._for(chain, right, max_steps)
+            captured.own.take(chain)
+            vectors = captured.vectors
+            vectors.right.copy_(right)
+            vectors.reference.copy_(reference)
+            vectors.settings[0].fill_(damping)
+            vectors.settings[1].fill_(rtol)
+            captured.graph.replay()
+            solution = captured.solution
+            return FusedSolution(solution.vectors.clone(), solution.figures.clone())
 
     def _for(self, chain: FisherChain, right: th.Tensor, max_steps: int) -> _Captured:
         key = (chain_key(chain), max_steps)

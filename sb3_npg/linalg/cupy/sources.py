@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
-import torch as th
+from sb3_npg.precision import products_in_tf32
 
 #: Constants by name, as they stand in the source.
 Defines = Mapping[str, str | int]
@@ -33,9 +33,9 @@ def terms() -> int:
     """
     Return how many products of short numbers make one in single precision on tensor cores: three, or one for TF32.
 
-    As torch's own matrix products do, kernels follow ``torch.set_float32_matmul_precision``.
+    As torch's own matrix products do, kernels follow its switch.
     """
-    return 3 if th.get_float32_matmul_precision() == "highest" else 1
+    return 1 if products_in_tf32() else 3
 
 
 def c_list(numbers: "list[int] | tuple[int, ...]") -> str:
