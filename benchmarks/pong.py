@@ -94,6 +94,8 @@ CANDIDATES = (
     Candidate("as in zoo_configs", n_steps=600_000, settings=ZOO, n_seeds=3),
     Candidate("one random column", n_steps=600_000, settings=ZOO | ONE_COLUMN, n_seeds=2),
     Candidate("Cholesky", n_steps=600_000, settings=ZOO | CHOLESKY, n_seeds=2),
+    Candidate("Cholesky, λ = 1e-5", n_steps=300_000, settings=ZOO | CHOLESKY | {"damping": 1e-5}),
+    Candidate("Cholesky, λ = 1e-6", n_steps=300_000, settings=ZOO | CHOLESKY | {"damping": 1e-6}),
     Candidate("δ falling from 0.02 to 0", n_steps=800_000, settings=ZOO | {"target_kl": "lin_0.02"}, n_seeds=2),
     Candidate("PPO as in rl_zoo3", "PPO", settings=PPO_ZOO, n_seeds=3),
     Candidate("λ = 0.1", n_steps=200_000, settings=ZOO | {"damping": 0.1}),

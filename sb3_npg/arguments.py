@@ -75,7 +75,7 @@ def _check_rollout_size(arguments: dict[str, Any], n_envs: int) -> None:
             f"`sub_sampling_factor`={arguments['sub_sampling_factor']} is more than the {n_rows} rows of a rollout "
             f"(n_steps={n_steps}, {n_envs} environments). Use a smaller factor; 1 uses all rows for the Fisher."
         )
-    if arguments["critic_solver"] == "adam" and arguments["env"] is not None and n_rows % batch_size > 0:
+    if arguments["critic_solver"] == "adam" and arguments["env"] is not None and 0 < n_rows % batch_size < n_rows:
         warnings.warn(
             f"The critic's minibatches of `batch_size`={batch_size} do not divide the rollout of n_steps × n_envs = "
             f"{n_steps} × {n_envs} = {n_rows} rows: the last of each epoch holds {n_rows % batch_size}. "
@@ -302,6 +302,7 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
                 "MultiDiscrete and MultiBinary spaces and a Dict of these: wrap yours in "
                 "gymnasium.wrappers.FlattenObservation."
             )
+        _check_start("observation", part)
 
 
 def _check_action_space(space: spaces.Space[Any]) -> None:
@@ -311,6 +312,7 @@ def _check_action_space(space: spaces.Space[Any]) -> None:
             f"`env` has the action space {space}, which is not supported. NPG acts in Box, Discrete, "
             "MultiDiscrete and MultiBinary spaces: flatten yours with a gymnasium.ActionWrapper."
         )
+    _check_start("action", space)
     if isinstance(space, (spaces.MultiBinary, spaces.MultiDiscrete)) and len(space.shape) > 1:
         size = int(np.prod(space.shape))
         flat = f"MultiBinary({size})" if isinstance(space, spaces.MultiBinary) else f"a MultiDiscrete of {size}"
@@ -322,6 +324,15 @@ def _check_action_space(space: spaces.Space[Any]) -> None:
         raise ValueError(
             f"`env` has the action space {space}, whose bounds must be finite: SB3 clips actions to them. "
             "Give it finite bounds with a gymnasium.ActionWrapper."
+        )
+
+
+def _check_start(kind: str, space: spaces.Space[Any]) -> None:
+    """Refuse numbers that do not begin at 0, as SB3 takes them to."""
+    if np.any(getattr(space, "start", 0)):
+        raise ValueError(
+            f"`env` has the {kind} space {space}, whose numbers do not begin at 0. SB3 takes them for 0, 1, 2, …: "
+            f"shift yours with a gymnasium.{kind.capitalize()}Wrapper."
         )
 
 

@@ -42,8 +42,8 @@ from sb3_npg.exploration import set_initial_noise
 from sb3_npg.figures import policy_step_figures
 from sb3_npg.linalg import make_linalg
 from sb3_npg.local_problem import LocalProblem
-from sb3_npg.numerics import NumericalFailure, restored_on_failure
-from sb3_npg.observations import finite_observations, take_rows
+from sb3_npg.numerics import NumericalFailure, refusals_as_failures, restored_on_failure
+from sb3_npg.observations import take_rows, zero_observations
 from sb3_npg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_npg.policy_parts import PolicyParts, refresh_running_statistics, require_actor, split_policy
 from sb3_npg.rollout import Samples, normalized, read_rollout, require_finite_rollout
@@ -82,8 +82,9 @@ class NPG(OnPolicyAlgorithm):
 
     :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a class derived from SB3's ActorCriticPolicy
     :param env: the environment to learn from, or its id if registered in Gymnasium
-    :param learning_rate: of the critic's optimizer, a number or a function of the progress remaining (1 to 0);
-        the policy's step is set by ``target_kl`` or ``step_size``
+    :param learning_rate: of the critic's optimizer, for ``critic_solver="adam"``: a number, a function of the progress
+        remaining (1 to 0), or ``"lin_0.001"``, which falls to 0; the policy's step is set by ``target_kl`` or
+        ``step_size``
     :param n_steps: environment steps per environment and rollout
     :param batch_size: rows in one minibatch of the critic, and of the renewal of BatchNorm's averages; the policy
         step uses the whole rollout
@@ -150,7 +151,7 @@ class NPG(OnPolicyAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 1e-3,
+        learning_rate: float | Schedule | str = 1e-3,
         n_steps: int = 1024,
         batch_size: int = 64,
         gamma: float = 0.99,
@@ -185,11 +186,13 @@ class NPG(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
     ):
         check_device(device)
+        if env is None and _init_setup_model:
+            raise ValueError("`env`=None: an agent is made for an environment. One that was saved is read by NPG.load.")
         with assertions_as_value_errors("env"):
             super().__init__(
                 policy,
                 env,
-                learning_rate=learning_rate,
+                learning_rate=learning_rate,  # type: ignore[arg-type]  # a string until _setup_lr_schedule reads it
                 n_steps=n_steps,
                 gamma=gamma,
                 gae_lambda=gae_lambda,  # type: ignore[arg-type]  # None until _setup_model knows the action space
@@ -295,7 +298,7 @@ class NPG(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
         rollout = read_rollout(self.rollout_buffer, self.action_space)
-        first = finite_observations(take_rows(rollout.observations, slice(0, 1)))
+        first = zero_observations(take_rows(rollout.observations, slice(0, 1)))
         parts = split_policy(self.policy, first, self.fast_paths)
 
         with self._skipped_on_numerical_failure():
@@ -313,6 +316,7 @@ class NPG(OnPolicyAlgorithm):
         self._n_updates += 1
         self._log_update()
 
+    @refusals_as_failures()
     def _local_problem(self, rollout: Samples, parts: PolicyParts) -> LocalProblem:
         """Freeze the update at the policy that acts now, BatchNorm's averages renewed on the rollout."""
         observations = rollout.observations
@@ -381,9 +385,9 @@ class NPG(OnPolicyAlgorithm):
             if self._last_skipped_update is None:
                 warnings.warn(
                     f"NPG skipped an update at {self.num_timesteps} steps: {failure}. What it would have moved is "
-                    "as it was before. Later skips are only counted, in train/skipped_updates. "
-                    "stable_baselines3.common.vec_env.VecCheckNan finds the step at which an environment goes wrong; "
-                    "VecNormalize keeps a NaN in its averages, and every later update is then skipped.",
+                    "as it was before. Later skips are only counted, in train/skipped_updates. If the environment "
+                    "sends a NaN, stable_baselines3.common.vec_env.VecCheckNan finds the step; VecNormalize keeps a "
+                    "NaN in its averages, and every later update is then skipped.",
                     RuntimeWarning,
                     stacklevel=7,  # the line that called learn()
                 )
@@ -421,7 +425,7 @@ class NPG(OnPolicyAlgorithm):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """Refuse an environment's spaces before SB3's wrappers stumble over them."""
-        if isinstance(env.action_space, spaces.Space):  # else an environment of old gym, which SB3 converts
+        if isinstance(getattr(env, "action_space", None), spaces.Space):  # else of old gym, or nothing that SB3 knows
             check_spaces(env.observation_space, env.action_space)
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 

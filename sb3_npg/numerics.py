@@ -32,6 +32,21 @@ def require_finite(what: str, *tensors: th.Tensor) -> None:
 
 
 @contextmanager
+def refusals_as_failures() -> Iterator[None]:
+    """
+    Take what torch's distributions say to a NaN in the block as a numerical failure.
+
+    :raises NumericalFailure: if they refuse their parameters
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected parameter"):
+            raise
+        raise NumericalFailure("the policy's distribution is not finite on the rollout") from error
+
+
+@contextmanager
 def restored_on_failure(module: nn.Module, optimizer: th.optim.Optimizer) -> Iterator[None]:
     """
     Put a module and its optimizer back bit for bit, in place, if the block does not come to its end.

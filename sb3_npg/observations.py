@@ -17,11 +17,20 @@ def take_rows(observations: PyTorchObs, rows: slice | th.Tensor) -> PyTorchObs:
 
 
 def finite_observations(observations: PyTorchObs) -> PyTorchObs:
-    """Return observations with zeros where they are NaN or infinite, as the policy sees them when it acts."""
+    """Return observations with zeros where they are not finite in single precision, as the policy sees them."""
     if isinstance(observations, dict):
         return {key: _finite(tensor) for key, tensor in observations.items()}
     return _finite(observations)
 
 
+def zero_observations(observations: PyTorchObs) -> PyTorchObs:
+    """Return as many observations of zeros."""
+    if isinstance(observations, dict):
+        return {key: th.zeros_like(tensor) for key, tensor in observations.items()}
+    return th.zeros_like(observations)
+
+
 def _finite(tensor: th.Tensor) -> th.Tensor:
+    if tensor.dtype == th.float64:
+        return th.where(tensor.abs() <= th.finfo(th.float32).max, tensor, 0.0)
     return th.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0) if tensor.is_floating_point() else tensor

@@ -66,7 +66,7 @@ class FixedStep(StepRule):
 
     def length(self, curvature: th.Tensor, progress_remaining: float) -> th.Tensor:
         """Return α."""
-        return self.step_size(progress_remaining) * th.ones_like(curvature)
+        return max(self.step_size(progress_remaining), 0.0) * th.ones_like(curvature)
 
     def kl_limit(self, progress_remaining: float) -> float:
         """Return infinity: a fixed step has no trust region."""

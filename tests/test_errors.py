@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -191,12 +192,17 @@ def test_sub_sampling_must_leave_a_row():
     make_agent(make_env("vector", 2), sub_sampling_factor=N_STEPS + 1)
 
 
-@pytest.mark.parametrize(("n_envs", "batch_size", "rest"), [(1, 20, 12), (2, 48, 16), (1, 100, 32)])
+@pytest.mark.parametrize(("n_envs", "batch_size", "rest"), [(1, 20, 12), (2, 48, 16)])
 def test_batch_size_that_does_not_divide_the_rollout_is_warned_of(n_envs, batch_size, rest):
     with pytest.warns(UserWarning, match=f"`batch_size`={batch_size} do not divide .* holds {rest}"):
         agent = make_agent(make_env("vector", n_envs), batch_size=batch_size, critic_solver="adam")
     agent.learn(n_envs * N_STEPS)
     assert agent._n_updates == 1
+
+
+def test_one_batch_of_all_rows_is_not_warned_of(recwarn):
+    make_agent(batch_size=N_STEPS + 1, critic_solver="adam")
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_batch_size_that_nothing_uses_is_not_warned_of(recwarn):
@@ -491,6 +497,8 @@ def test_squashed_output_without_gsde_is_refused():
         (spaces.Text(3), "gymnasium.ActionWrapper"),
         (spaces.MultiBinary([2, 3]), "MultiBinary(6)"),
         (spaces.MultiDiscrete([[2, 3], [4, 5]]), "MultiDiscrete"),
+        (spaces.Discrete(3, start=1), "gymnasium.ActionWrapper"),
+        (spaces.MultiDiscrete([3, 2], start=[0, 2]), "gymnasium.ActionWrapper"),
         (spaces.Box(-np.inf, np.inf, (2,), np.float32), "finite"),
         (spaces.Box(0.0, np.inf, (2,), np.float32), "finite"),
         (spaces.Box(np.array([-1.0, -np.inf]), np.array([1.0, 1.0]), dtype=np.float64), "finite"),
@@ -520,6 +528,24 @@ def test_observation_space_that_is_not_supported_is_refused(space, policy):
     assert message.startswith("`env` has ")
     assert "observation space" in message
     assert "gymnasium.wrappers.FlattenObservation" in message
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3, start=2), spaces.Dict({"one": spaces.Discrete(3, start=-1)})])
+def test_observations_that_do_not_begin_at_zero_are_refused(space):
+    message = error(env=TargetEnv(space), policy="MultiInputPolicy")
+    assert "do not begin at 0" in message
+    assert "gymnasium.ObservationWrapper" in message
+
+
+@pytest.mark.parametrize("env", [lambda: gym.make("CartPole-v1"), gym.Env, 3], ids=["function", "class", "number"])
+def test_what_is_no_environment_is_refused(env):
+    assert "not a Gymnasium environment" in error(env=env)
+
+
+def test_an_agent_needs_an_environment():
+    message = error(env=None)
+    assert_names(message, "env", None)
+    assert "NPG.load" in message
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy", ActorCriticPolicy])

@@ -9,6 +9,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
 
 from sb3_npg import NPG
 from sb3_npg.rollout import normalized
@@ -29,6 +30,12 @@ from tests.agents import (
 )
 
 NAN, INFINITY = float("nan"), float("inf")
+ACTION_SPACES = (
+    spaces.Box(-1.0, 1.0, (2,), np.float32),
+    spaces.Discrete(3),
+    spaces.MultiDiscrete([3, 2]),
+    spaces.MultiBinary(3),
+)
 
 
 class FaultyEnv(gym.Wrapper[Any, Any, Any, Any]):
@@ -96,17 +103,49 @@ def test_bad_rollout_moves_nothing_and_the_next_ones_train(kind, where, value):
     assert "VecCheckNan" in message
 
 
-@pytest.mark.parametrize(
-    "actions",
-    [spaces.Box(-1.0, 1.0, (2,), np.float32), spaces.Discrete(3), spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(3)],
-    ids=lambda space: type(space).__name__,
-)
+@pytest.mark.parametrize("actions", ACTION_SPACES, ids=lambda space: type(space).__name__)
 @pytest.mark.parametrize("where", ["reward", "observation"])
 def test_bad_rollout_moves_nothing_in_every_action_space(where, actions):
     env = faulty_env("vector", where, NAN, 5, actions=actions)
     states, messages = run(make_agent(env), 2)
     assert moved(states) == [False, True]
     assert len(messages) == 1
+
+
+class OverflowingEnv(gym.Env[np.ndarray, Any]):
+    """Observes a finite number that a network overflows on, and refuses an action that is not finite."""
+
+    def __init__(self, dtype: Any, value: float, actions: Any):
+        self.observation_space = spaces.Box(-np.inf, np.inf, (3,), dtype)
+        self.action_space = actions
+        self._value = value
+        self._n_steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(3, self.observation_space.dtype), {}
+
+    def step(self, action):
+        assert np.isfinite(action).all()
+        self._n_steps += 1
+        value = self._value if self._n_steps == 5 else 0.1 * self._n_steps
+        return np.full(3, value, self.observation_space.dtype), float(self._n_steps % 3), False, False, {}
+
+
+@pytest.mark.parametrize("fast_paths", [True, False])
+@pytest.mark.parametrize("use_sde", [False, True])
+@pytest.mark.parametrize("actions", ACTION_SPACES, ids=lambda space: type(space).__name__)
+@pytest.mark.parametrize(("dtype", "value"), [(np.float64, 1e300), (np.float32, 3e38)], ids=["float64", "float32"])
+def test_actions_are_finite_where_a_network_overflows(dtype, value, actions, use_sde, fast_paths):
+    if use_sde and not isinstance(actions, spaces.Box):
+        pytest.skip("gSDE is for continuous actions")
+    env = OverflowingEnv(dtype, value, actions)
+    relu = {"activation_fn": nn.ReLU}
+    agent = make_agent(env, use_sde=use_sde, fast_paths=fast_paths, policy_kwargs=relu)
+    states, messages = run(agent, 2)
+    assert [update["train/skipped_updates"] for update in states.updates] == [1, 1]
+    assert len(messages) == 1
+    assert all(tensor.isfinite().all() for tensor in agent.policy.parameters())
 
 
 @pytest.mark.parametrize("options", [{"use_sde": True, "sde_sample_freq": 4}, {"ent_coef": 0.01}], ids=str)

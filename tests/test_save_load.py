@@ -284,6 +284,14 @@ def test_wrong_parameters_are_refused(change, named):
         make_agent().set_parameters(given)
 
 
+def test_parameters_go_to_ppo():
+    parameters = make_agent(seed=1).get_parameters()
+    del parameters["fisher"]
+    ppo = PPO("MlpPolicy", make_env(), n_steps=16, batch_size=16, device="cpu")
+    ppo.set_parameters(parameters)
+    assert same(ppo.policy.state_dict(), parameters["policy"])
+
+
 def test_part_of_the_parameters_may_be_set():
     agent, other = make_agent(), make_agent(seed=1)
     optimizer = agent.get_parameters()["policy.optimizer"]

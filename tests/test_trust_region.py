@@ -78,6 +78,7 @@ def test_length_solves_the_quadratic_model(curvature, target):
 
 def test_fixed_step_is_kakades_whatever_the_curvature():
     rule = FixedStep(lambda progress: 0.5 * progress)
+    assert rule.length(th.ones(()), -1.0) == 0.0
     for curvature in (0.1, 10.0):
         assert float(rule.length(th.tensor(curvature), 0.5)) == 0.25
     assert rule.kl_limit(0.5) == math.inf

@@ -19,7 +19,7 @@ Acted = tuple[th.Tensor, th.Tensor, th.Tensor]
 
 class FastForward:
     """
-    What ``ActorCriticPolicy.forward`` returns, computed by a policy's networks.
+    What ``ActorCriticPolicy.forward`` returns, computed by a policy's networks. Outputs that overflow count as zero.
 
     :param networks: the policy's
     :param n_shared_layers: of the actor, which the critic begins after
@@ -108,7 +108,8 @@ class FastForward:
 
     def _acted(self, obs: PyTorchObs, draw: Callable[[th.Tensor, th.Tensor], tuple[th.Tensor, th.Tensor]]) -> Acted:
         hidden, values = self._seen(obs)
-        actions, log_prob = draw(self.networks.actor.head(hidden), hidden)
+        outputs = th.nan_to_num(self.networks.actor.head(hidden), nan=0.0, posinf=0.0, neginf=0.0)
+        actions, log_prob = draw(outputs, hidden)
         return actions.reshape(self._shape), values, log_prob
 
     def _seen(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:

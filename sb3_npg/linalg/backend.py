@@ -184,4 +184,4 @@ def make_linalg(backend: str, device: th.device) -> LinearAlgebra:
 def install_command() -> str:
     """Return how to install the CuPy that belongs to this torch."""
     major = (th.version.cuda or "13").split(".")[0]
-    return f"pip install 'sb3-npg[cupy{major}x]'"
+    return f"pip install cupy-cuda{major}x"

@@ -108,7 +108,7 @@ class ClosedFormSampler(Sampler):
         drawn = None
         if self.noise is not None:
             outputs, drawn = th.cat([outputs, self.noise.log_std(features)], dim=1), self.noise.draw(features)
-        actions = self.metric.sample(outputs, drawn)
+        actions = th.nan_to_num(self.metric.sample(outputs, drawn))  # features may overflow in the noise of gSDE
         return actions, self.metric.log_prob(outputs, actions)
 
 

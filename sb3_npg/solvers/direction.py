@@ -69,11 +69,14 @@ def find_direction(
     system = problem if scale is None else ScaledProblem(problem, scale)
     right = gradient if scale is None else gradient / scale
     failure: Exception | None = None
+    try:
+        solver.update(system)
+    except (ArithmeticError, LinAlgError) as error:
+        _require_slope(gradient)
+        raise NumericalFailure(f"the curvature cannot be measured: {error}") from error
     for multiple in DAMPING_RETRIES:
         trial = damping if multiple == 1.0 else multiple * max(damping, SMALLEST_RETRY)
         try:
-            if multiple == 1.0:
-                solver.update(system)
             return _usable(system, right, solver.solve(system, right, trial), trial, line)
         except (ArithmeticError, LinAlgError) as error:
             _require_slope(gradient)  # no damping mends that

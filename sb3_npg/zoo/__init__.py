@@ -9,7 +9,8 @@ try:
     from sb3_npg.zoo.registration import register
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"sb3_npg.zoo needs the package {error.name}, which is not installed: pip install 'sb3-npg[zoo]'",
+        f"sb3_npg.zoo needs the package {error.name}, which is not installed: install sb3-npg with its extra, "
+        "pip install '.[zoo]' in the repository's folder",
         name=error.name,
     ) from error
 

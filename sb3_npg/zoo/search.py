@@ -57,13 +57,13 @@ def convert_npg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     Turn what a trial shows into arguments of NPG, as for ``--trial-id``.
 
     :param sampled_params: a trial's parameters
-    :return: arguments of NPG; what the trial's solvers do not use is left out
+    :return: arguments of NPG; what would meet a trial's in the environment's block, and not go with them, is None
     """
-    sampled = convert_onpolicy_params(sampled_params)
-    solver = SEARCHED_SOLVERS[sampled.pop("fisher_solver")]
+    sampled = {"step_size": None, **convert_onpolicy_params(sampled_params)}
+    solver = {"fisher_solver_kwargs": None, **SEARCHED_SOLVERS[sampled.pop("fisher_solver")]}
     cg_max_steps = sampled.pop("cg_max_steps")
     if solver["fisher_solver"] == "cg":
-        kwargs = {"max_steps": cg_max_steps, **solver.get("fisher_solver_kwargs", {})}
+        kwargs = {"max_steps": cg_max_steps, **(solver["fisher_solver_kwargs"] or {})}
         solver = {**solver, "fisher_solver_kwargs": kwargs}
     damping, steps, n_epochs = (sampled.pop(name) for name in ("critic_damping", "critic_steps", "n_epochs"))
     if sampled["critic_solver"] == "gauss_newton":
@@ -71,7 +71,7 @@ def convert_npg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         for unused in ("learning_rate", "batch_size"):
             del sampled[unused]
     else:
-        critic = {"n_critic_updates": n_epochs}
+        critic = {"n_critic_updates": n_epochs, "critic_solver_kwargs": None}
     if "log_std_init" in sampled:
         sampled["policy_kwargs"]["log_std_init"] = sampled.pop("log_std_init")
     return {**sampled, **solver, **critic}

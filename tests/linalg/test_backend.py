@@ -42,14 +42,14 @@ def without_cupy(monkeypatch):
 
 @pytest.mark.usefixtures("without_cupy")
 def test_a_missing_cupy_is_refused_with_the_command_that_installs_it():
-    message = "No module named 'cupy'. Install it: pip install 'sb3-npg[cupy12x]', or pass backend='torch'."
+    message = "No module named 'cupy'. Install it: pip install cupy-cuda12x, or pass backend='torch'."
     with pytest.raises(ValueError, match=re.escape(message)):
         make_linalg("cupy", CUDA)
 
 
 @pytest.mark.usefixtures("without_cupy")
 def test_auto_goes_on_with_torch_and_says_so_once():
-    with pytest.warns(UserWarning, match=r"run on torch, not on CuPy.*sb3-npg\[cupy12x\]") as warned:
+    with pytest.warns(UserWarning, match=r"run on torch, not on CuPy.*pip install cupy-cuda12x") as warned:
         assert make_linalg("auto", CUDA) is TORCH
     assert len(warned) == 1
 

@@ -17,13 +17,22 @@ SEARCH = ["train", "-optimize", "--no-optim-plots", "--eval-episodes", "1", "--s
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-@given(seed=st.integers(0, 2**31 - 1), n_actions=st.sampled_from([0, 1]))
-@settings(max_examples=30, deadline=None)
-def test_what_is_drawn_builds_an_agent(seed, n_actions):
+#: What an environment's block may hold that not every draw goes with.
+BLOCKS = (
+    {},
+    {"fisher_solver_kwargs": {"max_steps": 5, "preconditioner": "kfac"}, "critic_solver_kwargs": {"damping": 1.0}},
+    {"fisher_solver": "kfac", "fisher_solver_kwargs": {"columns": "propagated"}, "critic_solver": "adam"},
+    {"step_size": 0.1},
+)
+
+
+@given(seed=st.integers(0, 2**31 - 1), n_actions=st.sampled_from([0, 1]), block=st.sampled_from(BLOCKS))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_what_is_drawn_builds_an_agent(seed, n_actions, block):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     trial = study.ask()
     arguments = sample_npg_params(trial, n_actions, 1, {})
-    NPG("MlpPolicy", "Pendulum-v1" if n_actions else ENV, device="cpu", **arguments)
+    NPG("MlpPolicy", "Pendulum-v1" if n_actions else ENV, device="cpu", **{**block, **arguments})
     assert convert_npg_params(trial.params) == arguments
     assert ("log_std_init" in arguments["policy_kwargs"]) == (n_actions > 0)
 
