@@ -47,13 +47,14 @@ class CriticNetwork(NamedTuple):
         """Return what the network is applied to, n rows."""
         if self.layers.prepare is not None and isinstance(observations, th.Tensor):
             return observations
-        extract = partial(
-            BasePolicy.extract_features, self.policy, features_extractor=self.policy.vf_features_extractor
-        )
-        if not self.shares:
-            return extract(observations)
-        n_rows = count_rows(observations)
-        return th.cat([extract(take_rows(observations, rows)) for rows in split_rows(n_rows, _ROWS_AT_ONCE)])
+        return _features(self.policy, observations, self.policy.vf_features_extractor)
+
+
+def _features(policy: ActorCriticPolicy, observations: PyTorchObs, extractor: BaseFeaturesExtractor) -> th.Tensor:
+    """Return what an extractor makes of all rows, some of them at a time."""
+    pieces = split_rows(count_rows(observations), _ROWS_AT_ONCE)
+    found = [BasePolicy.extract_features(policy, take_rows(observations, rows), extractor) for rows in pieces]
+    return found[0] if len(found) == 1 else th.cat(found)
 
 
 class PolicyNetworks(NamedTuple):
@@ -82,7 +83,7 @@ class PolicyNetworks(NamedTuple):
         """Return what the actor is applied to, n rows."""
         if self.extracts and isinstance(observations, th.Tensor):
             return observations
-        return BasePolicy.extract_features(self.policy, observations, self.policy.pi_features_extractor)
+        return _features(self.policy, observations, self.policy.pi_features_extractor)
 
     def inputs(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """Return what actor and critic are applied to, n rows."""

@@ -36,6 +36,7 @@ from sb3_npg.arguments import (
     example_observation,
     make_damping,
     make_step_rule,
+    tried_on_zeros,
 )
 from sb3_npg.critic import CriticSolver, make_critic_solver
 from sb3_npg.exploration import set_initial_noise
@@ -261,8 +262,8 @@ class NPG(OnPolicyAlgorithm):
         self._critic_solver.use(linalg)
         self.policy.set_training_mode(False)
         example, _ = self.policy.obs_to_tensor(example_observation(self.observation_space))
-        parts = split_policy(self.policy, example, self.fast_paths)
-        with sdpa_kernel(_TWICE_DIFFERENTIABLE):
+        with tried_on_zeros(self.policy_class), sdpa_kernel(_TWICE_DIFFERENTIABLE):
+            parts = split_policy(self.policy, example, self.fast_paths)
             require_actor(self.policy, example, parts)
         n_rows = self.n_steps * self.n_envs
         self.fisher.check_size(len(parts.acting), -(-n_rows // self.sub_sampling_factor))

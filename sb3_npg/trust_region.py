@@ -169,8 +169,8 @@ def adapted_damping_factor(
     Levenberg–Marquardt control of the damping by how well the quadratic model predicts the KL.
 
     More damping when the full step costs over 1.5 times the KL predicted, or when the line search rejects every
-    step; less when the prediction holds within a fifth and the full step is taken, which a trust region allows only if
-    it costs no more than predicted.
+    step; less when the prediction holds within a fifth and the full step is taken, which a line search in a trust
+    region allows only if it costs no more than predicted.
 
     After Martens (2010), Deep learning via Hessian-free optimization, section 4.1, with the KL in the place
     of the loss: the KL does not have the sampling noise of the advantages.

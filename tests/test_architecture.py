@@ -19,7 +19,7 @@ ROOMS = {
     "policies": set(),
     "exploration": set(),
     "figures": {"local_problem", "solvers", "trust_region"},
-    "arguments": {"checks", "linalg", "schedules", "trust_region"},
+    "arguments": {"checks", "linalg", "numerics", "schedules", "trust_region"},
     "critic": {
         "checks", "fisher", "linalg", "networks", "numerics", "observations", "parameters", "policy_parts", "rollout",
         "solvers",

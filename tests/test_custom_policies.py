@@ -158,3 +158,37 @@ def test_noise_that_the_class_has_chosen_is_left_alone():
 
 def test_noise_that_is_no_parameter_is_left_alone():
     assert make_agent("vector", FixedNoise).policy.log_std.tolist() == [-1.0, -1.0]
+
+
+class OneImpossibleAction(ActorCriticPolicy):
+    """Never takes the second action."""
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:
+        impossible = th.arange(self.action_space.n) == 1
+        return self.action_dist.proba_distribution(self.action_net(latent_pi).masked_fill(impossible, -th.inf))
+
+
+@pytest.mark.parametrize("solver", ["cg", "kfac", "ekfac", "woodbury", "exact", "diagonal"])
+@pytest.mark.parametrize("ent_coef", [0.0, 0.01])
+def test_a_policy_learns_beside_an_impossible_action(ent_coef, solver):
+    agent = make_agent("Discrete", OneImpossibleAction, fisher_solver=solver, ent_coef=ent_coef)
+    before = agent.policy.action_net.weight.detach().clone()
+    updates = train(agent, 3)
+    assert updates[-1]["train/skipped_updates"] == 0
+    assert all(update["train/kl"] > 0.0 for update in updates)
+    moved = agent.policy.action_net.weight.detach() - before
+    assert (moved[0] != 0.0).any()
+    assert moved[1].abs().max() < 1e-6 * moved.abs().max() + 1e-7
+
+
+class ObservedMask(ActorCriticPolicy):
+    """Takes the actions that the observation allows."""
+
+    def get_distribution(self, obs: th.Tensor) -> Any:
+        logits = self.action_net(self.mlp_extractor.forward_actor(self.extract_features(obs)))
+        return self.action_dist.proba_distribution(logits.masked_fill(obs == 0.0, -th.inf))
+
+
+def test_a_policy_that_needs_more_than_zeros_is_refused():
+    with pytest.raises(ValueError, match="`policy`=ObservedMask has no finite action distribution"):
+        make_agent("Discrete", ObservedMask)

@@ -125,6 +125,23 @@ def test_small_kl_keeps_its_digits_in_float32():
     assert float(GaussianFisher().kl(old, new)) == pytest.approx(1e-8, rel=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [th.float32, th.float64], ids=str)
+@pytest.mark.parametrize("family", [CategoricalFisher(), MultiCategoricalFisher([2, 3])], ids=["one", "several"])
+def test_actions_that_are_impossible_cost_nothing(family, dtype):
+    possible = [0, 1, 2, 4]
+    old, new = th.randn(2, 1, 5, dtype=dtype, generator=th.Generator().manual_seed(0))
+    less = CategoricalFisher() if isinstance(family, CategoricalFisher) else MultiCategoricalFisher([2, 2])
+    expected = [less.kl(old[:, possible], new[:, possible]), less.entropy(old[:, possible])]
+    old[:, 3] = new[:, 3] = -math.inf
+    new.requires_grad_()
+    kl = family.kl(old, new)
+    th.testing.assert_close([kl, family.entropy(old)], expected)
+    (gradient,) = th.autograd.grad((kl + family.entropy(new)).sum(), new)
+    assert gradient.isfinite().all()
+    assert gradient[0, 3] == 0.0
+    assert not family.kl(old.nan_to_num(neginf=0.0), old) < 1e30  # what was possible and is no longer
+
+
 def test_a_distribution_of_an_unknown_kind_is_refused():
     class Unknown(DiagGaussianDistribution.__base__):
         pass

@@ -70,8 +70,7 @@ class FeedForwardLayers(ChunkedRecords):
         self._places = [_block_of(step) for step in first.jacobian.steps]
         self.blocks: list[Block] = [place for place in self._places if place is not None]
         if model.noise_span is not None and first.noise is not None:
-            n_groups = first.noise.columns().shape[2]
-            self.blocks.append(DenseBlock("log_std", model.noise_span, n_groups))
+            self.blocks.append(DenseBlock("log_std", model.noise_span, first.noise.n_groups))
 
     def chain(self) -> FisherChain | None:
         """Return the Fisher as a chain of layers; None if it is not at hand for all rows at once."""
@@ -87,7 +86,7 @@ class FeedForwardLayers(ChunkedRecords):
         noise = self.model.rows(self.chunks[0]).noise
         if len(self.chunks) == 1 and noise is not None:
             return noise.fisher()
-        columns = [self._noise_columns(self.model.rows(rows)) for rows in self.chunks]
+        columns = (self._noise_columns(self.model.rows(rows)) for rows in self.chunks)
         return noise_fisher(columns) / self.n_rows
 
     def scores(self, block: DenseBlock) -> th.Tensor:

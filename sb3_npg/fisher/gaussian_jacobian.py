@@ -1,6 +1,7 @@
 """The parameter that scales the exploration noise: its part in the Jacobian and in the Fisher, in closed form."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Protocol
 
@@ -20,6 +21,11 @@ class NoiseJacobian(Protocol):
 
     def pull(self, cotangent: th.Tensor) -> th.Tensor:
         """Return the derivative by the parameter, of its shape, for u of shape (n, k)."""
+        ...
+
+    @property
+    def n_groups(self) -> int:
+        """B, the columns of the parameter."""
         ...
 
     def columns(self) -> th.Tensor:
@@ -78,18 +84,15 @@ class GaussianJacobian:
         return chain._replace(noise=self.noise.fisher(), noise_span=self._span)
 
 
-def noise_fisher(jacobians: Sequence[th.Tensor]) -> th.Tensor:
+def noise_fisher(jacobians: Iterable[th.Tensor]) -> th.Tensor:
     """
     Sum 2 Σ_r J_r J_rᵀ over rows: F_out of a log standard deviation is 2.
 
-    :param jacobians: chunks of shape (n, m, b, r)
+    :param jacobians: chunks of shape (n, m, b, r), at least one
     :return: shape (b, m, m)
     """
-    total = jacobians[0].new_zeros(())
-    for chunk in jacobians:
-        flat = chunk.permute(2, 1, 0, 3).flatten(2)  # (b, m, n·r)
-        total = total + 2.0 * flat @ flat.mT
-    return total
+    flat = (chunk.permute(2, 1, 0, 3).flatten(2) for chunk in jacobians)  # (b, m, n·r)
+    return functools.reduce(th.add, (2.0 * chunk @ chunk.mT for chunk in flat))
 
 
 def noise_scores(jacobian: th.Tensor, score: th.Tensor) -> th.Tensor:

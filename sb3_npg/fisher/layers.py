@@ -1,5 +1,6 @@
 """The Fisher of a policy layer by layer: inputs and backpropagated outputs of its Linear and Conv2d layers."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -69,8 +70,8 @@ class LayeredFisher(ChunkedRecords):
         self.acting = acting
         self.n_rows = acting.model.n_rows
         found, bytes_per_row, self._reached = self._probe()
-        at_once = min(chunk_rows, max(1, memory_budget // max(1, bytes_per_row)))
-        super().__init__(split_rows(self.n_rows, at_once))
+        self._chunk_rows = min(chunk_rows, max(1, memory_budget // max(1, bytes_per_row)))
+        super().__init__(split_rows(self.n_rows, self._chunk_rows))
         mixing = self._mixing_rows(found)
         self._layers = [use for use in found if mixing.isdisjoint(use.layers)]
 
@@ -97,8 +98,8 @@ class LayeredFisher(ChunkedRecords):
         :return: shape (b, m, m)
         """
         if block.note is None:
-            chunks = [self.acting.noise_jacobian(rows) for rows in self.chunks]
-            return noise_fisher([chunk for chunk in chunks if chunk is not None]) / self.n_rows
+            chunks = (self.acting.noise_jacobian(rows) for rows in self.chunks)
+            return noise_fisher(chunk for chunk in chunks if chunk is not None) / self.n_rows
         fisher = self._fisher_of(block.span, self.n_rows)
         return fisher.dense().unsqueeze(0) if block.n_groups == 1 else fisher.diagonal().view(-1, 1, 1)
 
@@ -111,7 +112,7 @@ class LayeredFisher(ChunkedRecords):
         """
         parameters = self._vector_of(block.span)
         scores = []
-        for rows in split_rows(self.n_rows, _SCORES_AT_ONCE):
+        for rows in split_rows(self.n_rows, max(1, min(_SCORES_AT_ONCE, math.isqrt(self._chunk_rows)))):
             with th.enable_grad():
                 log_prob = self.acting.act(rows).log_prob
             each = th.eye(len(log_prob), dtype=log_prob.dtype, device=log_prob.device)
@@ -189,7 +190,7 @@ class LayeredFisher(ChunkedRecords):
 
     def _fisher_of(self, span: slice, n_rows: int) -> RolloutFisher:
         model = self.acting.model._replace(parameters=self._vector_of(span), n_rows=n_rows)
-        return RolloutFisher(model, n_rows)
+        return RolloutFisher(model, min(n_rows, self._chunk_rows))
 
 
 def _reaches(part: th.Tensor, outputs: Sequence[th.Tensor]) -> bool:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -98,6 +99,7 @@ class RolloutFisher:
     def __init__(self, model: OutputModel, chunk_rows: int):
         self.model = model
         self.chunks = split_rows(model.n_rows, chunk_rows)
+        self._chunk_rows = chunk_rows
         self._kept: _LinearMaps | None = None
 
     def _linear_maps(self) -> Iterator[_LinearMaps]:
@@ -155,7 +157,9 @@ class RolloutFisher:
             rank = self.model.metric.root(self.model.outputs(slice(0, 1))).shape[2]
         if rank == 0:  # a single action: nothing to tell apart
             return
-        for rows in split_rows(self.model.n_rows, max(1, at_once // rank)):
+        # A cotangent passes through all n rows of its batch: r·n² rows are differentiated at once.
+        largest = min(at_once // rank, math.isqrt(self._chunk_rows // rank))
+        for rows in split_rows(self.model.n_rows, max(1, largest)):
             with th.enable_grad():
                 outputs = self.model.outputs(rows)
             with th.no_grad():

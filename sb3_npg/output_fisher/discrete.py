@@ -25,7 +25,7 @@ class CategoricalFisher(OutputFisher):
 
     def entropy(self, outputs: th.Tensor) -> th.Tensor:
         """Return −Σ_a p log p."""
-        log_p = outputs.log_softmax(dim=1)
+        log_p = _finite_log(outputs)
         return -(log_p.exp() * log_p).sum(dim=1)
 
     def sample(self, outputs: th.Tensor, noise: th.Tensor | None = None) -> th.Tensor:
@@ -78,8 +78,13 @@ class CategoricalFisher(OutputFisher):
 
     def kl(self, old: th.Tensor, new: th.Tensor) -> th.Tensor:
         """Σ_a p_old(a) (log p_old(a) − log p_new(a))."""
-        old_log_p, new_log_p = old.log_softmax(dim=1), new.log_softmax(dim=1)
+        old_log_p, new_log_p = _finite_log(old), _finite_log(new)
         return (old_log_p.exp() * (old_log_p - new_log_p)).sum(dim=1)
+
+
+def _finite_log(logits: th.Tensor) -> th.Tensor:
+    """Return log p, finite where an action is impossible, so that 0 · log 0 = 0."""
+    return logits.log_softmax(dim=1).clamp_min(th.finfo(logits.dtype).min)
 
 
 class MultiCategoricalFisher(OutputFisher):

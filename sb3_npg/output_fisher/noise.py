@@ -108,6 +108,11 @@ class FreeNoiseJacobian(NamedTuple):
         """Sum over rows, shape (k,)."""
         return cotangent.sum(dim=0)
 
+    @property
+    def n_groups(self) -> int:
+        """K, as each σ is free."""
+        return len(self.parameter)
+
     def columns(self) -> th.Tensor:
         """Return ones of shape (n, 1, k, 1)."""
         return self.parameter.new_ones(1, 1, 1, 1).expand(self.n_rows, 1, len(self.parameter), 1)
@@ -141,6 +146,11 @@ class StateDependentNoiseJacobian(NamedTuple):
         """Return the derivative by the parameter, of its shape."""
         derivative = self.slope * (self.squares.T @ (cotangent / self.variance))
         return derivative if self.full_std else derivative.sum(dim=1, keepdim=True)
+
+    @property
+    def n_groups(self) -> int:
+        """K, or 1 where all actions share a column."""
+        return self.slope.shape[1] if self.full_std else 1
 
     def columns(self) -> th.Tensor:
         """Return it in full, shape (n, d, k, 1), or (n, d, 1, k) where all actions share a column."""

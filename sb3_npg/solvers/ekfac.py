@@ -12,8 +12,8 @@ class EKFACSolver(KFACSolver):
     Takes each layer's block of F for Q diag(S) Qᵀ: K-FAC's eigenvectors, with the second moments S that F has
     along them.
 
-    In Frobenius norm never further from the block than K-FAC of the same rollout. Layers with a factor above
-    ``largest_eigen``, which is not decomposed, are K-FAC's.
+    With exact columns never further from the block in Frobenius norm than K-FAC of the same rollout. Layers with a
+    factor above ``largest_eigen``, which is not decomposed, are K-FAC's.
 
     George et al. (2018), Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis, section 3.
 

@@ -18,8 +18,9 @@ class WoodburySolver(FisherSolver):
     compatible function approximation. J is never formed: inner products of scores are products of inner products
     of what each layer saw and what came back to it.
 
-    For few rows and large networks: costs O(N² p^½ + N³) operations and 8N² bytes, whatever the number of
-    parameters p. The Fisher is that of a sample, of rank N at most; all other solvers but "sampled" ones use
+    For few rows and large networks: costs O(N² p^½ + N³) operations, and beside 8N² bytes, whatever the number of
+    parameters p, what each layer saw and what came back to it of all rows, in float64; for a convolution that is each
+    patch of each row. The Fisher is that of a sample, of rank N at most; all other solvers but "sampled" ones use
     the expectation over actions.
 
     Kakade (2001), section 3; Ren & Goldfarb (2019), Efficient Subsampled Gauss-Newton and Natural Gradient Methods

@@ -1,5 +1,6 @@
 """Records of layers against autograd: what K-FAC and its kin are made of, and where they are exact."""
 
+import math
 from functools import partial
 
 import pytest
@@ -16,6 +17,8 @@ from sb3_npg.fisher import (
     layer_blocks,
     second_moments,
 )
+from sb3_npg.fisher.autograd import pull_all
+from sb3_npg.fisher.rollout_fisher import RolloutFisher
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.solvers import make_fisher_solver
 from tests.cases import DISTRIBUTIONS, POLICIES, DistributionCase, make_actions
@@ -324,3 +327,23 @@ def test_rows_that_come_twice_count_as_once(solver):
     )
     x, y = (natural_gradient(solver, one, one.surrogate_gradient()) for one in (problem, twice))
     assert relative_error(y, x) < 1e-9
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 20, 300])
+@pytest.mark.parametrize("distribution", ["Gaussian", "categorical"])
+def test_scores_are_differentiated_within_the_chunks(distribution, chunk_rows, monkeypatch):
+    n = 20
+    problem = make_problem(distribution, "Cnn", n)
+    expected = problem.dense_fisher()
+    taken = []
+
+    def counting(outputs, parameters, cotangents):
+        taken.append(len(cotangents) * len(outputs))
+        return pull_all(outputs, parameters, cotangents)
+
+    monkeypatch.setattr("sb3_npg.fisher.rollout_fisher.pull_all", counting)
+    fisher = RolloutFisher(problem.actor._model(), chunk_rows)
+    th.testing.assert_close(fisher.dense(), expected)
+    rank = problem.actor.metric.root(problem.actor.act(slice(0, 1)).outputs.detach()).shape[2]
+    assert max(taken) <= max(chunk_rows, rank)
+    assert len(taken) == -(-n // max(1, math.isqrt(chunk_rows // rank)))
