@@ -46,9 +46,9 @@ arithmetic's rate, the linear system alone 47 %, and not half; queued one after 
 for, it is 66 % (0.79 ms), with 262,144 rows 74 %. On NatureCNN a K-FAC update costs 6.1 gradients and not 1.25: four
 eigendecompositions of 257 to 577 rows in double precision alone take 18 ms, 2.1 gradients. With one random column,
 which learns as much on small games ([minatar.md](minatar.md)) and less on Pong ([pong.md](pong.md)), it is 4.9, by
-Cholesky besides 2.8; the cheapest, ACKTR's, is 1.7 but learns half as much. `train()` by K-FAC as in zoo_configs is
-6.6 times as fast as TRPO's and not 8. CuPy's kernels gain little on NatureCNN, where torch does the work. (Times in
-this paragraph that are in no table are from profiles that are not kept.)
+Cholesky besides, which learns less there too, 2.8; the cheapest, ACKTR's, is 1.7 but learns half as much. `train()`
+by K-FAC as in zoo_configs is 6.6 times as fast as TRPO's and not 8. CuPy's kernels gain little on NatureCNN, where
+torch does the work. (Times in this paragraph that are in no table are from profiles that are not kept.)
 
 **Pong.** Three trainings at once were at 19.6, 17.1 and 18.3 points after 6.8 minutes and 1.13 million steps each,
 not yet at 20; one of them stayed between 18 and 19 for the last three minutes. The environments are ale-py's own

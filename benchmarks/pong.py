@@ -117,6 +117,10 @@ CONCLUSIONS = """\
   and critic changes nothing about that. At λ = 0.001 the policy looks at the image after 100,000 steps.
 - **One random column of F_out in the place of all** ends at -1.8 on seed 0, where all are at 5.2; seed 1, at -12.7
   after 400,000 steps, lost every game from 500,000 on. On smaller games it does as well ([minatar.md](minatar.md)).
+- **Cholesky, which splits the damping between the two factors, learns less**: -15.9 and -16.8 after 600,000 steps,
+  where the eigendecompositions are at 5.2 and 12.5. √λ is added to each factor, so that the product is damped by much
+  more than λ. A hundredth of λ mends a part of it: -17.5 after 300,000 steps, a thousandth -18.1, where λ itself is
+  at -18.7 and the eigendecompositions at -14.8.
 - **Longer steps at the beginning do not pay**: with δ falling from 0.02 to 0 over 800,000 steps seed 0 is at 3.6 after
   600,000, where δ = 0.01 is at 5.2, and at 6.8 at the end; seed 1 lost every game to nothing until 500,000.
 - **Conjugate gradient is slower**: -18.6, -15.7 and -19.6 with λ = 0.01 after as many steps, and at λ = 0.1 it hardly
