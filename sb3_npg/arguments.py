@@ -17,7 +17,6 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_npg.checks import check_choice, check_flag, check_integer, check_number
 from sb3_npg.linalg import BACKENDS
-from sb3_npg.numerics import NOT_FINITE
 from sb3_npg.schedules import make_schedule
 from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 
@@ -252,25 +251,6 @@ def check_device(device: Any) -> None:
         th.device("cpu" if device == "auto" else device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"`device`={device!r} is no device: {error}. Use 'auto', 'cpu' or 'cuda'.") from error
-
-
-@contextmanager
-def tried_on_zeros(policy_class: type) -> Iterator[None]:
-    """
-    Say what torch's distributions do not: that a policy is tried on an observation of zeros in the block.
-
-    :param policy_class: SB3 policy class
-    :raises ValueError: if there it has no finite distribution
-    """
-    try:
-        yield
-    except ValueError as error:
-        if not str(error).startswith(NOT_FINITE):
-            raise
-        raise ValueError(
-            f"`policy`={policy_class.__name__} has no finite action distribution for an observation of zeros, which it "
-            "is tried on. Let it have one, of equally likely actions where a mask that is observed excludes all, say."
-        ) from error
 
 
 def check_features_extractor(

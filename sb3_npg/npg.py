@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_npg.acting import FastForward, Recorder, acting
+from sb3_npg.actor import require_distribution
 from sb3_npg.arguments import (
     assertions_as_value_errors,
     check_device,
@@ -36,7 +37,6 @@ from sb3_npg.arguments import (
     example_observation,
     make_damping,
     make_step_rule,
-    tried_on_zeros,
 )
 from sb3_npg.critic import CriticSolver, make_critic_solver
 from sb3_npg.exploration import set_initial_noise
@@ -262,8 +262,9 @@ class NPG(OnPolicyAlgorithm):
         self._critic_solver.use(linalg)
         self.policy.set_training_mode(False)
         example, _ = self.policy.obs_to_tensor(example_observation(self.observation_space))
-        with tried_on_zeros(self.policy_class), sdpa_kernel(_TWICE_DIFFERENTIABLE):
-            parts = split_policy(self.policy, example, self.fast_paths)
+        require_distribution(self.policy, example)
+        parts = split_policy(self.policy, example, self.fast_paths)
+        with sdpa_kernel(_TWICE_DIFFERENTIABLE):
             require_actor(self.policy, example, parts)
         n_rows = self.n_steps * self.n_envs
         self.fisher.check_size(len(parts.acting), -(-n_rows // self.sub_sampling_factor))

@@ -19,7 +19,7 @@ ROOMS = {
     "policies": set(),
     "exploration": set(),
     "figures": {"local_problem", "solvers", "trust_region"},
-    "arguments": {"checks", "linalg", "numerics", "schedules", "trust_region"},
+    "arguments": {"checks", "linalg", "schedules", "trust_region"},
     "critic": {
         "checks", "fisher", "linalg", "networks", "numerics", "observations", "parameters", "policy_parts", "rollout",
         "solvers",
@@ -28,7 +28,7 @@ ROOMS = {
     "policy_parts": {"actor", "fisher", "networks", "observations", "parameters"},
     "acting": {"graphs", "networks", "observations", "output_fisher"},
     "rollout": {"numerics"},
-    "actor": {"fisher", "networks", "observations", "output_fisher", "parameters"},
+    "actor": {"fisher", "networks", "numerics", "observations", "output_fisher", "parameters"},
     "networks": {"fisher", "observations", "output_fisher"},
     "output_fisher": set(),
     "trust_region": {"numerics"},

@@ -132,11 +132,15 @@ class OverflowingEnv(gym.Env[np.ndarray, Any]):
         return np.full(3, value, self.observation_space.dtype), float(self._n_steps % 3), False, False, {}
 
 
+@pytest.mark.parametrize("validates", [True, False])  # torch.compile switches it off
 @pytest.mark.parametrize("fast_paths", [True, False])
 @pytest.mark.parametrize("use_sde", [False, True])
 @pytest.mark.parametrize("actions", ACTION_SPACES, ids=lambda space: type(space).__name__)
 @pytest.mark.parametrize(("dtype", "value"), [(np.float64, 1e300), (np.float32, 3e38)], ids=["float64", "float32"])
-def test_actions_are_finite_where_a_network_overflows(dtype, value, actions, use_sde, fast_paths):
+def test_actions_are_finite_where_a_network_overflows(
+    dtype, value, actions, use_sde, fast_paths, validates, monkeypatch
+):
+    monkeypatch.setattr(th.distributions.Distribution, "_validate_args", validates)
     if use_sde and not isinstance(actions, spaces.Box):
         pytest.skip("gSDE is for continuous actions")
     env = OverflowingEnv(dtype, value, actions)

@@ -59,7 +59,7 @@ class FiniteForward:
         """Act; see ``ActorCriticPolicy.forward``."""
         try:
             acted = self._forward(finite_observations(obs), *others, **more)
-        except ValueError:  # torch's distributions refuse NaN
+        except (ValueError, RuntimeError):  # torch's distributions, or its random numbers, refuse a NaN
             acted = None
         if acted is None or not acted[0].isfinite().all():
             acted = self._forward(zero_observations(obs), *others, **more)

@@ -16,6 +16,7 @@ from sb3_npg.fisher import (
     RolloutFisher,
     rows_within,
 )
+from sb3_npg.numerics import NOT_FINITE
 from sb3_npg.observations import take_rows
 from sb3_npg.output_fisher import make_output_fisher
 from sb3_npg.parameters import ParameterVector, reached_parameters
@@ -114,6 +115,28 @@ def acting_parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> Pa
     """
     with th.enable_grad():
         return ParameterVector(reached_parameters(_first_outputs(policy, observations), policy.parameters()))
+
+
+@th.no_grad()
+def require_distribution(policy: ActorCriticPolicy, observations: PyTorchObs) -> None:
+    """
+    Check that a policy knows what to do where it is tried, before any environment is asked.
+
+    :param policy: SB3 actor-critic policy
+    :param observations: of zeros
+    :raises ValueError: if its distribution there is one of NaN
+    """
+    try:
+        is_known = not _first_outputs(policy, observations).isnan().any()
+    except ValueError as error:
+        if not str(error).startswith(NOT_FINITE):
+            raise
+        is_known = False
+    if not is_known:
+        raise ValueError(
+            f"`policy`={type(policy).__name__} has no action distribution for an observation of zeros, which it "
+            "is tried on. Let it have one, of equally likely actions where a mask that is observed excludes all, say."
+        )
 
 
 def require_products(policy: ActorCriticPolicy, observations: PyTorchObs, parameters: ParameterVector) -> None:
