@@ -16,7 +16,7 @@ from sb3_npg.fisher import (
     RolloutFisher,
     rows_within,
 )
-from sb3_npg.numerics import NOT_FINITE
+from sb3_npg.numerics import NumericalFailure, refusals_as_failures
 from sb3_npg.observations import take_rows
 from sb3_npg.output_fisher import make_output_fisher
 from sb3_npg.parameters import ParameterVector, reached_parameters
@@ -127,10 +127,9 @@ def require_distribution(policy: ActorCriticPolicy, observations: PyTorchObs) ->
     :raises ValueError: if its distribution there is one of NaN
     """
     try:
-        is_known = not _first_outputs(policy, observations).isnan().any()
-    except ValueError as error:
-        if not str(error).startswith(NOT_FINITE):
-            raise
+        with refusals_as_failures():
+            is_known = not _first_outputs(policy, observations).isnan().any()
+    except NumericalFailure:
         is_known = False
     if not is_known:
         raise ValueError(
