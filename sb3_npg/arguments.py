@@ -22,6 +22,8 @@ from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 
 #: Radius of the trust region in nats when neither ``target_kl`` nor ``step_size`` is given.
 DEFAULT_TARGET_KL = 0.01
+#: Of the critic's optimizer, where a critic solver has one.
+DEFAULT_LEARNING_RATE = 1e-3
 #: λ for each action dimension when ``damping`` is not given.
 DEFAULT_DAMPING = 0.1
 #: The same for policies that see images, by some solvers, and by others.
@@ -80,6 +82,23 @@ def _check_rollout_size(arguments: dict[str, Any], n_envs: int) -> None:
             f"The critic's minibatches of `batch_size`={batch_size} do not divide the rollout of n_steps × n_envs = "
             f"{n_steps} × {n_envs} = {n_rows} rows: the last of each epoch holds {n_rows % batch_size}. "
             "A `batch_size` that divides it evenly is better.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def warn_of_unused_learning_rate(learning_rate: Any, critic_solver: str) -> None:
+    """
+    Say that a learning rate does nothing, where the user chose one and the critic has none.
+
+    :param learning_rate: what the user passed
+    :param critic_solver: name of the critic's solver
+    """
+    if critic_solver == "gauss_newton" and learning_rate != DEFAULT_LEARNING_RATE:
+        warnings.warn(
+            f"`learning_rate`={learning_rate!r} has no effect: it is the critic's with critic_solver='adam', and "
+            "critic_solver='gauss_newton' sets its own steps. How far the policy moves is set by `target_kl` or "
+            "`step_size`.",
             UserWarning,
             stacklevel=2,
         )

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sb3_npg.acting import FastForward, Recorder, acting
 from sb3_npg.actor import require_distribution
 from sb3_npg.arguments import (
+    DEFAULT_LEARNING_RATE,
     assertions_as_value_errors,
     check_device,
     check_features_extractor,
@@ -37,6 +38,7 @@ from sb3_npg.arguments import (
     example_observation,
     make_damping,
     make_step_rule,
+    warn_of_unused_learning_rate,
 )
 from sb3_npg.critic import CriticSolver, make_critic_solver
 from sb3_npg.exploration import set_initial_noise
@@ -152,7 +154,7 @@ class NPG(OnPolicyAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule | str = 1e-3,
+        learning_rate: float | Schedule | str = DEFAULT_LEARNING_RATE,
         n_steps: int = 1024,
         batch_size: int = 64,
         gamma: float = 0.99,
@@ -281,6 +283,7 @@ class NPG(OnPolicyAlgorithm):
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = make_schedule("learning_rate", self.learning_rate, minimum=0.0)
+        warn_of_unused_learning_rate(self.learning_rate, self.critic_solver)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

@@ -77,6 +77,13 @@ def test_none_where_a_number_belongs_is_refused(name):
     assert_names(error(**{name: None}), name, None)
 
 
+@pytest.mark.parametrize("learning_rate", [3e-4, "lin_0.01"])
+def test_learning_rate_without_an_effect_is_told(learning_rate):
+    with pytest.warns(UserWarning, match=r"`learning_rate`=.* has no effect.*critic_solver='adam'"):
+        make_agent(learning_rate=learning_rate)
+    make_agent(learning_rate=learning_rate, critic_solver="adam")  # warnings are errors
+
+
 @pytest.mark.parametrize(("value", "way_out"), [(32.0, "write 32"), (2.5, "write 2"), (np.float32(3.0), "write 3")])
 @pytest.mark.parametrize("name", INTEGERS)
 def test_fraction_where_a_whole_number_belongs_is_refused(name, value, way_out):
@@ -97,7 +104,7 @@ def test_numpy_integers_do_well(name):
 @pytest.mark.parametrize("kind", [np.float32, np.float64, int], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("name", SCHEDULED)
 def test_numbers_of_every_kind_do_well(name, kind):
-    agent = make_agent(**{name: kind(1)})
+    agent = make_agent(critic_solver="adam", **{name: kind(1)})
     agent.learn(N_STEPS)
     logged = {"target_kl": "kl_predicted"}.get(name, name)
     assert 0.0 < agent.logger.name_to_value[f"train/{logged}"] <= 1.0

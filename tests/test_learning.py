@@ -74,7 +74,7 @@ def test_right_action_is_learnt_in_every_action_space(space, steps, random_level
     ],
 )
 def test_classic_control_is_solved(name, random_level, solved, steps, options):
-    settings = {"batch_size": 256, "learning_rate": 3e-3, "target_kl": 0.05, "seed": 0, "device": "cpu", **options}
+    settings = {"target_kl": 0.05, "seed": 0, "device": "cpu", **options}
     agent = NPG("MlpPolicy", make_vec_env(name, 8, seed=0), **settings)
     evaluation = make_vec_env(name, 8, seed=100)
     assert mean_reward(agent, evaluation, trained=False) < random_level

@@ -75,7 +75,7 @@ def test_file_may_be_a_buffer_and_load_without_environment():
         {},
         {"use_sde": True, "sde_sample_freq": 4},
         {"adaptive_damping": True, "line_search_max_iter": 0},
-        {"learning_rate": lambda progress: 1e-3 * progress, "target_kl": "lin_0.02"},
+        {"critic_solver": "adam", "learning_rate": lambda progress: 1e-3 * progress, "target_kl": "lin_0.02"},
         {"fisher_solver": "exact", "policy_kwargs": {"net_arch": [8]}},
         {"policy_kwargs": {"optimizer_class": th.optim.SGD, "optimizer_kwargs": {"momentum": 0.9}}},
         {"fisher_solver": "diagonal", "fisher_solver_kwargs": {"decay": 0.9}},
@@ -231,6 +231,14 @@ def test_number_of_environments_may_change(n_envs, path):
     train(loaded, 1)
     assert loaded.num_timesteps == N_STEPS * n_envs
     assert loaded.rollout_buffer.n_envs == n_envs
+
+
+def test_another_solver_for_a_saved_agent_needs_its_own_arguments(path):
+    make_agent(fisher_solver="kfac", fisher_solver_kwargs={"decay": 0.5}).save(path)
+    with pytest.raises(ValueError, match=r"has \['decay'\].*; None drops what a loaded agent was saved with"):
+        NPG.load(path, fisher_solver="cg", device="cpu")
+    loaded = NPG.load(path, make_env(), fisher_solver="cg", fisher_solver_kwargs=None, device="cpu")
+    assert train(loaded, 1)[0]["train/kl"] > 0.0
 
 
 def test_custom_objects_replace_what_was_saved(path):

@@ -41,5 +41,6 @@ def make_fisher_solver(name: str, kwargs: dict[str, Any] | None = None) -> Fishe
         )
     asked = set(kwargs) if isinstance(kwargs, dict) else set()
     able = [other for other, known in sorted(FISHER_SOLVERS.items()) if asked <= set(argument_names(known))]
-    hint = f"That is for fisher_solver={' or '.join(map(repr, able))}." if able else ""
+    hint = f"That is for fisher_solver={' or '.join(map(repr, able))}; " if able else ""
+    hint += "None drops what a loaded agent was saved with."
     return construct(FISHER_SOLVERS[name], kwargs, "fisher_solver_kwargs", f"fisher_solver={name!r}", hint=hint)

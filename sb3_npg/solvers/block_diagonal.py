@@ -144,8 +144,8 @@ class BlockDiagonalSolver(FisherSolver):
         self._announced.update(new)
         if new:
             warnings.warn(
-                f"{type(self).__name__} treats what is not in a Linear or Conv2d layer more coarsely or at more cost: "
-                f"{'; '.join(new)}. fisher_solver='cg' uses the whole Fisher of any network.",
+                f"{type(self).__name__} treats what is not in a plain Linear or Conv2d layer more coarsely or at more "
+                f"cost: {'; '.join(new)}. fisher_solver='cg' uses the whole Fisher of any network.",
                 UserWarning,
                 stacklevel=2,
             )
