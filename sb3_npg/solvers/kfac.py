@@ -174,23 +174,24 @@ class KFACSolver(BlockDiagonalSolver):
     def _decompose(self) -> None:
         """Decompose the factors as they are now; large ones are kept for Cholesky, which waits for the damping."""
         tensors = self.memory.tensors
-        self._inverses, self._spectra = None, {}
-        matrices = {f"{dense.name}.F": tensors[f"{dense.name}.F"] for dense in dense_blocks(self._blocks)}
-        by_rows: dict[str, list[th.Tensor | Gram]] = {}
+        self._inverses = None
+        whole = {f"{dense.name}.F": tensors[f"{dense.name}.F"] for dense in dense_blocks(self._blocks)}
+        in_rows: list[str] = []
         for block in layer_blocks(self._blocks):
             names = [f"{block.name}.A", f"{block.name}.G"]
             if not self._is_wide(block):
-                matrices.update({name: tensors[name] for name in names})
+                whole.update({name: tensors[name] for name in names})
                 continue
             tensors.update({f"{name}.decomposed": tensors[name] for name in names if name not in self._grams})
             if self._is_decomposed(block):
-                by_rows[block.name] = sides = [self._factor(block.name, factor) for factor in "AG"]
-                matrices.update(zip(names, map(_smaller, sides), strict=True))
-        eigens = dict(zip(matrices, self.linalg.symmetric_eigens(list(matrices.values())), strict=True))
-        for name, (a, g) in by_rows.items():
-            self._spectra[name] = Spectrum.of(a, eigens.pop(f"{name}.A")), Spectrum.of(g, eigens.pop(f"{name}.G"))
-        for name, eigen in eigens.items():
+                in_rows.append(block.name)
+        sides = [self._factor(name, factor) for name in in_rows for factor in "AG"]
+        matrices = [side.in_rows() if isinstance(side, Gram) else side.double() for side in sides]
+        eigens = self.linalg.symmetric_eigens([*whole.values(), *matrices])
+        for name, eigen in zip(whole, eigens, strict=False):
             self.memory.put_eigen(name, eigen)
+        spectra = [Spectrum.of(*pair) for pair in zip(sides, eigens[len(whole) :], strict=True)]
+        self._spectra = dict(zip(in_rows, zip(spectra[::2], spectra[1::2], strict=True), strict=True))
 
     def _solve_blocks(self, rights: Sequence[th.Tensor], damping: float) -> list[th.Tensor]:
         """Solve the blocks whose eigenbasis is known all at once, and then the others."""
@@ -293,8 +294,3 @@ def _gram(rows: th.Tensor, n_all: int) -> th.Tensor | Gram:
 
 def _matrix(factor: th.Tensor | Gram) -> th.Tensor:
     return factor.matrix() if isinstance(factor, Gram) else factor
-
-
-def _smaller(factor: th.Tensor | Gram) -> th.Tensor:
-    """Return what is decomposed in the place of a wide layer's factor."""
-    return factor.in_rows() if isinstance(factor, Gram) else factor.double()
