@@ -2,7 +2,7 @@
 
 from sb3_npg.linalg.backend import BACKENDS, TORCH, FactoredChain, KroneckerSystem, LinearAlgebra, make_linalg
 from sb3_npg.linalg.chain import ChainLayer, FisherChain
-from sb3_npg.linalg.damped import DampedInverse, Gram, Spectrum, factored_damping, kronecker_solve, spectral_solve
+from sb3_npg.linalg.damped import DampedInverse, Gram, factored_damping, kronecker_solve
 from sb3_npg.linalg.kronecker import (
     Eigen,
     damped_cholesky,
@@ -25,7 +25,6 @@ __all__ = [
     "Gram",
     "KroneckerSystem",
     "LinearAlgebra",
-    "Spectrum",
     "conjugate_gradient",
     "damped_cholesky",
     "damped_solve",
@@ -34,6 +33,5 @@ __all__ = [
     "make_linalg",
     "rotate",
     "rotate_back",
-    "spectral_solve",
     "symmetric_eigen",
 ]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch as th
 
-from sb3_npg.linalg.kronecker import Eigen, try_cholesky
+from sb3_npg.linalg.kronecker import try_cholesky
 
 
 class Gram:
@@ -28,40 +28,6 @@ class Gram:
     def matrix(self) -> th.Tensor:
         """Return M, shape (n, n)."""
         return self.rows.T @ self.rows
-
-    def in_rows(self) -> th.Tensor:
-        """Return RRᵀ, shape (r, r), float64, whose eigenvalues are M's but for zeros."""
-        rows = self.rows.double()
-        return rows @ rows.T
-
-
-class Spectrum(NamedTuple):
-    """
-    M = B diag(w) Bᵀ and M B = B diag(λ): eigenvectors of any length, all but some of eigenvalue zero, in float64.
-
-    :param values: λ ≥ 0, shape (k,)
-    :param basis: B, shape (n, k); its columns are orthogonal
-    :param weights: w ≥ 0, shape (k,)
-    """
-
-    values: th.Tensor
-    basis: th.Tensor
-    weights: th.Tensor
-
-    @classmethod
-    def of(cls, matrix: th.Tensor | Gram, eigen: Eigen) -> "Spectrum":
-        """
-        Return the spectrum of M.
-
-        For M = RᵀR it is that of RRᵀ = U diag(λ) Uᵀ with B = RᵀU, which needs no division by a small λ.
-
-        :param matrix: M
-        :param eigen: of M, or for M = RᵀR of RRᵀ, float64
-        """
-        values, vectors = eigen
-        if isinstance(matrix, Gram):
-            return cls(values, matrix.rows.double().T @ vectors, th.ones_like(values))
-        return cls(values, vectors, values)
 
 
 class DampedInverse(NamedTuple):
@@ -89,8 +55,9 @@ class DampedInverse(NamedTuple):
         if not isinstance(matrix, Gram):
             cholesky, succeeded = try_cholesky(matrix, damping)
             return cls(cholesky, None, damping), succeeded
-        cholesky, succeeded = try_cholesky(matrix.in_rows(), damping)
-        return cls(cholesky, matrix.rows.double(), damping), succeeded & (damping > 0.0)
+        rows = matrix.rows.double()
+        cholesky, succeeded = try_cholesky(rows @ rows.T, damping)
+        return cls(cholesky, rows, damping), succeeded & (damping > 0.0)
 
     def solve(self, vectors: th.Tensor) -> th.Tensor:
         """
@@ -141,21 +108,3 @@ def kronecker_solve(a: DampedInverse, g: DampedInverse, matrix: th.Tensor) -> th
     """
     half = g.solve(matrix.double())
     return a.solve(half.T).T.to(matrix.dtype)
-
-
-def spectral_solve(a: Spectrum, g: Spectrum, matrix: th.Tensor, damping: float) -> th.Tensor:
-    """
-    Solve (A ⊗ G + λI) x = v, where eigenvalues of zero may have been left out, by Woodbury's identity.
-
-    x = (V − B_G [w_G w_Aᵀ ∘ (B_Gᵀ V B_A) / (λ_G λ_Aᵀ + λ)] B_Aᵀ) / λ.
-
-    :param a: of A, shape (a, a)
-    :param g: of G, shape (g, g)
-    :param matrix: v, shape (g, a)
-    :param damping: λ ≥ 0
-    :return: x, shape (g, a), in the precision of v; not finite where λ = 0
-    """
-    v = matrix.double()
-    shares = th.outer(g.weights, a.weights) / (th.outer(g.values, a.values) + damping)
-    known = g.basis @ (shares * (g.basis.T @ v @ a.basis)) @ a.basis.T
-    return ((v - known) / damping).to(matrix.dtype)

@@ -24,7 +24,7 @@ class EKFACSolver(KFACSolver):
     :param inverse_interval: renew the eigenbasis every so many updates; S is then measured anew
     :param weight_sharing: a convolution, or a layer that is used more than once: "expand" takes its positions for
         independent, "reduce" for one application to the mean of its inputs. Concerns the basis; S is exact
-    :param largest_eigen: decompose factors of up to so many rows; layers with a larger one are K-FAC's
+    :param largest_eigen: decompose factors of up to so many rows; above, as K-FAC
     :raises ValueError: if an argument is unknown or out of range
     """
 
@@ -40,16 +40,16 @@ class EKFACSolver(KFACSolver):
 
     def _rotated_moments(self, record: LayerRecord) -> dict[str, th.Tensor]:
         """Sum the squares of the rows' Jacobians in the eigenbasis."""
-        if self._is_wide(record.block):
+        if self._is_large(record.block):
             return {}
         a, g = self._eigenbasis(record.block)
         rotated = record._replace(inputs=record.inputs @ a.vectors, deltas=record.deltas @ g.vectors)
         return {"S": second_moments(rotated)}
 
     def _eigenvalues_of(self, block: Block) -> th.Tensor:
-        if isinstance(block, LayerBlock) and not self._is_wide(block):
+        if isinstance(block, LayerBlock) and not self._is_large(block):
             return self.memory.tensors[f"{block.name}.S"]
         return super()._eigenvalues_of(block)
 
     def _small_layers(self) -> list[LayerBlock]:
-        return [block for block in layer_blocks(self._blocks) if not self._is_wide(block)]
+        return [block for block in layer_blocks(self._blocks) if not self._is_large(block)]

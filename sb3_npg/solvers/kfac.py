@@ -1,6 +1,5 @@
 """K-FAC: each layer's block of the Fisher as a Kronecker product."""
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, get_args
@@ -27,11 +26,9 @@ from sb3_npg.linalg import (
     FisherChain,
     Gram,
     KroneckerSystem,
-    Spectrum,
     damped_solve,
     factored_damping,
     kronecker_solve,
-    spectral_solve,
     symmetric_eigen,
 )
 from sb3_npg.solvers.base import Layers, Problem, fisher_chain, layer_chain
@@ -46,9 +43,9 @@ class KFACSolver(BlockDiagonalSolver):
     Takes each layer's block of F for a Kronecker product A ⊗ G of the second moments of what goes into the layer
     and of what is propagated back to it.
 
-    Small factors are decomposed, and A ⊗ G + λI is inverted exactly; so are larger ones of few rows, in the space of
-    rows. Others are factorised by Cholesky, with the damping split between the factors, which damps more.
-    Factorisations are made in float64.
+    Small factors are decomposed, and A ⊗ G + λI is inverted exactly. Larger ones are factorised by Cholesky, with
+    the damping split between the factors, or inverted in the space of rows where these are few. Factorisations are
+    made in float64.
 
     Martens & Grosse (2015), Optimizing Neural Networks with Kronecker-factored Approximate Curvature, sections 3, 4.2
     and 6.3; Grosse & Martens (2016) for convolutions; Wu et al. (2017), Scalable trust-region method for deep
@@ -61,8 +58,7 @@ class KFACSolver(BlockDiagonalSolver):
     :param inverse_interval: decompose A and G every so many updates
     :param weight_sharing: a convolution, or a layer that is used more than once: "expand" takes its positions for
         independent, "reduce" for one application to the mean of its inputs
-    :param largest_eigen: decompose matrices of up to so many rows, which for a wide factor of few rows is their number;
-        above, Cholesky with the damping split
+    :param largest_eigen: decompose factors of up to so many rows; above, Cholesky with the damping split
     :raises ValueError: if an argument is unknown or out of range
     """
 
@@ -85,8 +81,6 @@ class KFACSolver(BlockDiagonalSolver):
         self._inverses: tuple[float, dict[str, tuple[DampedInverse, DampedInverse]]] | None = None
         #: Factors of this update's rows alone that were not multiplied out.
         self._grams: dict[str, Gram] = {}
-        #: Of layers with such a factor, by the layer's name: A's and G's.
-        self._spectra: dict[str, tuple[Spectrum, Spectrum]] = {}
         self._factored: FactoredChain | None = None
 
     def apply_inverse(self, vector: th.Tensor, damping: float) -> th.Tensor:
@@ -166,7 +160,7 @@ class KFACSolver(BlockDiagonalSolver):
     def _factors_of(self, record: LayerRecord, n_rows: int) -> dict[str, th.Tensor | Gram]:
         """Return A and G of a layer, summed over a record's rows, of N."""
         block, inputs, deltas = record
-        if self.memory.carries_over or inputs.shape[1] > 1 or not self._is_wide(block):
+        if self.memory.carries_over or inputs.shape[1] > 1 or not self._is_large(block):
             return dict(zip("AG", kronecker_factors(record), strict=True))
         sides = {"A": (inputs[:, 0], n_rows), "G": (deltas[:, :, 0].flatten(0, 1), len(deltas) * n_rows)}
         return {name: _gram(rows, n_all) for name, (rows, n_all) in sides.items()}
@@ -175,33 +169,24 @@ class KFACSolver(BlockDiagonalSolver):
         """Decompose the factors as they are now; large ones are kept for Cholesky, which waits for the damping."""
         tensors = self.memory.tensors
         self._inverses = None
-        whole = {f"{dense.name}.F": tensors[f"{dense.name}.F"] for dense in dense_blocks(self._blocks)}
-        in_rows: list[str] = []
+        small = [f"{dense.name}.F" for dense in dense_blocks(self._blocks)]
         for block in layer_blocks(self._blocks):
-            names = [f"{block.name}.A", f"{block.name}.G"]
-            if not self._is_wide(block):
-                whole.update({name: tensors[name] for name in names})
-                continue
-            tensors.update({f"{name}.decomposed": tensors[name] for name in names if name not in self._grams})
-            if self._is_decomposed(block):
-                in_rows.append(block.name)
-        sides = [self._factor(name, factor) for name in in_rows for factor in "AG"]
-        matrices = [side.in_rows() if isinstance(side, Gram) else side.double() for side in sides]
-        eigens = self.linalg.symmetric_eigens([*whole.values(), *matrices])
-        for name, eigen in zip(whole, eigens, strict=False):
+            factors = [f"{block.name}.A", f"{block.name}.G"]
+            if self._is_large(block):
+                kept = [factor for factor in factors if factor not in self._grams]
+                tensors.update({f"{factor}.decomposed": tensors[factor] for factor in kept})
+            else:
+                small += factors
+        for name, eigen in zip(small, self.linalg.symmetric_eigens([tensors[name] for name in small]), strict=True):
             self.memory.put_eigen(name, eigen)
-        spectra = [Spectrum.of(*pair) for pair in zip(sides, eigens[len(whole) :], strict=True)]
-        self._spectra = dict(zip(in_rows, zip(spectra[::2], spectra[1::2], strict=True), strict=True))
 
     def _solve_blocks(self, rights: Sequence[th.Tensor], damping: float) -> list[th.Tensor]:
         """Solve the blocks whose eigenbasis is known all at once, and then the others."""
         by_name = {block.name: (block, right) for block, right in zip(self._blocks, rights, strict=True)}
         layers = {name: (block, right) for name, (block, right) in by_name.items() if isinstance(block, LayerBlock)}
-        small = {name: self._system(*layer) for name, layer in layers.items() if not self._is_wide(layer[0])}
+        small = {name: self._system(*layer) for name, layer in layers.items() if not self._is_large(layer[0])}
         solutions = dict(zip(small, self.linalg.kronecker_solves(list(small.values()), damping), strict=True))
-        for name, spectra in self._spectra.items():
-            solutions[name] = spectral_solve(*spectra, by_name[name][1], damping)
-        large = {name: right for name, (_, right) in layers.items() if name not in solutions}
+        large = {name: right for name, (_, right) in layers.items() if name not in small}
         solutions.update(zip(large, self._large_solutions(large, damping), strict=True))
         return [
             solutions[name] if name in solutions else self._solve_block(block, right, damping)
@@ -246,41 +231,33 @@ class KFACSolver(BlockDiagonalSolver):
         return self._inverses[1]
 
     def _factor(self, name: str, factor: str) -> th.Tensor | Gram:
-        """Return a wide layer's A or G, as it was when the others were decomposed."""
+        """Return a large layer's A or G, as it was when the others were decomposed."""
         gram = self._grams.get(f"{name}.{factor}")
         return self.memory.tensors[f"{name}.{factor}.decomposed"] if gram is None else gram
 
     def _eigenvalues_of(self, block: Block) -> th.Tensor:
         if isinstance(block, DenseBlock):
             return self.memory.eigen(f"{block.name}.F").values
-        if block.name in self._spectra:
-            a, g = (spectrum.values for spectrum in self._spectra[block.name])
-            known = th.outer(g, a).flatten()
-            return th.cat([known, known.new_zeros(math.prod(block.shape) - len(known))])
-        if self._is_wide(block):
+        if self._is_large(block):
             a, g = (symmetric_eigen(_matrix(self._factor(block.name, factor))).values for factor in "AG")
         else:
             a, g = (eigen.values for eigen in self._eigenbasis(block))
         return th.outer(g, a)
 
     def _is_decomposed(self, block: Block) -> bool:
-        if isinstance(block, DenseBlock) or not self._is_wide(block):
-            return True
-        sides = (self._factor(block.name, factor) for factor in "AG")
-        sizes = (len(side.rows) if isinstance(side, Gram) else len(side) for side in sides)
-        return max(sizes) <= self.largest_eigen
+        return isinstance(block, DenseBlock) or not self._is_large(block)
 
     def _eigenbasis(self, block: LayerBlock) -> tuple[Eigen, Eigen]:
         return self.memory.eigen(f"{block.name}.A"), self.memory.eigen(f"{block.name}.G")
 
-    def _is_wide(self, block: LayerBlock) -> bool:
+    def _is_large(self, block: LayerBlock) -> bool:
         return max(block.shape) > self.largest_eigen
 
     def _is_known(self, block: Block) -> bool:
         if isinstance(block, DenseBlock):
             return self.memory.has(f"{block.name}.F.values", *block.shape)
         g, a = block.shape
-        if self._is_wide(block):
+        if self._is_large(block):
             sizes = ((f"{block.name}.A", a), (f"{block.name}.G", g))
             return all(name in self._grams or self.memory.has(f"{name}.decomposed", n, n) for name, n in sizes)
         return self.memory.has(f"{block.name}.A.values", a) and self.memory.has(f"{block.name}.G.values", g)

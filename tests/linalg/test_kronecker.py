@@ -8,14 +8,12 @@ from hypothesis import given, settings
 from sb3_npg.linalg import (
     DampedInverse,
     Gram,
-    Spectrum,
     damped_cholesky,
     damped_solve,
     factored_damping,
     kronecker_solve,
     rotate,
     rotate_back,
-    spectral_solve,
     symmetric_eigen,
 )
 
@@ -174,27 +172,6 @@ def test_inverse_in_the_space_of_rows_is_the_matrix_s(n, r, seed, log_damping):
     th.testing.assert_close(damped @ kronecker_solve(a, g, square) @ damped, square, rtol=1e-6, atol=1e-6)
     for one, other in zip(factored_damping(gram, matrix, 0.3), factored_damping(matrix, gram, 0.3), strict=True):
         th.testing.assert_close(one, other)
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    n=st.integers(1, 6), r=st.integers(1, 4), m=st.integers(1, 4), seed=st.integers(0, 2**16), power=st.floats(-6, 2)
-)
-def test_spectra_of_few_rows_solve_what_the_whole_matrices_do(n, r, m, seed, power):
-    """Also where rows are the same, so that the matrix of rows is singular."""
-    generator, damping = th.Generator().manual_seed(seed), 10.0**power
-    wide = Gram(th.randn(r, n, generator=generator, dtype=th.float64).repeat(2, 1))
-    narrow = th.randn(m, m, generator=generator, dtype=th.float64)
-    narrow = narrow @ narrow.T
-    v = th.randn(m, n, generator=generator, dtype=th.float64)
-    a, g = Spectrum.of(wide, symmetric_eigen(wide.in_rows())), Spectrum.of(narrow, symmetric_eigen(narrow))
-    for spectrum, matrix in ((a, wide.matrix()), (g, narrow)):
-        th.testing.assert_close(spectrum.basis * spectrum.weights @ spectrum.basis.T, matrix)
-        th.testing.assert_close(matrix @ spectrum.basis, spectrum.basis * spectrum.values, rtol=1e-7, atol=1e-7)
-    x = spectral_solve(a, g, v, damping)
-    th.testing.assert_close(narrow @ x @ wide.matrix() + damping * x, v, rtol=1e-7, atol=1e-7)
-    x = spectral_solve(g, a, v.T, damping)
-    th.testing.assert_close(wide.matrix() @ x @ narrow + damping * x, v.T, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(("value", "damping"), [(1.0, 0.0), (NAN, 1.0), (INFINITY, 1.0)])
