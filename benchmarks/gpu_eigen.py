@@ -11,8 +11,8 @@ from torch.utils.dlpack import from_dlpack
 
 from benchmarks.gpu_timing import Contestant, Setting
 
-#: Rows of what K-FAC decomposes as in zoo_configs, and what is too large for the kernel of this package.
-SIZES = (257, 513, 577, 512, 256, 513)
+#: Rows of the factors that K-FAC decomposes and that are too large for the kernel of this package.
+SIZES = (257, 513, 577, 513)
 ROWS = 2048
 #: Decomposes a batch: values and vectors.
 Decompose = Callable[[th.Tensor], tuple[th.Tensor, th.Tensor]]

@@ -70,9 +70,8 @@ verdict.
 **Not measured.** An H100, on which the goals are set: these figures are an H200's, whose processors are the same and
 whose memory is faster. Pong to 20 points. Several devices. How much of what acting gains is the graph's. What the host
 has saved since these figures: a kernel is started by one call of the driver, its arguments packed at once, and an
-update makes its Jacobian once. What it costs that the layer behind the convolutions, where it has few rows as in
-zoo_configs, is since decomposed too, and what that is worth on Pong there. Whether NatureCNN's eigendecompositions are
-faster side by side or in one batch (case `eigen`)."""
+update makes its Jacobian once. Whether NatureCNN's eigendecompositions are faster side by side or in one batch (case
+`eigen`)."""
 
 
 def table(name: str, stored: Mapping[str, Stored]) -> str:
