@@ -18,7 +18,6 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_npg.acting import FastForward, Recorder, acting
 from sb3_npg.actor import require_distribution
@@ -40,6 +39,7 @@ from sb3_npg.arguments import (
     make_step_rule,
     warn_of_unused_learning_rate,
 )
+from sb3_npg.attention import twice_differentiable_attention
 from sb3_npg.critic import CriticSolver, make_critic_solver
 from sb3_npg.exploration import set_initial_noise
 from sb3_npg.figures import policy_step_figures
@@ -56,8 +56,6 @@ from sb3_npg.solvers import FisherSolver, make_fisher_solver
 from sb3_npg.solvers.direction import Direction, find_direction
 from sb3_npg.trust_region import LineSearch, StepRule, adapted_damping_factor, backtrack, increased_damping_factor
 
-#: The kernel of attention that products with the Fisher can be made through.
-_TWICE_DIFFERENTIABLE = SDPBackend.MATH
 #: What ``_setup_model`` derives from the arguments.
 _DERIVED = ("_critic_solver", "_last_skipped_update", "_recorder")
 
@@ -266,7 +264,7 @@ class NPG(OnPolicyAlgorithm):
         example, _ = self.policy.obs_to_tensor(example_observation(self.observation_space))
         require_distribution(self.policy, example)
         parts = split_policy(self.policy, example, self.fast_paths)
-        with sdpa_kernel(_TWICE_DIFFERENTIABLE):
+        with twice_differentiable_attention:
             require_actor(self.policy, example, parts)
         n_rows = self.n_steps * self.n_envs
         self.fisher.check_size(len(parts.acting), -(-n_rows // self.sub_sampling_factor))
@@ -292,7 +290,7 @@ class NPG(OnPolicyAlgorithm):
         with acting(self.policy, self.fast_paths, self._recorder):
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
-    @sdpa_kernel(_TWICE_DIFFERENTIABLE)
+    @twice_differentiable_attention
     def train(self) -> None:
         """
         Improve the policy by one natural gradient step on the rollout, then the critic by regression.

@@ -13,13 +13,15 @@ ROOMS = {
     "zoo": {"schedules"},
     "callbacks": set(),
     "npg": {
-        "acting", "actor", "arguments", "critic", "exploration", "figures", "linalg", "local_problem", "numerics",
-        "observations", "policies", "policy_parts", "rollout", "schedules", "search_line", "solvers", "trust_region",
+        "acting", "actor", "arguments", "attention", "critic", "exploration", "figures", "linalg", "local_problem",
+        "numerics", "observations", "policies", "policy_parts", "rollout", "schedules", "search_line", "solvers",
+        "trust_region",
     },
     "policies": set(),
     "exploration": set(),
     "figures": {"local_problem", "solvers", "trust_region"},
     "arguments": {"checks", "linalg", "schedules", "trust_region"},
+    "attention": set(),
     "critic": {
         "checks", "fisher", "linalg", "networks", "numerics", "observations", "parameters", "policy_parts", "rollout",
         "solvers",
@@ -48,7 +50,18 @@ ROOMS = {
 KNOWN_ONLY_TO = {
     "stable_baselines3.common.distributions": {"output_fisher"},
     "stable_baselines3": set(ROOMS)
-    - {"fisher", "solvers", "search_line", "linalg", "graphs", "precision", "parameters", "numerics", "checks"},
+    - {
+        "attention",
+        "fisher",
+        "solvers",
+        "search_line",
+        "linalg",
+        "graphs",
+        "precision",
+        "parameters",
+        "numerics",
+        "checks",
+    },
     "cupy": {"linalg"},
     "rl_zoo3": {"zoo"},
     "optuna": {"zoo"},
