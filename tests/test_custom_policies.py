@@ -143,6 +143,66 @@ def test_what_cannot_be_differentiated_twice_is_refused_before_training():
         make_agent("vector", policy_kwargs={"features_extractor_class": Distances})
 
 
+class OnceDifferentiable(th.autograd.Function):
+    """tanh, with a derivative that says that it has none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
+        ctx.save_for_backward(x.tanh())
+        return x.tanh()
+
+    @staticmethod
+    @th.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
+        (y,) = ctx.saved_tensors
+        return gradient * (1 - y.square())
+
+
+class ThroughNumpy(OnceDifferentiable):
+    """tanh, with a derivative that leaves torch without a word."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
+        (y,) = ctx.saved_tensors
+        return th.from_numpy(gradient.detach().numpy() * (1 - y.square()).numpy())
+
+
+class Written(th.autograd.Function):
+    """tanh, with a derivative that is differentiated like anything else."""
+
+    forward = OnceDifferentiable.forward
+
+    @staticmethod
+    def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
+        (y,) = ctx.saved_tensors
+        return gradient * (1 - y.square())
+
+
+def activation(function: type[th.autograd.Function]) -> type[nn.Module]:
+    class Activation(nn.Module):
+        def forward(self, x: th.Tensor) -> th.Tensor:
+            return function.apply(x)
+
+    return Activation
+
+
+@pytest.mark.parametrize("function", [OnceDifferentiable, ThroughNumpy])
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_derivatives_that_are_lost_without_an_error_are_refused(function, n_layers):
+    """However little the layers before the last count at first: its weights are a hundredth of theirs."""
+    kwargs = {"activation_fn": activation(function), "net_arch": [8] * n_layers}
+    with pytest.raises(ValueError, match=r"cannot differentiate twice.*a part of the derivatives is lost"):
+        make_agent("vector", policy_kwargs=kwargs)
+
+
+def test_an_operation_whose_derivative_is_written_out_is_as_good_as_torch_s():
+    updates = [
+        train(make_agent("vector", policy_kwargs={"activation_fn": kind, "net_arch": [8, 8]}, fast_paths=False), 1)
+        for kind in (activation(Written), nn.Tanh)
+    ]
+    assert updates[0][0]["train/kl"] == pytest.approx(updates[1][0]["train/kl"], rel=1e-3)
+
+
 def test_a_policy_that_detaches_its_outputs_is_refused():
     class Detached(ActorCriticPolicy):
         def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:

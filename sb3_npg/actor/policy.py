@@ -21,6 +21,9 @@ from sb3_npg.observations import take_rows
 from sb3_npg.output_fisher import make_output_fisher
 from sb3_npg.parameters import ParameterVector, reached_parameters
 
+#: Squared norms of gradients below this say nothing in single precision.
+_LEAST_SQUARE = 1e-24
+
 
 class PolicyActor:
     """
@@ -145,18 +148,40 @@ def require_products(policy: ActorCriticPolicy, observations: PyTorchObs, parame
     :param policy: SB3 actor-critic policy
     :param observations: at least one row
     :param parameters: those that act
-    :raises ValueError: if torch does not know how
+    :raises ValueError: if torch does not know how, or an operation's backward pass is not differentiated itself
     """
     with th.enable_grad():
         outputs = _first_outputs(policy, observations)
         try:
-            Linearization(outputs, parameters).push(th.zeros_like(parameters.get()))
+            lost = _lost_on_the_way(Linearization(outputs, parameters), outputs, parameters)
         except RuntimeError as error:
-            raise ValueError(
-                f"`policy`={type(policy).__name__} computes something that torch cannot differentiate twice, and "
-                f"products with the Fisher are second derivatives: {error}. Write it in operations that it can, such "
-                "as th.linalg.vector_norm of differences in the place of th.cdist."
-            ) from error
+            lost = str(error)
+    if lost:
+        raise ValueError(
+            f"`policy`={type(policy).__name__} computes something that torch cannot differentiate twice, and "
+            f"products with the Fisher are second derivatives: {lost}. Write it in operations that it can, such "
+            "as th.linalg.vector_norm of differences in the place of th.cdist."
+        )
+
+
+def _lost_on_the_way(linearization: Linearization, outputs: th.Tensor, parameters: ParameterVector) -> str | None:
+    """
+    Tell in words whether J loses what Jᵀ has, as where a backward pass leaves torch; None if it does not.
+
+    With w = Jᵀu and v made of w_l / ‖w_l‖² for each tensor l of θ, uᵀJv is their number, whatever their scales.
+    """
+    with th.no_grad():
+        u = th.cos(th.arange(outputs.numel(), dtype=th.float64, device=outputs.device)).to(outputs).view_as(outputs)
+    pulled = [part.double() for part in parameters.split(linearization.pull(u))]
+    squares = th.stack([part.square().sum() for part in pulled])
+    reached = (squares > _LEAST_SQUARE) & squares.isfinite()
+    parts = [
+        th.where(known, part / square, 0.0).flatten()
+        for part, square, known in zip(pulled, squares, reached, strict=True)
+    ]
+    tangent = linearization.push(th.cat(parts).to(outputs))
+    missing = float(reached.sum() - (u.double() * tangent.double()).sum())
+    return f"a part of the derivatives is lost ({missing:.2g} of {int(reached.sum())})" if abs(missing) > 0.3 else None
 
 
 def _first_outputs(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:
