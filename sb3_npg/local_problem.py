@@ -12,6 +12,7 @@ from torch import nn
 from sb3_npg.actor import ActingRows, make_actor
 from sb3_npg.fisher import FeedForwardLayers, LayeredFisher, memory_budget_of, split_rows
 from sb3_npg.linalg import FisherChain
+from sb3_npg.numerics import NumericalFailure, refusals_as_failures
 from sb3_npg.policy_parts import PolicyParts, split_policy
 from sb3_npg.trust_region import Evaluation
 
@@ -119,11 +120,12 @@ class LocalProblem:
         """Return the numbers of :meth:`evaluate`, shape (3,), without waiting for the device."""
         surrogates, kls = [], []
         try:
-            for rows in self._chunks:
-                now = self.actor.act(rows)
-                surrogates.append(self._surrogate_of(now, rows).sum())
-                kls.append(self._kl_of(now, rows).sum())
-        except ValueError:  # torch's distributions refuse NaN
+            with refusals_as_failures():
+                for rows in self._chunks:
+                    now = self.actor.act(rows)
+                    surrogates.append(self._surrogate_of(now, rows).sum())
+                    kls.append(self._kl_of(now, rows).sum())
+        except NumericalFailure:
             surrogates = kls = [th.full_like(total, math.nan) for total in self._start_sums]
         sums = th.stack([*self._start_sums, *surrogates, *kls]).view(3, -1)
         return sums.sum(dim=1) / self.n_rows

@@ -31,17 +31,24 @@ def require_finite(what: str, *tensors: th.Tensor) -> None:
         raise NumericalFailure(f"{what} is not finite")
 
 
+#: How torch's distributions, and its random numbers, begin what they say to a NaN.
+_REFUSALS = (
+    "Expected parameter", "Expected value argument", "Expected p_in", "probability tensor", "invalid multinomial",
+    "normal expects",
+)  # fmt: skip
+
+
 @contextmanager
 def refusals_as_failures() -> Iterator[None]:
     """
-    Take what torch's distributions say to a NaN in the block as a numerical failure.
+    Take what torch's distributions and random numbers say to a NaN in the block as a numerical failure.
 
     :raises NumericalFailure: if they refuse their parameters
     """
     try:
         yield
-    except ValueError as error:
-        if not str(error).startswith("Expected parameter"):
+    except (ValueError, RuntimeError) as error:
+        if not str(error).startswith(_REFUSALS):
             raise
         raise NumericalFailure("the policy's distribution is not finite on the rollout") from error
 

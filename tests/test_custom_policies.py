@@ -11,7 +11,7 @@ from torch import nn
 
 from sb3_npg.local_problem import LocalProblem
 from tests import reference
-from tests.agents import make_agent, snapshot, train
+from tests.agents import make_agent, same, snapshot, train
 from tests.cases import make_actions, make_observations
 
 N = 6
@@ -254,3 +254,38 @@ def test_a_policy_that_needs_more_than_zeros_is_refused(validates, monkeypatch):
     monkeypatch.setattr(th.distributions.Distribution, "_validate_args", validates)
     with pytest.raises(ValueError, match="`policy`=ObservedMask has no action distribution"):
         make_agent("Discrete", ObservedMask)
+
+
+class Demanding(ActorCriticPolicy):
+    """Takes nothing but zeros."""
+
+    error: type[Exception] = ValueError
+
+    def extract_features(self, obs: th.Tensor, *others: Any) -> Any:
+        if not th.equal(obs, th.zeros_like(obs)):
+            raise self.error("observations must be zeros")
+        return super().extract_features(obs, *others)
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, KeyError])
+def test_errors_of_a_policy_s_own_are_not_taken_for_a_nan_in_rollouts(kind):
+    agent = make_agent("vector", type("Strict", (Demanding,), {"error": kind}))
+    with pytest.raises(kind, match="observations must be zeros"):
+        train(agent, 1)
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_errors_of_a_policy_s_own_are_not_taken_for_a_nan_in_updates(kind):
+    agent = make_agent("vector", NoiseNetwork)
+    noise = agent.policy.log_std
+    start = noise.weight.detach().clone()
+
+    def fail(module: nn.Module, inputs: Any) -> None:
+        if not th.equal(noise.weight, start):  # the line search tries a step
+            raise kind("once too often")
+
+    noise.register_forward_pre_hook(fail)
+    before = snapshot(agent)
+    with pytest.raises(kind, match="once too often"):
+        train(agent, 1)
+    assert same(snapshot(agent), before)

@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_npg.acting.forward import Acted, FastForward
 from sb3_npg.acting.recorder import Recorder
+from sb3_npg.numerics import NumericalFailure, refusals_as_failures
 from sb3_npg.observations import finite_observations, zero_observations
 
 
@@ -58,8 +59,9 @@ class FiniteForward:
     def __call__(self, obs: PyTorchObs, *others: Any, **more: Any) -> Acted:
         """Act; see ``ActorCriticPolicy.forward``."""
         try:
-            acted = self._forward(finite_observations(obs), *others, **more)
-        except (ValueError, RuntimeError):  # torch's distributions, or its random numbers, refuse a NaN
+            with refusals_as_failures():
+                acted = self._forward(finite_observations(obs), *others, **more)
+        except NumericalFailure:
             acted = None
         if acted is None or not acted[0].isfinite().all():
             acted = self._forward(zero_observations(obs), *others, **more)
