@@ -40,7 +40,7 @@ TASKS = {
 }
 #: Other tasks with a block in zoo_configs, which NPG runs alone, for the block's own steps.
 MORE_TASKS = {
-    "MountainCar-v0": 100_000,
+    "MountainCar-v0": 500_000,
     "LunarLanderContinuous-v3": 500_000,
     "InvertedPendulum-v5": 1_000_000,
     "InvertedDoublePendulum-v5": 300_000,
