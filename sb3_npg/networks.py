@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_npg.fisher import FeedForward, is_plain, sequence_of, split_rows
+from sb3_npg.fisher import FeedForward, is_hooked, is_plain, sequence_of, split_rows
 from sb3_npg.observations import count_rows, take_rows
 from sb3_npg.output_fisher import ExplorationNoise, GaussianFisher, OutputFisher, make_noise, plain_output_fisher
 
@@ -144,7 +144,11 @@ def read_networks(policy: ActorCriticPolicy) -> PolicyNetworks | None:
     if metric is None or front is None or (isinstance(metric, GaussianFisher) and noise is None):
         return None
     actor = _read(policy, [*front, policy.mlp_extractor.policy_net, policy.action_net], observes=bool(front))
-    if actor is None or {id(p) for p in actor.parameters()} & {id(p) for p in critic.layers.parameters()}:
+    if actor is None or (noise is not None and is_hooked(noise.parameter)):
+        return None
+    parts = (actor.parameters(), critic.layers.parameters(), [] if noise is None else [noise.parameter])
+    owned = [{id(parameter) for parameter in part} for part in parts]
+    if sum(map(len, owned)) > len(set[int]().union(*owned)):  # two of them share one
         return None
     return PolicyNetworks(policy, actor, critic, metric, noise)
 
@@ -209,12 +213,20 @@ def _is_constant(extractor: nn.Module) -> bool:
     )
 
 
+def _forwards_as_sb3(policy: ActorCriticPolicy) -> bool:
+    """Tell whether an object's own ``forward`` is SB3's, as that of a copy is that was made during a rollout."""
+    own = vars(policy).get("forward")
+    function = getattr(own, "func", None) or getattr(own, "__func__", None)
+    return own is None or function is ActorCriticPolicy.forward
+
+
 def _computes_as_sb3(policy: ActorCriticPolicy) -> bool:
     """Tell whether a policy's class, and the object itself, leave SB3's computation as it is."""
     trunk = getattr(policy, "mlp_extractor", None)
     return (
         all(getattr(type(policy), name) is getattr(ActorCriticPolicy, name) for name in _COMPUTING)
-        and not any(name in vars(policy) for name in _COMPUTING)
+        and not any(name in vars(policy) for name in _COMPUTING[1:])
+        and _forwards_as_sb3(policy)
         and type(trunk) is MlpExtractor
         and is_plain(trunk)
         and not {"forward_actor", "forward_critic"} & set(vars(trunk))

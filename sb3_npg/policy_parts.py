@@ -8,7 +8,7 @@ its own; the critic's regression must not touch them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch as th
@@ -92,18 +92,18 @@ def refresh_running_statistics(
     compute: Callable[[PyTorchObs], object], modules: Iterable[nn.Module], observations: PyTorchObs, batch_size: int
 ) -> None:
     """
-    Let BatchNorm layers average over a rollout. Does nothing where there are none.
+    Let modules that remember something in buffers, as BatchNorm and spectral norm do, see a rollout in training mode.
 
     :param compute: what calls them, in evaluation mode: ``policy.get_distribution`` or ``policy.predict_values``
-    :param modules: the modules whose averages are renewed
+    :param modules: those that may be renewed; modules without buffers, dropout among them, stay as they are
     :param observations: the rollout's
     :param batch_size: largest number of rows in one batch
     """
-    averaging = [module for module in modules if getattr(module, "running_mean", None) is not None]
+    remembering = [module for module in modules if any(True for _ in module.buffers(recurse=False))]
     n_rows = count_rows(observations)
-    if not averaging or n_rows < 2:  # the variance of one row is not defined
+    if not remembering or n_rows < 2:  # the variance of one row is not defined
         return
-    with training_mode(averaging, True), th.no_grad():
+    with training_mode(remembering, True), th.no_grad():
         for rows in split_rows(n_rows, max(batch_size, 3)):
             compute(take_rows(observations, rows))
 
@@ -129,16 +129,15 @@ def training_mode(modules: Iterable[nn.Module], mode: bool) -> Iterator[None]:
 
 def _called_modules(policy: nn.Module, act: Callable[[], object]) -> list[nn.Module]:
     """Return the modules that a computation calls, in the policy's order."""
-    called: set[nn.Module] = set()
+    # What is scripted takes no hooks: as if all of it were.
+    called: set[nn.Module] = {module for module in policy.modules() if isinstance(module, th.jit.ScriptModule)}
 
     def note(module: nn.Module, _inputs: object) -> None:
         called.add(module)
 
-    handles = [module.register_forward_pre_hook(note) for module in policy.modules()]
-    try:
-        with th.no_grad():
-            act()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, th.no_grad():
+        for module in policy.modules():
+            if module not in called:
+                hooks.callback(module.register_forward_pre_hook(note).remove)
+        act()
     return [module for module in policy.modules() if module in called]

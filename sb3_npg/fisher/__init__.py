@@ -4,7 +4,7 @@ from sb3_npg.fisher.autograd import Linearization
 from sb3_npg.fisher.blocks import Block, DenseBlock, LayerBlock, dense_blocks, layer_blocks
 from sb3_npg.fisher.chunks import LARGEST_TEMPORARY, memory_budget_of, rows_within, split_rows
 from sb3_npg.fisher.columns import Columns
-from sb3_npg.fisher.feed_forward import FeedForward, FeedForwardJacobian, is_plain
+from sb3_npg.fisher.feed_forward import FeedForward, FeedForwardJacobian, is_hooked, is_plain
 from sb3_npg.fisher.feed_forward_layers import FeedForwardLayers, FeedForwardModel, FeedForwardRows
 from sb3_npg.fisher.gaussian_jacobian import GaussianJacobian, NoiseJacobian
 from sb3_npg.fisher.kept_jacobian import KeptJacobian
@@ -44,6 +44,7 @@ __all__ = [
     "RolloutFisher",
     "WeightSharing",
     "dense_blocks",
+    "is_hooked",
     "is_plain",
     "jacobians",
     "kronecker_factors",

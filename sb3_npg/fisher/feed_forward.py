@@ -258,14 +258,20 @@ def _make_step(layer: NetworkLayer, n_rows: int, spans: dict[int, slice], reache
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Tell whether a module does what its class says: no hooks, no parametrisation, no forward of its own."""
+    """Tell whether a module does what its class says: no hooks, also of its parameters, no forward of its own."""
     hooks = (
         module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks,
         torch_modules._global_forward_hooks, torch_modules._global_forward_pre_hooks,
         torch_modules._global_backward_hooks, torch_modules._global_backward_pre_hooks,
     )  # fmt: skip
     compiled = getattr(module, "_compiled_call_impl", None) is not None
-    return not (any(hooks) or "forward" in vars(module) or compiled)
+    hooked = any(parameter is not None and is_hooked(parameter) for parameter in module._parameters.values())
+    return not (any(hooks) or hooked or "forward" in vars(module) or compiled)
+
+
+def is_hooked(parameter: th.Tensor) -> bool:
+    """Tell whether something is done to a parameter's gradient that autograd alone knows of."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
 def _flattened(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:

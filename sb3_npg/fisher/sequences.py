@@ -27,7 +27,8 @@ def sequence_of(module: nn.Module, example: Callable[[], th.Tensor]) -> list[nn.
 
     The example passes through the module's own ``forward``. Every layer must be applied to what the one before has
     made, the same tensor, untouched, and nothing of torch may be called in between: not even to decide what to do next.
-    A module that holds anything but layers without chance and without memory is not tried.
+    It must do the same in training and in evaluation mode. A module that holds anything but layers without chance and
+    without memory is not tried.
 
     :param module: any
     :param example: makes what it is applied to, one row
@@ -37,8 +38,17 @@ def sequence_of(module: nn.Module, example: Callable[[], th.Tensor]) -> list[nn.
     known = all(type(leaf) in _LEAVES for leaf in leaves) and all(map(is_plain, module.modules()))
     if not known or any(True for _ in module.buffers()):
         return None
-    watch = _Watch(example())
+    trained, evaluated = (_watched(module, mode, leaves, example()) for mode in (True, False))
+    return evaluated if trained == evaluated else None
+
+
+def _watched(module: nn.Module, mode: bool, leaves: Iterable[nn.Module], example: th.Tensor) -> list[nn.Module] | None:
+    """Return the layers that are applied in training or evaluation mode; None if anything else is done."""
+    watch = _Watch(example)
     with ExitStack() as hooks, th.no_grad():
+        for part in module.modules():
+            hooks.callback(setattr, part, "training", part.training)
+            part.training = mode
         for leaf in leaves:
             hooks.enter_context(leaf.register_forward_pre_hook(watch.enter))
             hooks.enter_context(leaf.register_forward_hook(watch.leave))

@@ -84,9 +84,10 @@ def plain_output_fisher(distribution: Distribution) -> OutputFisher | None:
     Choose the closed form of a distribution that is exactly one of SB3's.
 
     :param distribution: a policy's ``action_dist``
-    :return: its output Fisher; None for a subclass, and for gSDE that trains its features
+    :return: its output Fisher; None for a subclass or methods of its own, and for gSDE that trains its features
     """
-    known = type(distribution) in _PLAIN and not getattr(distribution, "learn_features", False)
+    own = any(callable(getattr(type(distribution), name, None)) for name in vars(distribution))
+    known = type(distribution) in _PLAIN and not own and not getattr(distribution, "learn_features", False)
     return make_output_fisher(distribution) if known else None
 
 
