@@ -544,6 +544,20 @@ def test_observations_that_do_not_begin_at_zero_are_refused(space):
     assert "gymnasium.ObservationWrapper" in message
 
 
+@pytest.mark.parametrize(
+    ("space", "way_out"),
+    [
+        (spaces.Box(-1.0, 1.0, (), np.float32), "(1,)"),
+        (spaces.Dict({"one": spaces.MultiDiscrete([[2, 3], [4, 5]])}), "a MultiDiscrete of 4"),
+    ],
+    ids=str,
+)
+def test_observations_of_a_shape_that_sb3_cannot_flatten_are_refused(space, way_out):
+    message = error(env=TargetEnv(space), policy="MultiInputPolicy")
+    assert message.startswith("`env` ")
+    assert way_out in message
+
+
 @pytest.mark.parametrize("env", [lambda: gym.make("CartPole-v1"), gym.Env, 3], ids=["function", "class", "number"])
 def test_what_is_no_environment_is_refused(env):
     assert "not a Gymnasium environment" in error(env=env)

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -225,7 +226,45 @@ def test_features_without_parameters_are_recognised_whatever_they_do():
 def test_method_replaced_on_the_object_takes_the_generic_path(name):
     policy = make_policy("Gaussian", "Mlp")
     assert read_networks(policy) is not None
-    setattr(policy, name, getattr(policy, name))
+    setattr(policy, name, partial(getattr(policy, name)))
+    assert read_networks(policy) is None
+
+
+def first_layers(policy: ActorCriticPolicy) -> tuple[nn.Linear, nn.Linear]:
+    return policy.mlp_extractor.policy_net[0], policy.mlp_extractor.value_net[0]
+
+
+@pytest.mark.parametrize("critic_solver", ["gauss_newton", "adam"])
+def test_gradient_hooks_of_parameters_hold_what_they_mask(critic_solver):
+    agent = make_agent("vector", critic_solver=critic_solver)
+    for layer in first_layers(agent.policy):
+        layer.weight.data[:, 0] = 0.0
+        layer.weight.register_hook(lambda gradient: gradient * th.tensor([0.0, 1.0, 1.0]))
+    train(agent, 2)
+    for layer in first_layers(agent.policy):
+        assert not bool(layer.weight[:, 0].any())
+        assert bool(layer.weight[:, 1:].all())
+
+
+@pytest.mark.parametrize("name", ["mlp_extractor.policy_net.0.bias", "value_net.weight", "log_std"])
+@pytest.mark.parametrize("hook", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_parameter_with_a_hook_takes_the_generic_path(hook, name):
+    policy = make_policy("Gaussian", "Mlp")
+    handle = getattr(policy.get_parameter(name), hook)(lambda _: None)
+    assert read_networks(policy) is None
+    handle.remove()
+    assert read_networks(policy) is not None
+
+
+def test_network_that_shares_a_parameter_with_the_noise_takes_the_generic_path():
+    policy = make_policy("Gaussian", "Mlp")
+    policy.action_net.bias = policy.log_std
+    assert read_networks(policy) is None
+
+
+def test_distribution_with_a_method_of_its_own_takes_the_generic_path():
+    policy = make_policy("Gaussian", "Mlp")
+    policy.action_dist.proba_distribution = partial(policy.action_dist.proba_distribution)
     assert read_networks(policy) is None
 
 
@@ -298,6 +337,29 @@ def test_training_behind_an_extractor_of_layers_is_the_same(environment, shares)
     for name, tensor in by_hand.policy.state_dict().items():
         other = autograd.policy.state_dict()[name]
         assert float((tensor - other).norm()) < 1e-2 * float(other.norm()), name
+
+
+class Augmenting(TwoLayers):
+    """Observations are scaled in training mode."""
+
+    def forward(self, observations):
+        return super().forward(2.0 * observations if self.training else observations)
+
+
+class Choosing(TwoLayers):
+    """Other layers are used in training mode."""
+
+    def forward(self, observations):
+        return super().forward(observations) if self.training else self.second[1:](self.first(observations))
+
+
+@pytest.mark.parametrize("extractor", [Augmenting, Choosing])
+def test_what_an_extractor_does_in_training_mode_alone_is_done(extractor):
+    kwargs = {"features_extractor_class": extractor, "share_features_extractor": False, "net_arch": [8]}
+    options = {"policy_kwargs": kwargs, "critic_solver": "adam"}
+    by_hand, autograd = (trained(fast_paths, **options)[0].policy.state_dict() for fast_paths in (True, False))
+    for name, tensor in by_hand.items():
+        th.testing.assert_close(tensor, autograd[name], rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("critic_solver", ["gauss_newton", "adam"])
@@ -451,6 +513,7 @@ def test_copy_made_in_the_middle_of_a_rollout_stands_by_itself(environment, tmp_
         expected = ActorCriticPolicy.forward(callback.copied, observations)
     assert all(th.equal(one, other) for one, other in zip(before, after, strict=True))
     assert all(th.allclose(one, other) for one, other in zip(drawn, expected, strict=True))
+    assert read_networks(callback.copied) is not None
     type(agent).load(tmp_path / "agent")
 
 

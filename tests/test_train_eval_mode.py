@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_npg.critic import GaussNewtonSolver, MinibatchSolver
@@ -207,6 +209,66 @@ def test_critic_trains_its_own_modules_and_no_module_of_the_actor(fit_critic_wat
     assert trained == own
     assert evaluated == ({"features_extractor.dropout", "features_extractor.linear"} if shared else set())
     assert not any(training for when, _, training in flags if when == "policy")
+
+
+class SpectralExtractor(BaseFeaturesExtractor):
+    """Keeps the largest singular value of its weights at 1 by a vector that is renewed in training mode alone."""
+
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space, 8)
+        self.linear = nn.utils.parametrizations.spectral_norm(nn.Linear(observation_space.shape[0], 8))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.linear(observations)
+
+
+class CountingExtractor(SpectralExtractor):
+    """Counts the rows that it has seen in training mode."""
+
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space)
+        self.register_buffer("n_rows", th.zeros(()))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        if self.training:
+            self.n_rows += len(observations)
+        return super().forward(observations)
+
+
+@both_extractors
+def test_spectral_norm_of_what_acts_holds(shared):
+    kwargs = {"features_extractor_class": SpectralExtractor, "share_features_extractor": shared, "net_arch": [8]}
+    agent = make_agent("vector", target_kl=0.1, policy_kwargs=kwargs)
+    linear = agent.policy.pi_features_extractor.linear
+    original = linear.parametrizations.weight.original.detach()
+    before = original.clone()
+    train(agent, 20)
+    assert float(th.linalg.matrix_norm(original - before, 2)) > 0.5
+    assert float(th.linalg.matrix_norm(linear.weight.detach(), 2)) == pytest.approx(1.0, abs=0.05)
+
+
+@both_extractors
+def test_what_counts_in_a_buffer_sees_each_rollout_once(shared):
+    kwargs = {"features_extractor_class": CountingExtractor, "share_features_extractor": shared, "net_arch": [8]}
+    agent = make_agent("vector", policy_kwargs=kwargs)
+    train(agent, 3)
+    assert float(agent.policy.pi_features_extractor.n_rows) == 3 * N_STEPS
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_scripted_extractor_trains():
+    class Scripted(BaseFeaturesExtractor):
+        def __init__(self, observation_space: spaces.Box):
+            super().__init__(observation_space, 8)
+            self.net = th.jit.script(nn.Sequential(nn.Linear(3, 8), nn.Tanh()))
+
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            return self.net(observations)
+
+    agent = make_agent("vector", policy_kwargs={"features_extractor_class": Scripted, "net_arch": [8]})
+    for update in train(agent, 2):
+        assert update["train/skipped_updates"] == 0
+        assert 0.0 < update["train/kl"] <= 0.01
 
 
 @pytest.mark.parametrize("batch_size", [N_STEPS - 1, 1])
