@@ -65,7 +65,7 @@ def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths
     critic = read_critic(policy) if fast_paths else None
     if critic is not None and {id(p) for p in critic.layers.parameters()} != {id(p) for p in criticising}:
         critic = None
-    acting_modules = _called_modules(policy, lambda: policy.get_distribution(first))
+    acting_modules = _called_modules(policy, lambda: policy.get_distribution(first), acts)
     return PolicyParts(acting, criticising, acting_modules, critic=critic)
 
 
@@ -127,17 +127,27 @@ def training_mode(modules: Iterable[nn.Module], mode: bool) -> Iterator[None]:
             module.training = was
 
 
-def _called_modules(policy: nn.Module, act: Callable[[], object]) -> list[nn.Module]:
-    """Return the modules that a computation calls, in the policy's order."""
-    # What is scripted takes no hooks: as if all of it were.
-    called: set[nn.Module] = {module for module in policy.modules() if isinstance(module, th.jit.ScriptModule)}
+def _called_modules(policy: nn.Module, act: Callable[[], object], acts: set[int]) -> list[nn.Module]:
+    """
+    Return the modules that a computation calls, in the policy's order.
+
+    What is scripted or compiled calls no hooks: all of it counts as called where it has parameters that act.
+    """
+    silent = [module for module in policy.modules() if module is not policy and _calls_no_hooks(module)]
+    acting = [module for module in silent if any(id(parameter) in acts for parameter in module.parameters())]
+    called = {part for module in acting for part in module.modules()}
 
     def note(module: nn.Module, _inputs: object) -> None:
         called.add(module)
 
     with ExitStack() as hooks, th.no_grad():
         for module in policy.modules():
-            if module not in called:
+            if not isinstance(module, th.jit.ScriptModule):
                 hooks.callback(module.register_forward_pre_hook(note).remove)
         act()
     return [module for module in policy.modules() if module in called]
+
+
+def _calls_no_hooks(module: nn.Module) -> bool:
+    compiled = module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+    return compiled or isinstance(module, th.jit.ScriptModule)

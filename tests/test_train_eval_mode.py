@@ -255,6 +255,21 @@ def test_what_counts_in_a_buffer_sees_each_rollout_once(shared):
     assert float(agent.policy.pi_features_extractor.n_rows) == 3 * N_STEPS
 
 
+@both_extractors
+def test_averages_in_a_compiled_extractor_are_renewed_by_whose_it_is(shared):
+    """Its modules call no hooks, by which modules that act are told from others."""
+    agent = normalizing_agent("vector", shared=shared, n_critic_updates=3)
+    extractors = {agent.policy.pi_features_extractor, agent.policy.vf_features_extractor}
+    for extractor in extractors:
+        extractor.compile(backend="eager")
+    train(agent, 2)
+    n_batches = -(-N_STEPS // agent.batch_size)
+    actor, critic = agent.policy.pi_features_extractor, agent.policy.vf_features_extractor
+    assert int(actor.normalize.num_batches_tracked) == 2 * n_batches
+    if not shared:
+        assert int(critic.normalize.num_batches_tracked) == 2 * 3 * n_batches
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_scripted_extractor_trains():
     class Scripted(BaseFeaturesExtractor):
