@@ -443,7 +443,7 @@ class NPG(OnPolicyAlgorithm):
         device: th.device | str = "auto",
     ) -> None:
         """
-        Take parameters as SB3's algorithms do, also those of another on-policy algorithm, which has no Fisher solver.
+        Take parameters as SB3's algorithms do, also those of PPO or TRPO, which have no Fisher solver.
 
         :param load_path_or_dict: a saved agent's path, or what ``get_parameters`` returned
         :param exact_match: refuse parameters of which one is missing or unknown
