@@ -92,6 +92,15 @@ def test_a_jacobian_that_is_kept_sees_the_noise_move_alone(distribution, memory_
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("distribution", ["Gaussian", "gSDE"])
+def test_what_the_fisher_is_made_of_has_no_graph(distribution):
+    problem = make_problem(distribution, "Mlp", 8, sub_sampling_factor=2)
+    chain, records = problem.fisher_chain(), next(problem.layers.records())
+    assert not chain.diagonal.requires_grad
+    assert not any(tensor.requires_grad for record in records for tensor in record[1:])
+
+
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("memory_budget", [2**28, 1])
 @pytest.mark.parametrize("columns", ["exact", "propagated", "sampled"])
 @every_policy

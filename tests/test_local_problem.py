@@ -206,8 +206,9 @@ def test_products_after_the_parameters_have_moved_are_refused(fast_paths, error)
         problem.fisher_vector_product(vector)
 
 
-def test_evaluation_of_a_policy_of_nan_is_nan_and_not_an_error():
-    problem = make_problem("Gaussian", "Mlp", N)
+@pytest.mark.parametrize("fast_paths", [True, False])
+def test_evaluation_of_a_policy_of_nan_is_nan_and_not_an_error(fast_paths):
+    problem = make_problem("Gaussian", "Mlp", N, fast_paths=fast_paths)
     before = float(problem.surrogate().detach())
     problem.vector.set(th.full_like(problem.vector.get(), math.nan))
     assert problem.evaluate() == pytest.approx((before, math.nan, math.nan), nan_ok=True)

@@ -12,6 +12,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_npg import NPG
+from sb3_npg.acting.collecting import FiniteForward
+from sb3_npg.numerics import all_finite
 from sb3_npg.rollout import normalized
 from sb3_npg.solvers import FISHER_SOLVERS, FisherSolver, Problem, Solution
 from tests.agents import (
@@ -146,6 +148,8 @@ def test_actions_are_finite_where_a_network_overflows(
     env = OverflowingEnv(dtype, value, actions)
     relu = {"activation_fn": nn.ReLU}
     agent = make_agent(env, use_sde=use_sde, fast_paths=fast_paths, policy_kwargs=relu)
+    with th.no_grad():
+        agent.policy.mlp_extractor.policy_net[0].weight.mul_(100.0)  # its sums overflow in single precision
     states, messages = run(agent, 2)
     assert [update["train/skipped_updates"] for update in states.updates] == [1, 1]
     assert len(messages) == 1
@@ -441,3 +445,28 @@ def test_a_frozen_actor_stays_while_the_critic_learns():
         parameter.requires_grad_(True)
     train(agent, 1)
     assert not same(parameters(agent, critic=False), acting)
+
+
+def test_damping_that_is_not_adaptive_stays():
+    agent = make_agent("vector", damping=0.1, line_search_max_iter=0, step_size=1e30)
+    with pytest.warns(RuntimeWarning, match="after the full step is not finite"):
+        agent.learn(2 * N_STEPS)
+    assert agent._damping_factor == 1.0
+
+
+def test_numbers_whose_squares_overflow_are_finite():
+    assert all_finite(th.full((3,), 3e38))
+    assert not all_finite(th.ones(3), th.tensor([1.0, INFINITY]))
+    assert not all_finite(th.tensor([NAN]))
+
+
+@pytest.mark.parametrize("where", ["reward", "observation"])
+def test_bad_rollout_moves_nothing_where_the_optimizer_has_a_state(where):
+    states, messages = run(make_agent(faulty_env("vector", where, NAN, N_STEPS + 5), critic_solver="adam"), 3)
+    assert moved(states) == [True, False, True]
+    assert len(messages) == 1
+
+
+def test_action_that_is_not_finite_is_the_one_for_zeros():
+    acted = FiniteForward(lambda obs: (10.0 * obs, obs, obs))(th.full((1, 3), 3e38))
+    assert not acted[0].any()

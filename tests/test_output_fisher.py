@@ -21,8 +21,11 @@ from sb3_npg.output_fisher import (
     GaussianFisher,
     MultiCategoricalFisher,
     OutputFisher,
+    make_noise,
     make_output_fisher,
+    make_sampler,
 )
+from tests.cases import make_policy
 
 FAMILIES: dict[str, tuple[OutputFisher, int]] = {
     "Gaussian": (GaussianFisher(), 6),
@@ -149,3 +152,19 @@ def test_a_distribution_of_an_unknown_kind_is_refused():
     Unknown.__abstractmethods__ = frozenset()
     with pytest.raises(ValueError, match=r"`policy` acts by a Unknown.*MaskablePPO"):
         make_output_fisher(Unknown())
+
+
+@pytest.mark.parametrize("log_std", [-1e4, 1e4, math.nan])
+def test_spread_of_zero_or_infinity_is_that_of_no_distribution(log_std):
+    assert not GaussianFisher().is_defined(th.tensor([[0.0, 1.0, -1.0, log_std]]))
+    assert GaussianFisher().is_defined(th.tensor([[0.0, 1.0, -1.0, 1.0]]))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_actions_are_finite_where_the_noise_of_gsde_is_not(value):
+    policy = make_policy("gSDE", "Mlp")
+    sampler = make_sampler(GaussianFisher(), make_noise(policy.action_dist, policy.log_std))
+    features = th.full((1, len(policy.log_std)), value, dtype=th.float64)
+    actions, _ = sampler.draw(th.zeros(1, 2, dtype=th.float64), features)
+    assert bool(actions.isfinite().all())

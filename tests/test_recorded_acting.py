@@ -208,3 +208,21 @@ def test_the_signature_names_every_tensor_that_is_read(case):
     forward = FastForward.of(policy)
     named = set(forward.signature())
     assert {parameter.data_ptr() for parameter in policy.parameters()} <= named
+
+
+def test_observations_of_another_type_are_not_squeezed_into_a_recording():
+    agent = agent_of("Gaussian", Recorder(Camera()))
+    observations = th.full((1, 3), 0.5)
+    with th.no_grad(), acting(agent.policy, recorder=agent._recorder):
+        agent.policy(th.ones(1, 3, dtype=th.long))
+        values = agent.policy(observations)[1]
+    assert th.equal(values, agent.policy.predict_values(observations))
+
+
+def test_images_that_are_prepared_otherwise_are_recorded_anew():
+    camera = Camera()
+    agent = agent_of("images", Recorder(camera))
+    agent.learn(16)
+    agent.policy.normalize_images = False
+    agent.learn(16)
+    assert [replay.call_count for replay in camera.replays] == [16, 16]

@@ -27,6 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sb3_npg import NPG
 from sb3_npg.solvers import FISHER_SOLVERS
+from sb3_npg.trust_region import LineSearch
 from tests.agents import ACTION_SPACES, ENVIRONMENTS, N_STEPS, TargetEnv, make_agent, make_env, parameters, train
 from tests.cases import LearnFeaturesPolicy
 
@@ -617,3 +618,27 @@ def test_advice_on_the_device_is_for_small_networks_that_act_step_by_step_on_a_g
         agent.device = th.device("cuda")  # no GPU is needed to be advised
         agent._maybe_recommend_cpu()
     assert [("device='cpu'" in str(one.message), one.category) for one in caught] == [(True, UserWarning)] * advised
+
+
+@pytest.mark.parametrize("space", ACTION_SPACES)
+def test_line_search_keeps_the_kl_within_a_target_that_falls(space):
+    updates = train(make_agent(space, target_kl="lin_1.0"), 8)
+    assert any(update["train/line_search_steps"] > 1 for update in updates)
+    for i, update in enumerate(updates, start=1):
+        assert update["train/kl"] <= 1.0 - i / 8
+
+
+def test_adaptive_damping_compares_the_kl_of_the_full_step(monkeypatch):
+    """A search that has shortened the step says nothing about the model of the full one."""
+    search = LineSearch(True, 0.5, 4, 0.0, 0.0, 0.0025, 0.01)
+    monkeypatch.setattr("sb3_npg.npg.backtrack", lambda *_: search)
+    agent = make_agent("vector", damping=0.1, adaptive_damping=True, target_kl=0.01)
+    train(agent, 1)
+    assert agent._damping_factor == 1.0
+
+
+def test_explained_variance_is_the_critics():
+    agent = make_agent("vector")
+    (update,) = train(agent, 1)
+    values, returns = agent.rollout_buffer.values, agent.rollout_buffer.returns
+    assert update["train/explained_variance"] == pytest.approx(1.0 - np.var(returns - values) / np.var(returns))

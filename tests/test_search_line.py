@@ -100,3 +100,13 @@ def test_a_step_that_is_not_finite_is_a_numerical_failure():
         line.read(line.take(x, th.ones(())).tolist(), float(x.norm()))
     line.back()
     assert th.equal(problem.vector.get(), start)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("rule", [FixedStep, TrustRegion])
+def test_length_that_is_no_number_is_a_numerical_failure(rule):
+    problem = make_problem("Gaussian", "Mlp", 20)
+    line = SearchLine(problem, lambda curvature: rule(lambda _: math.nan).length(curvature, 1.0))
+    x = th.ones_like(problem.vector.get())
+    with pytest.raises(NumericalFailure, match="the step is not finite"):
+        line.read(line.take(x, th.ones(())).tolist(), float(x.norm()))

@@ -200,3 +200,20 @@ def test_damping_factor_is_bounded():
     for _ in range(200):
         factor = adapted_damping_factor(factor, outcome(), 0.01)
     assert factor == 1e-4
+
+
+def test_line_search_takes_the_limit_itself_and_asks_for_more_than_nothing():
+    """A KL at its limit will do; a surrogate that stays as it is, as on a plateau, will not."""
+    search = backtrack(Scripted(Evaluation(0.0, 1.0, 0.01)), 0.01, 0.5, 1)
+    assert (search.accepted, search.mean_kl) == (True, 0.01)
+    assert not backtrack(Scripted(Evaluation(0.5, 0.5, 0.0)), 0.01, 0.5, 1).accepted
+
+
+def test_kl_of_the_full_step_is_what_the_damping_is_told():
+    line = Scripted(Evaluation(0.0, 1.0, 0.04), Evaluation(0.0, 1.0, 0.02), Evaluation(0.0, 1.0, 0.005))
+    search = backtrack(line, 0.01, 0.5, 3)
+    assert (search.steps, search.mean_kl, search.first_mean_kl) == (3, 0.005, 0.04)
+
+
+def test_radius_that_a_schedule_makes_negative_is_a_step_of_no_length():
+    assert TrustRegion(lambda progress: 0.01 * (progress - 1.0)).length(th.ones(()), 0.5) == 0.0

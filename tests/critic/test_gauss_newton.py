@@ -434,3 +434,17 @@ def test_gradients_do_not_stay_behind():
     train(agent, 1)
     assert all(parameter.grad is None for parameter in agent.policy.parameters())
     assert isinstance(agent._critic_solver, MinibatchSolver)
+
+
+@pytest.mark.usefixtures("float64")
+def test_change_of_the_values_is_bounded_by_what_the_intercept_leaves():
+    problem, solver = make_value_problem("Mlp, net_arch=[]"), GaussNewtonSolver("exact", damping=1e-3, max_change=0.3)
+    problem.returns.add_(5.0)
+    original, start = problem.vector.get(), after_intercept(problem, solver.damping)
+    problem.vector.set(start)
+    before, left = problem.policy.predict_values(problem.observations).detach(), float(problem.loss())
+    problem.vector.set(original)
+    assert left < 0.5 * float(problem.loss())
+    fit(solver, problem)
+    change = problem.policy.predict_values(problem.observations).detach() - before
+    assert float(change.square().mean().sqrt()) == pytest.approx(0.3 * math.sqrt(left), rel=1e-9)

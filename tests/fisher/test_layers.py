@@ -347,3 +347,24 @@ def test_scores_are_differentiated_within_the_chunks(distribution, chunk_rows, m
     rank = problem.actor.metric.root(problem.actor.act(slice(0, 1)).outputs.detach()).shape[2]
     assert max(taken) <= max(chunk_rows, rank)
     assert len(taken) == -(-n // max(1, math.isqrt(chunk_rows // rank)))
+
+
+class AtTwoScales(nn.Module):
+    """One convolution of an image and of a part of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(2, 2, 2)
+
+    def forward(self, x):
+        return th.cat([self.layer(x).flatten(1), self.layer(x[:, :, 1:, 1:]).flatten(1)], dim=1).tanh()
+
+
+@pytest.mark.usefixtures("float64")
+def test_reduced_records_are_means_and_sums_over_all_positions():
+    problem = freeze_problem(make_network_policy(AtTwoScales, (2, 4, 4)), make_observations((2, 4, 4), 5))
+    (expanded,), (reduced,) = (list(problem.layers.records(weight_sharing=way)) for way in ("expand", "reduce"))
+    for every, one in zip(expanded, reduced, strict=True):
+        th.testing.assert_close(one.inputs, every.inputs.mean(dim=1, keepdim=True))
+        th.testing.assert_close(one.deltas, every.deltas.sum(dim=2, keepdim=True))
+    assert {record.inputs.shape[1] for record in expanded} == {1, 9 + 4}

@@ -213,3 +213,9 @@ def test_condition_estimate_is_exact_at_the_end(preconditioned, started):
 
 def test_condition_of_no_step_is_one():
     assert conjugate_gradient(lambda v: v, th.zeros(4), 5).condition == 1.0
+
+
+def test_right_hand_side_whose_square_has_no_digits_counts_as_zero():
+    result = conjugate_gradient(lambda v: 2.0 * v, th.full((5,), 1e-20), max_steps=10)
+    assert result.steps == 0
+    assert not result.x.any()

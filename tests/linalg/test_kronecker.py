@@ -149,6 +149,15 @@ def test_cholesky_reports_what_is_not_positive_definite(matrix, damping):
         damped_cholesky(matrix, damping)
 
 
+@pytest.mark.parametrize("value", [INFINITY, NAN])
+@pytest.mark.parametrize("place", [(0, 0), (1, 0), (1, 1)])
+def test_cholesky_reports_what_is_not_finite(value, place):
+    matrix = th.eye(2)
+    matrix[place] = value
+    with pytest.raises(ArithmeticError, match="not positive definite"):
+        damped_cholesky(matrix, 0.1)
+
+
 # Few rows
 
 

@@ -86,3 +86,12 @@ def test_a_nan_in_the_curvature_is_found_out():
     for tensor in solver.memory.tensors.values():
         tensor.fill_(th.nan)
     assert not bool(solver.solve(problem, problem.surrogate_gradient(), 0.1).natural_gradient.isfinite().any())
+
+
+def test_factors_that_are_saved_are_tensors_of_their_own():
+    solver, problem = make_fisher_solver("kfac", {"statistics_interval": 2}), make_problem("Gaussian", "Mlp", 12)
+    solver.use(CupyLinearAlgebra(EmulatedDevice(), emulated_capture))
+    solver.update(problem)
+    tensors = [tensor for name, tensor in solver.memory.tensors.items() if name.endswith((".A", ".G"))]
+    assert tensors
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors)

@@ -77,6 +77,7 @@ def test_what_is_forgotten_is_gone_with_its_weight():
     memory = Memory(carries_over=True)
     memory.average("one", th.ones(3), 0.5)
     memory.forget(["one", "never seen"])
+    assert not memory.weights
     assert not memory.has("one", 3)
     memory.average("one", th.zeros(3), 0.5)
     assert not memory.tensors["one"].any()
@@ -88,3 +89,14 @@ def test_a_tensor_is_there_only_in_its_shape():
     assert memory.has("one", 3, 2)
     assert not memory.has("one", 3)
     assert not memory.has("one", 2, 3)
+
+
+def test_loaded_memory_knows_its_coordinates():
+    memory, other = Memory(True), Memory(True)
+    memory.enter(is_scaled=True)
+    memory.average("one", th.ones(3), 0.5)
+    other.load_state_dict(memory.state_dict())
+    other.enter(is_scaled=True)
+    assert other.has("one", 3)
+    other.enter(is_scaled=False)
+    assert not other.has("one", 3)

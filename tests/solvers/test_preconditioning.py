@@ -247,3 +247,38 @@ def test_natural_gradient_of_the_update_before_costs_no_update():
     find_direction(solver, Flat(), -100.0 * gradient, DAMPING)
     direction = find_direction(solver, Flat(), gradient, DAMPING)
     assert direction.slope > 0.0
+
+
+def test_momentum_starts_at_its_part_of_the_natural_gradient_of_the_update_before():
+    """Where μx₋ is the solution, as for g = μFx₋, there is no step to take."""
+    problem = make_problem("Gaussian", "Mlp", 10)
+    solver = make_fisher_solver("cg", {"max_steps": 100, "rtol": 1e-6, "momentum": 0.5})
+    start = 0.5 * solve(solver, problem).natural_gradient
+    solution = solve(solver, problem, problem.fisher_vector_product(start))
+    assert solution.stats["steps"] == 0.0
+    assert th.equal(solution.natural_gradient, start)
+
+
+def test_warm_start_with_relative_damping_is_at_the_natural_gradient_itself():
+    problem = make_problem("Gaussian", "Mlp", 30)
+    solver = make_fisher_solver("cg", {"max_steps": 200, "rtol": 1e-4, "warm_start": True})
+    gradient = problem.surrogate_gradient()
+    first, second = (find_direction(solver, problem, gradient, DAMPING, relative=True).stats for _ in range(2))
+    assert first["steps"] > 0.0 == second["steps"]
+
+
+class Flat:
+    """A curvature of nearly nothing."""
+
+    scale = 1.0
+
+    def fisher_vector_product(self, vector):
+        return 1e-30 * vector
+
+
+@pytest.mark.parametrize("kwargs", [{"momentum": 0.9}, {"warm_start": True}], ids=str)
+def test_natural_gradient_that_overflows_is_not_carried_over(kwargs):
+    solver = make_fisher_solver("cg", {**CONVERGED, **kwargs})
+    x = solve(solver, Flat(), th.full((5,), 1e10, dtype=th.float32), 0.0).natural_gradient
+    assert not bool(x.isfinite().any())
+    assert not solver.memory.tensors

@@ -175,3 +175,25 @@ def test_block_without_curvature_is_finite(name):
     assert bool(th.isfinite(direction.natural_gradient).all())
     assert not any(one.gather(direction.natural_gradient).any() for one in hidden)
     assert direction.damping == EPSILON
+
+
+@pytest.mark.parametrize("name", ["diagonal", "kfac", "ekfac"])
+def test_what_was_measured_in_other_coordinates_is_forgotten(name):
+    """Relative damping is switched on between two updates: averages of F and of S⁻¹FS⁻¹ do not mix."""
+    first, second = (make_problem("Gaussian", "Mlp", 8, seed) for seed in range(2))
+    solver, fresh = (make_fisher_solver(name, {"decay": 0.9}) for _ in range(2))
+    find_direction(solver, first, first.surrogate_gradient(), 0.1)
+    gradient = second.surrogate_gradient()
+    ours, expected = (find_direction(one, second, gradient, 0.1, relative=True) for one in (solver, fresh))
+    assert th.equal(ours.natural_gradient, expected.natural_gradient)
+
+
+def test_block_without_curvature_has_the_smallest_scale_that_is_given():
+    problem = make_problem("Gaussian", "Mlp", 8)
+    with th.no_grad():
+        problem.policy.action_net.weight.zero_()
+    problem = LocalProblem(problem.policy, problem.observations, problem.actions, problem.advantages)
+    scale = block_scale(problem.layers)
+    for one in layer_blocks(problem.layers.blocks):
+        if "policy_net" in one.name:
+            th.testing.assert_close(one.gather(scale), th.full(one.shape, 1e-4, dtype=th.float64) * scale.max())
