@@ -91,10 +91,10 @@ def warn_of_unused_learning_rate(learning_rate: Any, critic_solver: str) -> None
     """
     Say that a learning rate does nothing, where the user chose one and the critic has none.
 
-    :param learning_rate: what the user passed
+    :param learning_rate: what the user passed; 0 is what the zoo loads agents with that are not to learn
     :param critic_solver: name of the critic's solver
     """
-    if critic_solver == "gauss_newton" and learning_rate != DEFAULT_LEARNING_RATE:
+    if critic_solver == "gauss_newton" and learning_rate not in (0.0, DEFAULT_LEARNING_RATE):
         warnings.warn(
             f"`learning_rate`={learning_rate!r} has no effect: it is the critic's with critic_solver='adam', and "
             "critic_solver='gauss_newton' sets its own steps. How far the policy moves is set by `target_kl` or "

@@ -84,6 +84,10 @@ def test_learning_rate_without_an_effect_is_told(learning_rate):
     make_agent(learning_rate=learning_rate, critic_solver="adam")  # warnings are errors
 
 
+def test_agent_that_the_zoo_loads_to_watch_is_not_told():
+    assert make_agent(learning_rate=0.0).learning_rate == 0.0
+
+
 @pytest.mark.parametrize(("value", "way_out"), [(32.0, "write 32"), (2.5, "write 2"), (np.float32(3.0), "write 3")])
 @pytest.mark.parametrize("name", INTEGERS)
 def test_fraction_where_a_whole_number_belongs_is_refused(name, value, way_out):
