@@ -322,13 +322,18 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
                 "gymnasium.wrappers.FlattenObservation."
             )
         _check_start("observation", part)
-        if isinstance(part, spaces.Box) and part.shape == ():
-            raise ValueError(f"`env` observes {part}, a number without a dimension. Give it the shape (1,).")
-        if isinstance(part, spaces.MultiDiscrete) and len(part.shape) > 1:
-            raise ValueError(
-                f"`env` has {part} in its observation space, whose dimensions are more than one, which is not "
-                f"supported. Flatten it to a MultiDiscrete of {part.nvec.size} with a gymnasium.ObservationWrapper."
-            )
+        _check_flattenable(part)
+
+
+def _check_flattenable(space: spaces.Space[Any]) -> None:
+    """Refuse observations of a shape that SB3 stumbles over."""
+    if isinstance(space, spaces.Box) and space.shape == ():
+        raise ValueError(f"`env` observes {space}, a number without a dimension. Give it the shape (1,).")
+    if isinstance(space, spaces.MultiDiscrete) and len(space.shape) > 1:
+        raise ValueError(
+            f"`env` has {space} in its observation space, whose dimensions are more than one, which is not "
+            f"supported. Flatten it to a MultiDiscrete of {space.nvec.size} with a gymnasium.ObservationWrapper."
+        )
 
 
 def _check_action_space(space: spaces.Space[Any]) -> None:

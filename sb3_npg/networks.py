@@ -146,9 +146,9 @@ def read_networks(policy: ActorCriticPolicy) -> PolicyNetworks | None:
     actor = _read(policy, [*front, policy.mlp_extractor.policy_net, policy.action_net], observes=bool(front))
     if actor is None or (noise is not None and is_hooked(noise.parameter)):
         return None
-    parts = (actor.parameters(), critic.layers.parameters(), [] if noise is None else [noise.parameter])
-    owned = [{id(parameter) for parameter in part} for part in parts]
-    if sum(map(len, owned)) > len(set[int]().union(*owned)):  # two of them share one
+    noises = [] if noise is None else [noise.parameter]
+    owned = [id(parameter) for parameter in (*actor.parameters(), *critic.layers.parameters(), *noises)]
+    if len(set(owned)) < len(owned):  # two of them share one
         return None
     return PolicyNetworks(policy, actor, critic, metric, noise)
 
@@ -213,20 +213,17 @@ def _is_constant(extractor: nn.Module) -> bool:
     )
 
 
-def _forwards_as_sb3(policy: ActorCriticPolicy) -> bool:
-    """Tell whether an object's own ``forward`` is SB3's, as that of a copy is that was made during a rollout."""
-    own = vars(policy).get("forward")
-    function = getattr(own, "func", None) or getattr(own, "__func__", None)
-    return own is None or function is ActorCriticPolicy.forward
+def _function_of(policy: ActorCriticPolicy, name: str) -> object:
+    """Return what a method is; a copy that was made during a rollout has SB3's ``forward`` as one of its own."""
+    method = getattr(policy, name)
+    return getattr(method, "func", None) or getattr(method, "__func__", None)
 
 
 def _computes_as_sb3(policy: ActorCriticPolicy) -> bool:
     """Tell whether a policy's class, and the object itself, leave SB3's computation as it is."""
     trunk = getattr(policy, "mlp_extractor", None)
     return (
-        all(getattr(type(policy), name) is getattr(ActorCriticPolicy, name) for name in _COMPUTING)
-        and not any(name in vars(policy) for name in _COMPUTING[1:])
-        and _forwards_as_sb3(policy)
+        all(_function_of(policy, name) is getattr(ActorCriticPolicy, name) for name in _COMPUTING)
         and type(trunk) is MlpExtractor
         and is_plain(trunk)
         and not {"forward_actor", "forward_critic"} & set(vars(trunk))

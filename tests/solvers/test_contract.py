@@ -307,3 +307,39 @@ def test_exact_solver_refuses_what_does_not_fit():
     solver.check_size(10, 1)
     with pytest.raises(ValueError, match=r"`fisher_solver`='exact'.*11 parameters.*fisher_solver='cg'"):
         solver.check_size(11, 1)
+
+
+class Broken:
+    """An update whose curvature cannot be measured."""
+
+    scale = 1.0
+
+    @property
+    def layers(self):
+        raise ArithmeticError
+
+    dense_fisher = fisher_vector_product = lambda self, *_: self.layers
+
+
+@pytest.mark.parametrize("name", ["diagonal", "kfac", "ekfac"])
+def test_solver_whose_update_failed_says_so(name):
+    problem = make_problem("Gaussian", "Mlp", 6)
+    solver = make_fisher_solver(name)
+    solver.update(problem)
+    with pytest.raises(ArithmeticError):
+        solver.update(Broken())
+    with pytest.raises(ArithmeticError, match="update"):
+        solver.solve(problem, problem.surrogate_gradient(), 0.1)
+
+
+@pytest.mark.parametrize("name", ["exact", "woodbury"])
+def test_update_that_failed_leaves_nothing_of_the_rollout_before(name):
+    first, second = (make_problem("Gaussian", "Mlp", 6, seed) for seed in range(2))
+    solver, fresh = (make_fisher_solver(name) for _ in range(2))
+    gradient = second.surrogate_gradient()
+    solver.update(first)
+    with pytest.raises(ArithmeticError):
+        solver.update(Broken())
+    fresh.update(second)
+    ours, expected = (one.solve(second, gradient, 0.1).natural_gradient for one in (solver, fresh))
+    assert th.equal(ours, expected)

@@ -301,35 +301,3 @@ def test_random_columns_are_drawn_anew_at_each_update(name):
         solver.update(problem)
         found.append(list(measured(solver, problem).values()))
     assert not all(map(th.equal, *found))
-
-
-class Broken:
-    """An update whose curvature cannot be measured."""
-
-    scale = 1.0
-
-    @property
-    def layers(self):
-        raise ArithmeticError
-
-    dense_fisher = fisher_vector_product = lambda self, *_: self.layers
-
-
-@pytest.mark.parametrize("name", ["diagonal", "kfac", "ekfac"])
-def test_solver_whose_update_failed_says_so(name):
-    problem = make_problem("Gaussian", "Mlp", 6)
-    solver = updated(name, problem)
-    with pytest.raises(ArithmeticError):
-        solver.update(Broken())
-    with pytest.raises(ArithmeticError, match="update"):
-        solver.solve(problem, problem.surrogate_gradient(), 0.1)
-
-
-@pytest.mark.parametrize("name", ["exact", "woodbury"])
-def test_update_that_failed_leaves_nothing_of_the_rollout_before(name):
-    first, second = (make_problem("Gaussian", "Mlp", 6, seed) for seed in range(2))
-    solver, gradient = updated(name, first), second.surrogate_gradient()
-    with pytest.raises(ArithmeticError):
-        solver.update(Broken())
-    ours, fresh = (one.solve(second, gradient, 0.1).natural_gradient for one in (solver, updated(name, second)))
-    assert th.equal(ours, fresh)
