@@ -16,6 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from benchmarks.speed_peers import CG_STEPS
 from sb3_npg.local_problem import LocalProblem
+from sb3_npg.policy_parts import split_policy
 
 OBSERVATIONS, ACTIONS = 17, 6
 
@@ -37,7 +38,8 @@ def products(width: int, rows: int) -> dict[str, Callable[[], Any]]:
         actions = policy.get_distribution(observations).get_actions()
     advantages = th.randn(rows)
     by_hand, autograd = (
-        LocalProblem(policy, observations, actions, advantages, fast_paths=fast) for fast in (True, False)
+        LocalProblem(policy, observations, actions, advantages, parts=split_policy(policy, observations, fast))
+        for fast in (True, False)
     )
     vector = th.randn(len(by_hand.vector))
     trpo = TRPO("MlpPolicy", IdentityEnvBox(), n_steps=8, batch_size=8, device="cpu")

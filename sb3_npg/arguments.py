@@ -225,7 +225,8 @@ def check_policy_class(policy_class: Any) -> None:
     if not (inspect.isclass(policy_class) and issubclass(policy_class, ActorCriticPolicy)):
         raise ValueError(
             f"`policy`={name} is not an ActorCriticPolicy. Use 'MlpPolicy', 'CnnPolicy' or 'MultiInputPolicy', "
-            "or derive a class of your own from stable_baselines3.common.policies.ActorCriticPolicy."
+            "or derive a class of your own from stable_baselines3.common.policies.ActorCriticPolicy. For masked "
+            "actions use sb3_contrib.MaskablePPO."
         )
     arguments = list(inspect.signature(policy_class.get_distribution).parameters.values())
     needed = [argument.name for argument in arguments[2:] if argument.default is inspect.Parameter.empty]

@@ -1,7 +1,7 @@
 """What one update leaves in the log, under the names that users and dashboards read."""
 
 from sb3_npg.local_problem import LocalProblem
-from sb3_npg.solvers.direction import Direction
+from sb3_npg.solvers import Direction
 from sb3_npg.trust_region import LineSearch
 
 

@@ -1,5 +1,6 @@
 """One policy update seen from the policy that collected the data."""
 
+import functools
 import math
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -48,8 +49,6 @@ class LocalProblem:
     :param parts: the policy's, of which θ are the parameters that act; found if not given
     :param memory_budget: bytes that one chunk of rows may take while it is differentiated; None for 256 MiB, or an
         eighth of a GPU's memory
-    :param fast_paths: compute feed-forward networks by hand; False takes autograd for every policy. Ignored if
-        ``parts`` are given
     :raises ValueError: if the policy's distribution is of a kind whose Fisher is not known
     """
 
@@ -66,7 +65,6 @@ class LocalProblem:
         sub_sampling_factor: int = 1,
         parts: PolicyParts | None = None,
         memory_budget: int | None = None,
-        fast_paths: bool = True,
     ):
         self.policy = policy
         self.observations = observations
@@ -74,8 +72,8 @@ class LocalProblem:
         self.advantages = advantages
         self.ent_coef = ent_coef
         self.n_rows = len(advantages)
-        acting, _, _, networks, _ = split_policy(policy, observations, fast_paths) if parts is None else parts
-        self.actor = make_actor(policy, observations, actions, acting, networks)
+        parts = split_policy(policy, observations) if parts is None else parts
+        self.actor = make_actor(policy, observations, actions, parts.acting, parts.networks)
         self.metric = self.actor.metric
         self.vector = self.actor.parameters
         self._memory_budget = memory_budget_of(policy.device) if memory_budget is None else memory_budget
@@ -132,10 +130,8 @@ class LocalProblem:
 
     def surrogate_gradient(self) -> th.Tensor:
         """Return g = ∇L at the policy's present parameters, shape (p,)."""
-        total = th.zeros_like(self.vector.get())
-        for rows in self._chunks:
-            total += self.actor.gradient(rows, partial(self._surrogate_of, rows=rows))
-        return total / self.n_rows
+        gradients = (self.actor.gradient(rows, partial(self._surrogate_of, rows=rows)) for rows in self._chunks)
+        return functools.reduce(th.add, gradients) / self.n_rows
 
     def fisher_vector_product(self, vector: th.Tensor) -> th.Tensor:
         """

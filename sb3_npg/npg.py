@@ -52,8 +52,7 @@ from sb3_npg.policy_parts import PolicyParts, refresh_running_statistics, requir
 from sb3_npg.rollout import Samples, normalized, read_rollout, require_finite_rollout
 from sb3_npg.schedules import make_schedule
 from sb3_npg.search_line import SearchLine
-from sb3_npg.solvers import FisherSolver, make_fisher_solver
-from sb3_npg.solvers.direction import Direction, find_direction
+from sb3_npg.solvers import Direction, FisherSolver, find_direction, make_fisher_solver
 from sb3_npg.trust_region import LineSearch, StepRule, adapted_damping_factor, backtrack, increased_damping_factor
 
 #: What ``_setup_model`` derives from the arguments.
@@ -93,8 +92,8 @@ class NPG(OnPolicyAlgorithm):
     :param fisher_solver: how (F + λI) x = g is solved: "cg" (conjugate gradient), "kfac" or "ekfac" (a Kronecker
         product for each layer), "diagonal", "exact" (forms F, small policies), "woodbury" (in sample space, short
         rollouts), "identity" (the plain gradient, to compare with), or a name registered in
-        ``sb3_npg.solvers.FISHER_SOLVERS``; "auto" means "kfac" if the policy sees images and has up to 64
-        outputs, else "cg"
+        ``sb3_npg.solvers.FISHER_SOLVERS``; "auto" means "kfac" if the policy sees images (a ``Box`` of three
+        dimensions) and has up to 64 outputs, else "cg"
     :param fisher_solver_kwargs: arguments of the solver, such as ``{"max_steps": 15, "rtol": 0.01}`` for "cg"
     :param damping: λ ≥ 0, added to F in the solve and nowhere else; number or schedule; None means 0.1 for each action
         dimension, as F is a sum over them, or 0.01 if the policy sees images, 0.001 by K-FAC or EKFAC;
@@ -109,7 +108,7 @@ class NPG(OnPolicyAlgorithm):
     :param critic_solver: "adam": minibatches through the policy's optimizer; "gauss_newton": damped Gauss–Newton steps
         on the whole rollout, which ``learning_rate`` and ``batch_size`` do not concern
     :param critic_solver_kwargs: arguments of the critic's solver, such as ``{"damping": 1.0}`` for "gauss_newton",
-        whose default is 10 and falls as γ rises above 0.99
+        whose default is 10 and falls, to 0.01 at least, as γ rises above 0.99
     :param gae_lambda: trade-off of bias against variance in the advantage estimator; None means 0.95, for
         continuous actions 0.98 up to three dimensions, 0.95 up to six, 0.9 for more
     :param ent_coef: weight of the entropy bonus in the surrogate
@@ -310,7 +309,7 @@ class NPG(OnPolicyAlgorithm):
                 problem = self._local_problem(rollout, parts)  # L, F and the mean KL at θ_old
                 gradient = problem.surrogate_gradient()  # g
                 line = SearchLine(problem, self._step_length)  # θ + cβx
-                direction = self._find_direction(problem, gradient, line)  # x
+                direction = self._find_direction(problem, gradient, line)  # x, tried at its full step
                 search = self._search(line)  # θ ← θ + cβx
                 self._conclude_step(problem, direction, line.length, search)
         with self._skipped_on_numerical_failure():
@@ -454,6 +453,7 @@ class NPG(OnPolicyAlgorithm):
             _, load_path_or_dict, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
         parameters: dict[Any, Any] = {"fisher": self.fisher.state_dict(), **load_path_or_dict}
         super().set_parameters(parameters, exact_match, device)
+        self.fisher.to(self.device)  # what it remembers comes on the device that it was saved from or loaded to
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         """Save what the solver has learnt beside policy and optimizer."""

@@ -26,6 +26,11 @@ class ParameterVector:
         stops = list(itertools.accumulate(self.sizes))
         return [slice(stop - size, stop) for stop, size in zip(stops, self.sizes, strict=True)]
 
+    def span_of(self, tensor: object) -> slice | None:
+        """Return where a tensor lies in the vector; None if it is not in it."""
+        pairs = zip(self.tensors, self.spans(), strict=True)
+        return next((span for one, span in pairs if one is tensor), None)
+
     def get(self) -> th.Tensor:
         """Return a copy of the parameters, shape (p,)."""
         return self.flatten([tensor.detach() for tensor in self.tensors])

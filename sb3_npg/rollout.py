@@ -1,4 +1,4 @@
-"""Collecting and reading a rollout whatever the environment sends."""
+"""Reading a rollout whatever the environment sends."""
 
 from typing import Any
 

@@ -10,6 +10,9 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_npg.numerics import NumericalFailure
 
+#: What adaptive damping is multiplied or divided by, and the largest multiple, inverse of the smallest.
+DAMPING_STEP, LARGEST_DAMPING_FACTOR = 1.5, 1e4
+
 
 class StepRule(ABC):
     """How long a step along x is, and how much KL the line search lets it cost."""
@@ -151,20 +154,16 @@ def backtrack(line: Line, kl_limit: float, shrinking_factor: float, max_iter: in
     return LineSearch(False, 0.0, max_iter, now.before, 0.0, 0.0, first_mean_kl)
 
 
-def increased_damping_factor(factor: float, omega: float = 1.5, limit: float = 1e4) -> float:
+def increased_damping_factor(factor: float) -> float:
     """
     Return more damping than led to a step that nothing could be learnt from.
 
     :param factor: present multiple of the damping that the user asked for
-    :param omega: what it is multiplied by
-    :param limit: largest factor
     """
-    return min(factor * omega, limit)
+    return min(factor * DAMPING_STEP, LARGEST_DAMPING_FACTOR)
 
 
-def adapted_damping_factor(
-    factor: float, search: LineSearch, predicted_kl: float, omega: float = 1.5, limit: float = 1e4
-) -> float:
+def adapted_damping_factor(factor: float, search: LineSearch, predicted_kl: float) -> float:
     """
     Levenberg–Marquardt control of the damping by how well the quadratic model predicts the KL.
 
@@ -178,13 +177,11 @@ def adapted_damping_factor(
     :param factor: present multiple of the damping that the user asked for
     :param search: where the step ended
     :param predicted_kl: ½β² xᵀFx of the full step, in nats
-    :param omega: what the factor is multiplied or divided by, larger than 1
-    :param limit: largest factor, and inverse of the smallest
     :return: the factor for the next update
     """
     ratio = search.first_mean_kl / predicted_kl if predicted_kl > 0.0 else math.inf
     if not search.accepted or not ratio <= 1.5:
-        return increased_damping_factor(factor, omega, limit)
+        return increased_damping_factor(factor)
     if 0.8 < ratio < 1.2 and search.steps == 1:
-        return max(factor / omega, 1.0 / limit)
+        return max(factor / DAMPING_STEP, 1.0 / LARGEST_DAMPING_FACTOR)
     return factor

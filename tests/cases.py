@@ -20,6 +20,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_npg.local_problem import LocalProblem
+from sb3_npg.policy_parts import split_policy
 
 Observations = th.Tensor | dict[str, th.Tensor]
 
@@ -217,9 +218,12 @@ def make_actions(policy: ActorCriticPolicy, observations: Observations) -> th.Te
     return policy.get_distribution(observations).get_actions()
 
 
-def make_problem(distribution: str, policy: str, n: int = 6, seed: int = 0, **kwargs: Any) -> LocalProblem:
+def make_problem(
+    distribution: str, policy: str, n: int = 6, seed: int = 0, *, fast_paths: bool = True, **kwargs: Any
+) -> LocalProblem:
     """Freeze a policy update on n random rows. Call ``in_float64`` first."""
     made = make_policy(distribution, policy, seed)
     observations = make_observations(POLICIES[policy].observation_space, n, seed)
     actions = make_actions(made, observations)
-    return LocalProblem(made, observations, actions, th.randn(n, dtype=th.float64), **kwargs)
+    parts = split_policy(made, observations, fast_paths)
+    return LocalProblem(made, observations, actions, th.randn(n, dtype=th.float64), parts=parts, **kwargs)

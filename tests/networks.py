@@ -13,6 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_npg.local_problem import LocalProblem
+from sb3_npg.policy_parts import split_policy
 from tests.cases import DISTRIBUTIONS, make_actions
 from tests.reference import Layer, Parameters, single_layers
 
@@ -172,7 +173,8 @@ def make_observations(shape: tuple[int, ...], n: int, seed: int = 0) -> th.Tenso
 def freeze_problem(policy: ActorCriticPolicy, observations: th.Tensor, **kwargs: Any) -> LocalProblem:
     """Freeze an update of a policy that acts on some observations, through autograd."""
     actions, advantages = make_actions(policy, observations), th.randn(len(observations), dtype=th.float64)
-    return LocalProblem(policy, observations, actions, advantages, fast_paths=False, **kwargs)
+    parts = split_policy(policy, observations, fast_paths=False)
+    return LocalProblem(policy, observations, actions, advantages, parts=parts, **kwargs)
 
 
 def make_network_problem(

@@ -444,7 +444,7 @@ def test_unknown_policy_name_is_refused(policy):
     ("policy", "way_out"),
     [
         (RecurrentActorCriticPolicy, "sb3_contrib.RecurrentPPO"),
-        (MaskableActorCriticPolicy, "ActorCriticPolicy"),
+        (MaskableActorCriticPolicy, "sb3_contrib.MaskablePPO"),
         (SACPolicy, "'MlpPolicy', 'CnnPolicy' or 'MultiInputPolicy'"),
         (nn.Linear, "'MlpPolicy', 'CnnPolicy' or 'MultiInputPolicy'"),
     ],

@@ -131,9 +131,8 @@ def test_frozen_parameters_have_no_part_either_way(distribution, frozen):
     for fast_paths in (True, False):
         problem = make_problem(distribution, "Mlp")
         problem.policy.get_parameter(frozen).requires_grad_(False)
-        again = LocalProblem(
-            problem.policy, problem.observations, problem.actions, problem.advantages, fast_paths=fast_paths
-        )
+        parts = split_policy(problem.policy, problem.observations, fast_paths)
+        again = LocalProblem(problem.policy, problem.observations, problem.actions, problem.advantages, parts=parts)
         assert all(p is not problem.policy.get_parameter(frozen) for p in again.parameters)
         problems.append(again)
     by_hand, autograd = problems

@@ -232,6 +232,20 @@ def test_an_agent_of_the_gpu_loads_on_the_cpu(tmp_path):
     train(loaded, 1)
 
 
+@pytest.mark.parametrize(("saver", "taker"), [("cuda", "cpu"), ("cpu", "cuda")])
+@pytest.mark.parametrize("way", ["path", "dict"])
+def test_what_a_solver_has_learnt_follows_the_agent_that_takes_it(saver, taker, way, tmp_path):
+    saved, mine = (
+        make_agent(device=device, fisher_solver="kfac", fisher_solver_kwargs={"decay": 0.5})
+        for device in (saver, taker)
+    )
+    train(saved, 1)
+    saved.save(tmp_path / "agent")
+    mine.set_parameters(tmp_path / "agent" if way == "path" else saved.get_parameters())
+    assert {tensor.device.type for tensor in mine.fisher.memory.tensors.values()} == {taker}
+    train(mine, 1)
+
+
 @pytest.mark.parametrize("case", RECORDABLE)
 def test_steps_that_are_replayed_are_those_that_are_not(case):
     recorded, plain = (agent_of(case, device="cuda") for _ in range(2))

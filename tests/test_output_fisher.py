@@ -41,7 +41,7 @@ each_family = pytest.mark.parametrize(("family", "k"), FAMILIES.values(), ids=FA
 def dense(family: OutputFisher, outputs: th.Tensor) -> th.Tensor:
     """Return F_out of each row, shape (n, k, k), column by column."""
     identity = th.eye(outputs.shape[1], dtype=outputs.dtype)
-    columns = [family.product(outputs, unit.expand_as(outputs)) for unit in identity]
+    columns = [family.product_at(outputs)(unit.expand_as(outputs)) for unit in identity]
     return th.stack(columns, dim=2)
 
 

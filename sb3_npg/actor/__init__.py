@@ -4,7 +4,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_npg.actor.base import ActingRows, Actor, Objective
+from sb3_npg.actor.base import ActingRows, Actor
 from sb3_npg.actor.feed_forward import FeedForwardActor
 from sb3_npg.actor.policy import PolicyActor, acting_parameters, require_distribution, require_products
 from sb3_npg.networks import PolicyNetworks
@@ -12,9 +12,7 @@ from sb3_npg.parameters import ParameterVector
 
 __all__ = [
     "ActingRows",
-    "Actor",
     "FeedForwardActor",
-    "Objective",
     "PolicyActor",
     "acting_parameters",
     "make_actor",

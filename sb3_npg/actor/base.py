@@ -37,7 +37,6 @@ class Actor(Protocol):
 
     metric: OutputFisher
     parameters: ParameterVector
-    n_rows: int
 
     def act(self, rows: slice) -> ActingRows:
         """Return the action distribution at the present θ, with its graph where gradients are enabled."""

@@ -131,6 +131,4 @@ class FeedForwardActor:
 
     @cached_property
     def _noise_span(self) -> slice | None:
-        noise = self.networks.noise
-        pairs = zip(self.parameters.tensors, self.parameters.spans(), strict=True)
-        return next((span for tensor, span in pairs if noise is not None and tensor is noise.parameter), None)
+        return None if self.networks.noise is None else self.parameters.span_of(self.networks.noise.parameter)

@@ -69,12 +69,7 @@ class PolicyActor:
 
     def rows_within(self, memory_budget: int) -> int:
         """Return how many rows' graphs fit into so many bytes."""
-        return rows_within(
-            memory_budget,
-            self.n_rows,
-            lambda rows: Linearization(self.act(rows).outputs, self.parameters),
-            self.policy.parameters(),
-        )
+        return rows_within(memory_budget, self.n_rows, self._model().jacobian, self.policy.parameters())
 
     def fisher(self, chunk_rows: int) -> RolloutFisher:
         """Return F of all rows."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_npg.checks import check_integer, check_number
+from sb3_npg.checks import check_choice, check_integer, check_number
 from sb3_npg.critic.problem import ProximalProblem, ValueProblem
 from sb3_npg.critic.solver import CriticSolver
 from sb3_npg.critic.values import make_values
@@ -15,9 +15,7 @@ from sb3_npg.numerics import NumericalFailure
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts, criticising_modules, refresh_running_statistics
 from sb3_npg.rollout import Samples
-from sb3_npg.solvers import FISHER_SOLVERS, construct
-from sb3_npg.solvers.direction import find_direction
-from sb3_npg.solvers.scaling import mean_eigenvalue
+from sb3_npg.solvers import FISHER_SOLVERS, construct, find_direction, mean_eigenvalue
 
 #: A step is not taken if it promises less than this part of what the steps before it have gained.
 WORTHWHILE = 0.02
@@ -27,9 +25,9 @@ class GaussNewtonSolver(CriticSolver):
     """
     Minimises ½ mean (V(s) − R)² + ½ λ‖w − w₀‖² over the whole rollout, w₀ being the critic's parameters.
 
-    Each step is along (JᵀJ/N + λI)⁻¹ (Jᵀ(R − V)/N − λ(w − w₀)), shortened until the objective falls. One is enough at
-    the default damping; with less of it the objective is less like a quadratic one, and more are taken, until the next
-    promises little. Before them V's intercept, the bias of ``policy.value_net``, takes up its part of the mean of
+    Each step is along (JᵀJ/N + λI)⁻¹ (Jᵀ(R − V)/N − λ(w − w₀)), shortened until the objective falls. One or two do
+    at the default damping; with less of it the objective is less like a quadratic one, and more are taken, until the
+    next promises little. Before them V's intercept, the bias of ``policy.value_net``, takes up its part of the mean of
     R − V, 1/(1 + damping), as its own eigenvalue is one: what all states have in common tells no action from another,
     and must not be spread over what does.
 
@@ -61,11 +59,7 @@ class GaussNewtonSolver(CriticSolver):
         max_change: float = 1.0,
         backtrack_max_iter: int = 5,
     ):
-        if not isinstance(fisher_solver, str) or fisher_solver not in FISHER_SOLVERS:
-            raise ValueError(
-                f"`critic_solver_kwargs['fisher_solver']`={fisher_solver!r} is unknown. "
-                f"Choose one of {sorted(FISHER_SOLVERS)}."
-            )
+        check_choice("critic_solver_kwargs['fisher_solver']", fisher_solver, tuple(sorted(FISHER_SOLVERS)))
         check_number("critic_solver_kwargs['damping']", damping, above=0.0)
         check_number("critic_solver_kwargs['max_change']", max_change, above=0.0)
         check_integer("critic_solver_kwargs['backtrack_max_iter']", backtrack_max_iter, minimum=0)
@@ -84,7 +78,7 @@ class GaussNewtonSolver(CriticSolver):
     @classmethod
     def defaults(cls, gamma: float) -> dict[str, Any]:
         """
-        Return a damping of 10 up to γ = 0.99, above it in proportion to 1 − γ: 0.1 at γ = 0.9999.
+        Return a damping of 10 up to γ = 0.99, above it in proportion to 1 − γ: 0.1 at γ = 0.9999; 0.01 at least.
 
         The returns bootstrap on V, so what V lacks goes from rollout to rollout: one that is fitted exactly keeps
         1 − (1 − γ)/(1 − γλ) of an error that all states share, λ being that of GAE. Damping adds its own delay to

@@ -122,4 +122,5 @@ def fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
 
 def _has_a_say(group: dict[str, object]) -> bool:
     """Tell whether a user asked for a certain implementation."""
-    return any(group.get(name) for name in ("foreach", "fused", "capturable", "differentiable"))
+    chosen = any(group.get(name) is not None for name in ("foreach", "fused"))
+    return chosen or any(group.get(name) for name in ("capturable", "differentiable"))

@@ -1,5 +1,7 @@
 """The regression of a value function as a problem that the policy's solvers can solve."""
 
+import functools
+
 import torch as th
 
 from sb3_npg.critic.values import Values
@@ -62,11 +64,11 @@ class ValueProblem:
 
     def gradient(self) -> th.Tensor:
         """Return g at θ₀, shape (p,)."""
-        total = th.zeros_like(self.vector.get())
-        for rows in self._chunks:
-            jacobian = self._model.jacobian(rows)
-            total += jacobian.pull(self.returns[rows] - jacobian.outputs.detach())
-        return total / self.n_rows
+        return functools.reduce(th.add, map(self._gradient_of, self._chunks)) / self.n_rows
+
+    def _gradient_of(self, rows: slice) -> th.Tensor:
+        jacobian = self._model.jacobian(rows)
+        return jacobian.pull(self.returns[rows] - jacobian.outputs.detach())
 
     def fisher_vector_product(self, vector: th.Tensor) -> th.Tensor:
         """Return F v at θ₀, for v of shape (p,)."""

@@ -1,6 +1,5 @@
 """The value function on the rows of a rollout: any policy through autograd, or a feed-forward network by hand."""
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch as th
@@ -16,29 +15,13 @@ from sb3_npg.fisher import (
     FeedForwardRows,
     KeptJacobian,
     LayeredFisher,
-    Linearization,
     OutputModel,
+    UnitMetric,
     rows_within,
 )
 from sb3_npg.networks import CriticNetwork
 from sb3_npg.observations import count_rows, take_rows
 from sb3_npg.parameters import ParameterVector
-
-
-class UnitMetric:
-    """F_out of V as the mean of a Gaussian with standard deviation one: the identity."""
-
-    def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
-        """Return u ↦ u."""
-        return lambda vectors: vectors
-
-    def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
-        """Return ones, shape (n, 1)."""
-        return th.ones_like(outputs), ()
-
-    def root(self, outputs: th.Tensor) -> th.Tensor:
-        """Return ones, shape (n, 1, 1)."""
-        return th.ones_like(outputs).unsqueeze(2)
 
 
 class Values(Protocol):
@@ -81,12 +64,7 @@ class PolicyValues:
 
     def rows_within(self, memory_budget: int) -> int:
         """Return how many rows' graphs fit into so many bytes."""
-        return rows_within(
-            memory_budget,
-            self.n_rows,
-            lambda rows: Linearization(self._values(rows), self.parameters),
-            self.policy.parameters(),
-        )
+        return rows_within(memory_budget, self.n_rows, self.model().jacobian, self.policy.parameters())
 
     def layers(self, chunk_rows: int, memory_budget: int) -> LayeredFisher:
         """Return F layer by layer."""

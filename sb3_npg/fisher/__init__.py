@@ -6,10 +6,10 @@ from sb3_npg.fisher.chunks import LARGEST_TEMPORARY, memory_budget_of, rows_with
 from sb3_npg.fisher.columns import Columns
 from sb3_npg.fisher.feed_forward import FeedForward, FeedForwardJacobian, is_hooked, is_plain
 from sb3_npg.fisher.feed_forward_layers import FeedForwardLayers, FeedForwardModel, FeedForwardRows
-from sb3_npg.fisher.gaussian_jacobian import GaussianJacobian, NoiseJacobian
+from sb3_npg.fisher.gaussian_jacobian import GaussianJacobian
 from sb3_npg.fisher.kept_jacobian import KeptJacobian
 from sb3_npg.fisher.layers import Acting, ActingModel, LayeredFisher
-from sb3_npg.fisher.rollout_fisher import Jacobian, OutputModel, RolloutFisher
+from sb3_npg.fisher.rollout_fisher import OutputModel, RolloutFisher, UnitMetric
 from sb3_npg.fisher.sequences import sequence_of
 from sb3_npg.fisher.statistics import (
     LayerRecord,
@@ -33,15 +33,14 @@ __all__ = [
     "FeedForwardModel",
     "FeedForwardRows",
     "GaussianJacobian",
-    "Jacobian",
     "KeptJacobian",
     "LayerBlock",
     "LayerRecord",
     "LayeredFisher",
     "Linearization",
-    "NoiseJacobian",
     "OutputModel",
     "RolloutFisher",
+    "UnitMetric",
     "WeightSharing",
     "dense_blocks",
     "is_hooked",

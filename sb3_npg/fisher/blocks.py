@@ -26,6 +26,12 @@ class LayerBlock:
     bias: slice | None
     n_outputs: int
 
+    @classmethod
+    def of(cls, module: str, weight: slice | None, bias: slice | None, n_outputs: int) -> "LayerBlock":
+        """Return the block of a module, in whose name stands which of the two acts if the other does not."""
+        alone = "" if weight and bias else ".weight" if weight else ".bias"
+        return cls(module + alone, weight, bias, n_outputs)
+
     @cached_property
     def size(self) -> int:
         """Number of parameters."""

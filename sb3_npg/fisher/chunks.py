@@ -7,6 +7,8 @@ import torch as th
 
 #: Numbers that a temporary with an entry for each row and parameter may hold.
 LARGEST_TEMPORARY = 2**24
+#: Rows that a graph is measured on.
+_PROBE_ROWS = 8
 
 
 def memory_budget_of(device: th.device) -> int:
@@ -47,9 +49,7 @@ def saved_bytes(compute: Callable[[], object], parameters: Iterable[th.Tensor]) 
     return total
 
 
-def rows_within(
-    budget: int, n_rows: int, compute: Callable[[slice], object], parameters: Iterable[th.Tensor], probe_rows: int = 8
-) -> int:
+def rows_within(budget: int, n_rows: int, compute: Callable[[slice], object], parameters: Iterable[th.Tensor]) -> int:
     """
     Find how many rows can be differentiated at once within a memory budget.
 
@@ -60,13 +60,12 @@ def rows_within(
     :param n_rows: rows there are
     :param compute: builds the graph of some rows
     :param parameters: the tensors of the policy, which do not count
-    :param probe_rows: rows to measure on, at least 2
     :return: number of rows, from 1 to ``n_rows``
     """
     parameters = list(parameters)
     few, more = (
         (n, saved_bytes(lambda n=n: compute(slice(0, n)), parameters))  # type: ignore[misc]
-        for n in (min(probe_rows // 2, n_rows), min(probe_rows, n_rows))
+        for n in (min(_PROBE_ROWS // 2, n_rows), min(_PROBE_ROWS, n_rows))
     )
     per_row = (more[1] - few[1]) / (more[0] - few[0]) if more[0] > few[0] else more[1] / more[0]
     return max(1, min(n_rows, int(budget / max(per_row, 1.0))))

@@ -8,6 +8,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from sb3_npg.fisher.patches import by_position, conv_arguments, mean_patch, patches
 from sb3_npg.fisher.statistics import WeightSharing
 from sb3_npg.fisher.steps import LayerStep, NetworkLayer, sloped, with_slope
+from sb3_npg.parameters import ParameterVector
 from sb3_npg.precision import convolutions_in_tf32
 
 
@@ -17,12 +18,12 @@ class ConvolutionStep(LayerStep):
 
     :param layer: the layer
     :param convolution: its linear map
-    :param spans: where parameters lie in θ, by their id
+    :param parameters: θ
     :param reached: whether a layer before this one has a part in θ
     """
 
-    def __init__(self, layer: NetworkLayer, convolution: nn.Conv2d, spans: dict[int, slice], reached: bool):
-        super().__init__(layer, spans, reached)
+    def __init__(self, layer: NetworkLayer, convolution: nn.Conv2d, parameters: ParameterVector, reached: bool):
+        super().__init__(layer, parameters, reached)
         self._convolution = convolution
         self._layout = th.contiguous_format
         self._kernel = self.weight

@@ -161,10 +161,9 @@ class FeedForwardJacobian:
 
     def __init__(self, network: FeedForward, inputs: th.Tensor, parameters: ParameterVector):
         self.size = len(parameters)
-        spans = {id(tensor): span for tensor, span in zip(parameters.tensors, parameters.spans(), strict=True)}
         self.steps: list[LayerStep] = []
         for layer in network.layers:
-            self.steps.append(_make_step(layer, len(inputs), spans, any(before.acts for before in self.steps)))
+            self.steps.append(_make_step(layer, len(inputs), parameters, any(before.acts for before in self.steps)))
         self._network = network
         self._tensors = [tensor for layer in network.layers for tensor in layer.linear.parameters()]
         self.linearize(inputs)
@@ -250,11 +249,11 @@ class FeedForwardJacobian:
             raise RuntimeError("the parameters have moved since this Jacobian was made")
 
 
-def _make_step(layer: NetworkLayer, n_rows: int, spans: dict[int, slice], reached: bool) -> LayerStep:
+def _make_step(layer: NetworkLayer, n_rows: int, parameters: ParameterVector, reached: bool) -> LayerStep:
     """Return a layer's step for n rows."""
     if isinstance(layer.linear, nn.Conv2d):
-        return ConvolutionStep(layer, layer.linear, spans, reached)
-    return LinearStep(layer, n_rows, spans, reached)
+        return ConvolutionStep(layer, layer.linear, parameters, reached)
+    return LinearStep(layer, n_rows, parameters, reached)
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -125,7 +125,4 @@ class FeedForwardLayers(ChunkedRecords):
 
 
 def _block_of(step: LayerStep) -> LayerBlock | None:
-    if not step.acts:
-        return None
-    alone = "" if step.weight_span and step.bias_span else ".weight" if step.weight_span else ".bias"
-    return LayerBlock(step.name + alone, step.weight_span, step.bias_span, len(step.weight))
+    return LayerBlock.of(step.name, step.weight_span, step.bias_span, len(step.weight)) if step.acts else None

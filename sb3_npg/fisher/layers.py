@@ -1,6 +1,5 @@
 """The Fisher of a policy layer by layer: inputs and backpropagated outputs of its Linear and Conv2d layers."""
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -8,19 +7,16 @@ from typing import NamedTuple
 import torch as th
 from torch import nn
 
-from sb3_npg.fisher.autograd import batched_gradients, pull_all
+from sb3_npg.fisher.autograd import batched_gradients
 from sb3_npg.fisher.blocks import Block, DenseBlock
 from sb3_npg.fisher.chunks import split_rows
 from sb3_npg.fisher.columns import Columns, propagated_root
 from sb3_npg.fisher.gaussian_jacobian import noise_fisher
 from sb3_npg.fisher.partition import PROBE_ROWS, LayerUse, find_layers, untreated_block
 from sb3_npg.fisher.recording import layers_that_mix_rows, recorded_calls
-from sb3_npg.fisher.rollout_fisher import OutputModel, RolloutFisher
+from sb3_npg.fisher.rollout_fisher import OutputModel, RolloutFisher, UnitMetric
 from sb3_npg.fisher.statistics import ChunkedRecords, LayerRecord, WeightSharing
 from sb3_npg.parameters import ParameterVector
-
-#: Rows whose log-probabilities are differentiated in one batched backward pass.
-_SCORES_AT_ONCE = 256
 
 
 class Acting(NamedTuple):
@@ -85,7 +81,7 @@ class LayeredFisher(ChunkedRecords):
         blocks: list[Block] = [use.block for use in self._layers]
         for parameter, span in zip(parameters.tensors, spans, strict=True):
             if span.start not in covered:
-                name = names.get(id(parameter), "a parameter")
+                name = names[id(parameter)]
                 closed = self._noise_block(span, name) if parameter is self.acting.noise else None
                 blocks.append(closed or untreated_block(name, span))
         return blocks
@@ -110,14 +106,13 @@ class LayeredFisher(ChunkedRecords):
         :param block: one of :attr:`blocks`
         :return: shape (N, size of the block)
         """
-        parameters = self._vector_of(block.span)
-        scores = []
-        for rows in split_rows(self.n_rows, max(1, min(_SCORES_AT_ONCE, math.isqrt(self._chunk_rows)))):
-            with th.enable_grad():
-                log_prob = self.acting.act(rows).log_prob
-            each = th.eye(len(log_prob), dtype=log_prob.dtype, device=log_prob.device)
-            scores.append(pull_all(log_prob, parameters, each))
-        return th.cat(scores)
+        log_prob = OutputModel(
+            lambda rows: self.acting.act(rows).log_prob.unsqueeze(1),
+            self.n_rows,
+            self._vector_of(block.span),
+            UnitMetric(),
+        )
+        return th.cat([rows.squeeze(0) for rows in RolloutFisher(log_prob, self._chunk_rows).root_rows()])
 
     def _probe(self) -> tuple[list[LayerUse], int, list[bool]]:
         """Find layers on a few rows, the bytes that a row's records take, and the parts that depend on a layer."""

@@ -92,8 +92,7 @@ def find_layers(
     layers: dict[tuple[int | None, int | None], LayerUse] = {}
     for layer in dict.fromkeys(call.layer for call in calls):
         for weight, bias in _keys(layer, calls, parameters):
-            alone = "" if weight and bias else ".weight" if weight else ".bias"
-            block = LayerBlock(names[id(layer)] + alone, weight, bias, len(layer.weight))
+            block = LayerBlock.of(names[id(layer)], weight, bias, len(layer.weight))
             key = (weight and weight.start, bias and bias.start)
             known = layers.get(key, LayerUse(block, ()))
             layers[key] = known._replace(layers=(*known.layers, layer))
@@ -104,8 +103,7 @@ def find_layers(
 
 def _keys(layer: Layer, calls: Sequence[Call], parameters: ParameterVector) -> list[tuple[slice | None, slice | None]]:
     """Return where a layer's weight and bias lie, as one block or, if they are shared differently, as two."""
-    spans = {id(tensor): span for tensor, span in zip(parameters.tensors, parameters.spans(), strict=True)}
-    weight, bias = spans.get(id(layer.weight)), spans.get(id(layer.bias))
+    weight, bias = parameters.span_of(layer.weight), parameters.span_of(layer.bias)
     partners = {(id(call.layer.weight), id(call.layer.bias)) for call in calls}
     mine = (id(layer.weight), id(layer.bias))
     shared = any(
@@ -139,6 +137,6 @@ def _reproducing(
         _, inputs, delta = use.record(treated, deltas)
         recorded = jacobians(inputs, delta)[0]
         true = th.stack([use.block.gather(gradient) for gradient in expected])
-        if float((recorded - true).norm()) <= 1e-3 * float(true.norm()):
+        if bool((recorded - true).norm() <= 1e-3 * true.norm()):
             kept.append(use)
     return kept

@@ -14,7 +14,7 @@ from sb3_npg.linalg import FisherChain
 from sb3_npg.parameters import ParameterVector
 
 #: Rows of S in one batched backward pass, and passes in one product SᵀS.
-_SCORES_AT_ONCE = 256
+_ROWS_AT_ONCE = 256
 _BLOCKS_AT_ONCE = 8
 
 
@@ -32,6 +32,22 @@ class OutputMetric(Protocol):
     def root(self, outputs: th.Tensor) -> th.Tensor:
         """Return B with B Bᵀ = F_out, shape (n, k, r)."""
         ...
+
+
+class UnitMetric:
+    """The identity for one output: F_out of the mean of a Gaussian with standard deviation one."""
+
+    def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
+        """Return u ↦ u."""
+        return lambda vectors: vectors
+
+    def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
+        """Return ones, shape (n, 1)."""
+        return th.ones_like(outputs), ()
+
+    def root(self, outputs: th.Tensor) -> th.Tensor:
+        """Return ones, shape (n, 1, 1)."""
+        return th.ones_like(outputs).unsqueeze(2)
 
 
 class Jacobian(Protocol):
@@ -136,7 +152,7 @@ class RolloutFisher:
         """Form the Fisher, shape (p, p): F = SᵀS/N, where the rows of S are the columns of Jᵀ_n B_n."""
         p = len(self.model.parameters)
         fisher = self.model.parameters.tensors[0].new_zeros(p, p)
-        blocks = self._scores()
+        blocks = self.root_rows()
         while block := list(itertools.islice(blocks, _BLOCKS_AT_ONCE)):
             _add_gram(fisher, th.cat(block, dim=1))
         fisher.triu_()
@@ -145,14 +161,14 @@ class RolloutFisher:
     def diagonal(self) -> th.Tensor:
         """Form the diagonal of the Fisher, shape (p,)."""
         diagonal = self.model.parameters.tensors[0].new_zeros(len(self.model.parameters))
-        for scores in self._scores():
+        for scores in self.root_rows():
             diagonal += scores.square().sum(dim=(0, 1)) / self.model.n_rows
         return diagonal
 
-    def _scores(self) -> Iterator[th.Tensor]:
-        """Yield blocks of S, each of shape (r, rows, p)."""
+    def root_rows(self) -> Iterator[th.Tensor]:
+        """Yield blocks of S, F = SᵀS/N, each of shape (r, rows, p): column by column of F_out's root."""
         parameters = self.model.parameters
-        at_once = max(1, min(_SCORES_AT_ONCE, LARGEST_TEMPORARY // len(parameters)))
+        at_once = max(1, min(_ROWS_AT_ONCE, LARGEST_TEMPORARY // len(parameters)))
         with th.no_grad():
             rank = self.model.metric.root(self.model.outputs(slice(0, 1))).shape[2]
         if rank == 0:  # a single action: nothing to tell apart

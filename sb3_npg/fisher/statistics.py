@@ -59,7 +59,7 @@ class ChunkedRecords(ABC):
         :param seed: of the random signs
         :param weight_sharing: "expand" for each position of a layer, "reduce" for all of them together
         """
-        key = (columns, seed, weight_sharing)
+        key = (columns, seed if columns == "propagated" else 0, weight_sharing)
         if self._kept is not None and self._kept[0] == key:
             yield self._kept[1]
             return

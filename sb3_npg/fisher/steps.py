@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sb3_npg.fisher.patches import conv_arguments, positions_along
 from sb3_npg.fisher.statistics import WeightSharing
 from sb3_npg.linalg import ChainLayer
+from sb3_npg.parameters import ParameterVector
 
 #: Products with fewer columns than this are several times faster with their result stored column by column.
 _NARROW = 16
@@ -63,19 +64,19 @@ class LayerStep(ABC):
     One layer's part in J of n rows: its inputs a and its slopes φ'(s).
 
     :param layer: the layer
-    :param spans: where parameters lie in θ, by their id
+    :param parameters: θ
     :param reached: whether a layer before this one has a part in θ
     """
 
     inputs: th.Tensor
     slope: th.Tensor | None
 
-    def __init__(self, layer: NetworkLayer, spans: dict[int, slice], reached: bool):
+    def __init__(self, layer: NetworkLayer, parameters: ParameterVector, reached: bool):
         self.name = layer.name
         self.weight = layer.linear.weight.detach()
         self.activation = layer.activation
         self._bias = None if layer.linear.bias is None else layer.linear.bias.detach()
-        self.weight_span, self.bias_span = spans.get(id(layer.linear.weight)), spans.get(id(layer.linear.bias))
+        self.weight_span, self.bias_span = map(parameters.span_of, (layer.linear.weight, layer.linear.bias))
         self.acts = self.weight_span is not None or self.bias_span is not None
         self.reached = reached
         #: Shape of a row's outputs, once there were some.
@@ -120,12 +121,12 @@ class LinearStep(LayerStep):
 
     :param layer: the layer
     :param n_rows: n
-    :param spans: where parameters lie in θ, by their id
+    :param parameters: θ
     :param reached: whether a layer before this one has a part in θ
     """
 
-    def __init__(self, layer: NetworkLayer, n_rows: int, spans: dict[int, slice], reached: bool):
-        super().__init__(layer, spans, reached)
+    def __init__(self, layer: NetworkLayer, n_rows: int, parameters: ParameterVector, reached: bool):
+        super().__init__(layer, parameters, reached)
         n_outputs = len(self.weight)
         narrow = n_outputs < _NARROW
         self._passing = self.weight.new_empty((n_outputs, n_rows) if narrow else (n_rows, n_outputs))

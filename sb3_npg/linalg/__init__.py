@@ -11,13 +11,12 @@ from sb3_npg.linalg.kronecker import (
     rotate_back,
     symmetric_eigen,
 )
-from sb3_npg.linalg.krylov import ConjugateGradientResult, conjugate_gradient
+from sb3_npg.linalg.krylov import conjugate_gradient
 
 __all__ = [
     "BACKENDS",
     "TORCH",
     "ChainLayer",
-    "ConjugateGradientResult",
     "DampedInverse",
     "Eigen",
     "FactoredChain",

@@ -68,9 +68,9 @@ class LinearAlgebra:
         """Return the same: there is nothing in a backend that two solvers could not share."""
         return self
 
-    def __reduce__(self) -> tuple[Callable[[], "LinearAlgebra"], tuple[()]]:
+    def __reduce__(self) -> tuple[Callable[..., "LinearAlgebra"], tuple[str, th.device]]:
         """Let pickled solvers go on with torch, wherever they are loaded."""
-        return LinearAlgebra, ()
+        return make_linalg, ("torch", th.device("cpu"))
 
     def conjugate_gradient(
         self,
@@ -110,11 +110,11 @@ class LinearAlgebra:
         """
         return [_kronecker_solve(system, damping) for system in systems]
 
-    def kronecker_factors(self, chain: FisherChain) -> list[tuple[th.Tensor, th.Tensor]] | None:
+    def kronecker_factors(self, chain: Callable[[], FisherChain | None]) -> list[tuple[th.Tensor, th.Tensor]] | None:
         """
         Measure K-FAC's factors of all layers of a chain at once, with all columns of F_out's root.
 
-        :param chain: F
+        :param chain: makes F as a chain of layers, where it is one
         :return: A = 1/N Σ_n ã ãᵀ and G = 1/N Σ_n Σ_c δ δᵀ of each layer that is trained; None if this backend does not,
             for such a chain
         """

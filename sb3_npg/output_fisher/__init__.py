@@ -24,19 +24,17 @@ from stable_baselines3.common.distributions import (
 from sb3_npg.output_fisher.base import OutputFisher
 from sb3_npg.output_fisher.discrete import BernoulliFisher, CategoricalFisher, MultiCategoricalFisher
 from sb3_npg.output_fisher.gaussian import GaussianFisher, LogSlope
-from sb3_npg.output_fisher.noise import ExplorationNoise, FreeNoise, StateDependentNoise, make_noise
-from sb3_npg.output_fisher.sampling import NoiseSampler, Sampler, make_sampler
+from sb3_npg.output_fisher.noise import ExplorationNoise, StateDependentNoise, make_noise
+from sb3_npg.output_fisher.sampling import NoiseSampler, make_sampler
 
 __all__ = [
     "BernoulliFisher",
     "CategoricalFisher",
     "ExplorationNoise",
-    "FreeNoise",
     "GaussianFisher",
     "MultiCategoricalFisher",
     "NoiseSampler",
     "OutputFisher",
-    "Sampler",
     "StateDependentNoise",
     "make_noise",
     "make_output_fisher",

@@ -95,16 +95,6 @@ class OutputFisher(ABC):
             the groups for which F_out = diag(p) − p pᵀ
         """
 
-    def product(self, outputs: th.Tensor, vectors: th.Tensor) -> th.Tensor:
-        """
-        Multiply by F_out, state by state.
-
-        :param outputs: z, shape (n, k)
-        :param vectors: u, shape (n, k)
-        :return: F_out u, shape (n, k)
-        """
-        return self.product_at(outputs)(vectors)
-
     @abstractmethod
     def root(self, outputs: th.Tensor) -> th.Tensor:
         """

@@ -6,13 +6,25 @@ from sb3_npg.solvers.base import FisherSolver, Problem, Solution
 from sb3_npg.solvers.conjugate_gradient import ConjugateGradientSolver
 from sb3_npg.solvers.construction import argument_names, construct
 from sb3_npg.solvers.diagonal import DiagonalSolver
+from sb3_npg.solvers.direction import Direction, find_direction
 from sb3_npg.solvers.ekfac import EKFACSolver
 from sb3_npg.solvers.exact import ExactSolver
 from sb3_npg.solvers.identity import IdentitySolver
 from sb3_npg.solvers.kfac import KFACSolver
+from sb3_npg.solvers.scaling import mean_eigenvalue
 from sb3_npg.solvers.woodbury import WoodburySolver
 
-__all__ = ["FISHER_SOLVERS", "FisherSolver", "Problem", "Solution", "construct", "make_fisher_solver"]
+__all__ = [
+    "FISHER_SOLVERS",
+    "Direction",
+    "FisherSolver",
+    "Problem",
+    "Solution",
+    "construct",
+    "find_direction",
+    "make_fisher_solver",
+    "mean_eigenvalue",
+]
 
 FISHER_SOLVERS: dict[str, type[FisherSolver]] = {
     "cg": ConjugateGradientSolver,

@@ -26,6 +26,7 @@ class BlockDiagonalSolver(FisherSolver):
         "propagated", one random sum of them; "sampled", the score of the action taken
     :param decay: of the moving averages over updates; 0 uses the newest rollout alone
     :param statistics_interval: measure every so many updates
+    :param carries_over: whether the solver keeps more from one update to the next than averages
     :raises ValueError: if an argument is unknown or out of range
     """
 

@@ -8,7 +8,9 @@ SomeSolver = TypeVar("SomeSolver")
 
 def argument_names(solver_class: type) -> list[str]:
     """Return the keyword arguments of a solver's constructor."""
-    return [key for key in inspect.signature(solver_class).parameters if key not in ("args", "kwargs")]
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(solver_class).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind not in several]
 
 
 def construct(

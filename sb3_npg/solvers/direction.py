@@ -63,11 +63,8 @@ def find_direction(
     :return: the first usable natural gradient
     :raises NumericalFailure: if the gradient is zero or not finite, or no damping helps
     """
-    scale = block_scale(problem.layers) if relative else None
-    if scale is not None:
-        require_finite("the trace of the Fisher", scale)
-    system = problem if scale is None else ScaledProblem(problem, scale)
-    right = gradient if scale is None else gradient / scale
+    system = _scaled(problem) if relative else problem
+    right = gradient / system.scale
     failure: Exception | None = None
     try:
         solver.update(system)
@@ -86,13 +83,20 @@ def find_direction(
     raise NumericalFailure(f"no natural gradient up to damping {trial:g}: {failure}")
 
 
+def _scaled(problem: Problem) -> ScaledProblem:
+    """Return a problem in the coordinates in which each block's mean eigenvalue is one."""
+    scale = block_scale(problem.layers)
+    require_finite("the trace of the Fisher", scale)
+    return ScaledProblem(problem, scale)
+
+
 def _require_slope(gradient: th.Tensor) -> None:
     """Fail if the gradient is zero or not finite."""
     largest = float(gradient.abs().max())
     if not math.isfinite(largest):
         raise NumericalFailure("the surrogate's gradient is not finite")
     if largest == 0.0:
-        raise NumericalFailure("the surrogate's gradient is zero")
+        raise NumericalFailure("the surrogate's gradient is zero, as where all advantages are the same")
 
 
 def _usable(
@@ -105,7 +109,7 @@ def _usable(
     """
     scaled = solution.natural_gradient
     product = system.fisher_vector_product(scaled) if solution.product is None else solution.product
-    x = scaled / system.scale if isinstance(system, ScaledProblem) else scaled
+    x = scaled / system.scale
     left = (right - product - damping * scaled).norm()
     figures = th.stack([right @ scaled, scaled @ product, x.norm(), left, right.norm()])
     ahead = figures[:0] if line is None else line.take(x, figures[1])

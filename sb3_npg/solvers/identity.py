@@ -9,8 +9,8 @@ class IdentitySolver(FisherSolver):
     """
     Takes F for the identity: x = g, the vanilla policy gradient.
 
-    Damping does not apply. Step length and line search stay those of the other solvers, so a comparison
-    with them is one of directions only.
+    Damping does not apply; relative damping divides g by each block's mean eigenvalue. Step length and line search
+    stay those of the other solvers, so a comparison with them is one of directions only.
     """
 
     def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:

@@ -144,8 +144,7 @@ class KFACSolver(BlockDiagonalSolver):
         others: dict[str, th.Tensor | Gram] = {
             f"{block.name}.F": layers.dense_block(block) for block in dense_blocks(self._blocks)
         }
-        chain = layer_chain(layers) if self.columns == "exact" else None
-        pairs = None if chain is None else self.linalg.kronecker_factors(chain)
+        pairs = self.linalg.kronecker_factors(partial(layer_chain, layers)) if self.columns == "exact" else None
         if pairs is not None:
             for block, (a, g) in zip(layer_blocks(self._blocks), pairs, strict=True):
                 # They are parts of one tensor, which would be saved with each of them.

@@ -1,5 +1,8 @@
 """The Fisher of the actions taken, inverted in the space of samples."""
 
+from functools import reduce
+from itertools import chain
+
 import torch as th
 
 from sb3_npg.checks import check_integer
@@ -18,10 +21,10 @@ class WoodburySolver(FisherSolver):
     compatible function approximation. J is never formed: inner products of scores are products of inner products
     of what each layer saw and what came back to it.
 
-    For few rows and large networks: costs O(N² p^½ + N³) operations, and beside 8N² bytes, whatever the number of
-    parameters p, what each layer saw and what came back to it of all rows, in float64; for a convolution that is each
-    patch of each row. The Fisher is that of a sample, of rank N at most; all other solvers but "sampled" ones use
-    the expectation over actions.
+    For few rows and large networks: costs O(N² p^½ + N³) operations, and beside four matrices of N × N, 32N² bytes
+    whatever the number of parameters p, what each layer saw and what came back to it of all rows, in float64; for a
+    convolution that is each patch of each row. The Fisher is that of a sample, of rank N at most; all other solvers
+    but "sampled" ones use the expectation over actions.
 
     Kakade (2001), section 3; Ren & Goldfarb (2019), Efficient Subsampled Gauss-Newton and Natural Gradient Methods
     for Training Neural Networks, section 3.
@@ -41,8 +44,9 @@ class WoodburySolver(FisherSolver):
         if n_rows > self.max_rows:
             raise ValueError(
                 f"`fisher_solver`='woodbury' factorises a matrix of {n_rows:,} × {n_rows:,} rows of the rollout "
-                f"({8 * n_rows**2 / 2**30:.1f} GiB), more than its limit of {self.max_rows:,}. Use a smaller "
-                "`n_steps`, a larger `sub_sampling_factor`, or raise fisher_solver_kwargs={'max_rows': ...}."
+                f"({8 * n_rows**2 / 2**30:.1f} GiB, and three more of its size), more than its limit of "
+                f"{self.max_rows:,}. Use a smaller `n_steps`, a larger `sub_sampling_factor`, or raise "
+                "fisher_solver_kwargs={'max_rows': ...}."
             )
 
     def update(self, problem: Problem) -> None:
@@ -80,8 +84,8 @@ class Scores:
 
     def gram(self) -> th.Tensor:
         """Return JJᵀ, shape (N, N)."""
-        grams = [_layer_gram(record) for record in self._records]
-        return th.stack([*grams, *(scores @ scores.T for _, scores in self._dense)]).sum(dim=0)
+        grams = chain(map(_layer_gram, self._records), (scores @ scores.T for _, scores in self._dense))
+        return reduce(th.Tensor.add_, grams)  # one after the other: each is a matrix of N × N
 
     def push(self, vector: th.Tensor) -> th.Tensor:
         """Return J v, shape (N,), for v of shape (p,)."""
@@ -121,7 +125,7 @@ def _layer_gram(record: LayerRecord) -> th.Tensor:
     _, inputs, deltas = record
     _, n, n_positions, g = deltas.shape
     if n_positions == 1:
-        return (inputs[:, 0] @ inputs[:, 0].T) * (deltas[0, :, 0] @ deltas[0, :, 0].T)
+        return (inputs[:, 0] @ inputs[:, 0].T).mul_(deltas[0, :, 0] @ deltas[0, :, 0].T)
     # Over many positions, Jacobians of a few of the layer's outputs at a time are cheaper than all pairs of positions.
     total = inputs.new_zeros(n, n)
     at_once = max(1, LARGEST_TEMPORARY // (n * inputs.shape[2]))

@@ -422,9 +422,13 @@ def test_fused_update_is_adams_and_is_set_back():
     th.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("option", ["foreach", "capturable", "differentiable"])
-def test_implementation_of_adam_that_a_user_asked_for_stays(option):
-    optimizer = th.optim.Adam([nn.Parameter(th.ones(2))], **{option: True})
+@pytest.mark.parametrize(
+    "options",
+    [{"foreach": True}, {"foreach": False}, {"fused": False}, {"capturable": True}, {"differentiable": True}],
+    ids=str,
+)
+def test_implementation_of_adam_that_a_user_asked_for_stays(options):
+    optimizer = th.optim.Adam([nn.Parameter(th.ones(2))], **options)
     with fused(optimizer):
         assert not optimizer.param_groups[0]["fused"]
 

@@ -111,7 +111,7 @@ def test_sampled_records_are_the_scores_of_the_actions_taken(distribution, polic
     for record in records:
         index = index_of(record.block, expected.shape[1])
         recorded[:, index] = jacobians(record.inputs, record.deltas)[0]
-    monkeypatch.setattr("sb3_npg.fisher.layers._SCORES_AT_ONCE", 4)
+    monkeypatch.setattr("sb3_npg.fisher.rollout_fisher._ROWS_AT_ONCE", 4)
     for one in dense_blocks(problem.layers.blocks):
         recorded[:, one.span] = problem.layers.scores(one)
     th.testing.assert_close(recorded, expected, rtol=1e-10, atol=1e-12)
@@ -157,6 +157,15 @@ def test_looking_at_layers_leaves_no_trace():
     assert th.equal(th.get_rng_state(), state)
     assert not any(module._forward_hooks for module in problem.policy.modules())
     assert all(parameter.grad is None for parameter in problem.policy.parameters())
+
+
+@pytest.mark.parametrize("columns", ["exact", "propagated", "sampled"])
+@pytest.mark.parametrize("fast_paths", [True, False])
+def test_layers_are_looked_at_again_for_other_signs_alone(columns, fast_paths):
+    layers = make_problem("Gaussian", "Mlp", 5, fast_paths=fast_paths).layers
+    (first,), (again,), (other,) = (list(layers.records(columns, seed)) for seed in (0, 0, 1))
+    assert again is first
+    assert (other is first) == (columns != "propagated")
 
 
 # Columns

@@ -2,7 +2,9 @@
 
 import sys
 import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch as th
 
 from sb3_npg.linalg import conjugate_gradient
 from sb3_npg.linalg.cupy import CupyLinearAlgebra
-from sb3_npg.linalg.cupy.device import Launch
+from sb3_npg.linalg.cupy.device import Launch, forget_oldest
 from sb3_npg.linalg.cupy.gpu import CupyDevice
 from tests.linalg.chains import CHAINS, make_chain
 from tests.linalg.emulator import COMPILER, run_kernel
@@ -135,3 +137,18 @@ def test_an_old_device_is_refused(cupy, monkeypatch):
     monkeypatch.setattr(th.cuda, "get_device_capability", lambda device: (6, 1))
     with pytest.raises(RuntimeError, match=r"compute capability 7\.0"):
         CupyDevice(th.device("cuda"))
+
+
+class Racing(dict):
+    """What two threads keep in common: the other drops the oldest once this one has looked."""
+
+    def __iter__(self) -> Iterator[Any]:
+        keys = list(self.keys())
+        yield from keys
+        self.pop(keys[0])
+
+
+def test_two_threads_may_forget_the_same():
+    kept = Racing({size: size for size in range(3)})
+    forget_oldest(kept, leave=1)
+    assert sorted(kept.keys()) == [1, 2]

@@ -11,6 +11,8 @@ from sb3_npg.solvers.direction import DAMPING_RETRIES, find_direction
 class Diagonal:
     """A problem with a known F."""
 
+    scale = 1.0
+
     def __init__(self, *entries: float):
         self.entries = th.tensor(entries)
 

@@ -144,9 +144,12 @@ class CupyLinearAlgebra(LinearAlgebra):
             return super().kronecker_solves(systems, damping)
         return self.kroneckers.solve(systems, damping)
 
-    def kronecker_factors(self, chain: FisherChain) -> list[tuple[th.Tensor, th.Tensor]] | None:
+    def kronecker_factors(self, chain: Callable[[], FisherChain | None]) -> list[tuple[th.Tensor, th.Tensor]] | None:
         """Measure K-FAC's factors of all layers of a chain in one kernel, if they fit into shared memory."""
-        return self.factors.solve(chain) if chain.scale is None and self.factors.fits(chain) else None
+        system = chain()
+        if system is None or system.scale is not None or not self.factors.fits(system):
+            return None
+        return self.factors.solve(system)
 
     def factored_chain(self, chain: FisherChain, largest_eigen: int) -> RecordedChain | None:
         """Record K-FAC of a chain as two graphs, if kernels do all of it."""

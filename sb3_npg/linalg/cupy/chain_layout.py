@@ -9,7 +9,7 @@ import numpy as np
 import torch as th
 
 from sb3_npg.linalg.chain import ChainLayer, FisherChain
-from sb3_npg.linalg.cupy.sources import c_list, kernel_source, rounded_up, terms
+from sb3_npg.linalg.cupy.sources import c_list, kernel_source, real, rounded_up, terms
 
 _NO_SLOPE, GIVEN_SLOPE, _TANH_SLOPE = range(3)
 
@@ -115,7 +115,7 @@ class ChainLayout(ABC):
             "chain_cg",
             includes=("tensor_cores", "chain_layout", self.product),
             defines={
-                "REAL": "float" if shape.dtype == th.float32 else "double",
+                "REAL": real(shape.dtype),
                 "THREADS": self.threads,
                 "TERMS": terms(),
                 "TILE": self.tile,

@@ -6,8 +6,7 @@ from functools import lru_cache
 import torch as th
 
 from sb3_npg.linalg.cupy.device import Argument, Device, Launch, on_device
-from sb3_npg.linalg.cupy.eigen import by_block
-from sb3_npg.linalg.cupy.sources import kernel_source
+from sb3_npg.linalg.cupy.sources import by_block, kernel_source, real
 
 _SIDE, _THREADS = 16, 512
 #: Rows and columns of a matrix that a thread may hold in its registers.
@@ -74,7 +73,7 @@ class CholeskySolver:
 
 @lru_cache(maxsize=8)
 def _launch(sizes: tuple[tuple[int, int], ...], dtype: th.dtype) -> tuple[str, Launch]:
-    """Return the kernel for layers or matrices of such sizes, and how it is started."""
+    """Return the kernel for layers of such sizes, and how it is started."""
     held = max(map(_held, sizes))
     n_bytes = max(_shared_bytes(size, held) for size in sizes)
     return _source(sizes, dtype), Launch(len(sizes), _THREADS, n_bytes)
@@ -97,7 +96,7 @@ def _source(sizes: tuple[tuple[int, int], ...], dtype: th.dtype) -> str:
     return kernel_source(
         "cholesky_solve",
         {
-            "REAL": "float" if dtype == th.float32 else "double",
+            "REAL": real(dtype),
             "HELD": max(map(_held, sizes)),
             "LAYER_PARAMETERS": ", ".join(pointers.format(i) for i in range(len(sizes))),
             "LAYER": by_block(layers),

@@ -73,4 +73,4 @@ def on_device(number: float | th.Tensor, device: th.device) -> th.Tensor:
 def forget_oldest(kept: dict[Any, Any], leave: int) -> None:
     """Make room in what is kept by its shape: drop the oldest entries but so many."""
     for key in list(kept)[: max(0, len(kept) - leave)]:
-        del kept[key]
+        kept.pop(key, None)  # another thread may have dropped it

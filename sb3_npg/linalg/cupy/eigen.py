@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch as th
 
 from sb3_npg.linalg.cupy.device import Argument, Device, Launch
-from sb3_npg.linalg.cupy.sources import kernel_source, rounded_up
+from sb3_npg.linalg.cupy.sources import by_block, kernel_source, real, rounded_up
 from sb3_npg.linalg.kronecker import Eigen
 
 #: Threads that share two columns, and rows of a column that one of them holds at most.
@@ -29,10 +29,6 @@ class EigenSolver:
     def fits(self, n: int) -> bool:
         """Tell whether a matrix of n rows can be decomposed."""
         return 1 <= n <= _LANES * _MAX_ROWS and 8 * _shared_numbers(n) <= self.device.shared_bytes
-
-    def largest(self) -> int:
-        """Return the most rows that a matrix may have."""
-        return max((n for n in range(1, _LANES * _MAX_ROWS + 1) if self.fits(n)), default=0)
 
     def solve(self, matrices: Sequence[th.Tensor]) -> list[Eigen]:
         """
@@ -59,7 +55,7 @@ class EigenSolver:
 
 @lru_cache(maxsize=8)
 def _launch(sizes: tuple[int, ...], dtype: th.dtype) -> tuple[str, Launch]:
-    """Return the kernel for layers or matrices of such sizes, and how it is started."""
+    """Return the kernel for matrices of such sizes, and how it is started."""
     n_threads = rounded_up(_LANES * _groups(max(sizes)), 32)
     launch = Launch(len(sizes), n_threads, 8 * _shared_numbers(max(sizes)))
     return _source(sizes, dtype, n_threads), launch
@@ -76,12 +72,6 @@ def _shared_numbers(n: int) -> int:
     return n * (n | 1) + (groups + 1) * slot + 2 * groups + 1 + 32
 
 
-def by_block(values: Sequence[str]) -> str:
-    """Write the choice of a block's own value; an array would be copied to local memory."""
-    *others, last = values
-    return "(" + "".join(f"blockIdx.x == {i} ? {value} : " for i, value in enumerate(others)) + last + ")"
-
-
 def _source(sizes: tuple[int, ...], dtype: th.dtype, n_threads: int) -> str:
     matrices = range(len(sizes))
     is_single = dtype == th.float32
@@ -90,7 +80,7 @@ def _source(sizes: tuple[int, ...], dtype: th.dtype, n_threads: int) -> str:
     return kernel_source(
         "jacobi_eigen",
         {
-            "REAL": "float" if is_single else "double",
+            "REAL": real(dtype),
             "THREADS": n_threads,
             "LARGEST": max(sizes),
             "ROWS_USED": sum({1 << -(-n // _LANES) for n in sizes}),

@@ -10,7 +10,7 @@ import torch as th
 from sb3_npg.linalg.chain import FisherChain
 from sb3_npg.linalg.cupy.chain_layout import GIVEN_SLOPE, ChainShape, TileLayout
 from sb3_npg.linalg.cupy.device import Argument, Device, Launch, forget_oldest
-from sb3_npg.linalg.cupy.sources import c_list, kernel_source, rounded_up, terms
+from sb3_npg.linalg.cupy.sources import c_list, kernel_source, real, rounded_up, terms
 
 
 class Plan(NamedTuple):
@@ -70,7 +70,7 @@ class FactorShape(NamedTuple):
             "chain_factors",
             includes=("tensor_cores",),
             defines={
-                "REAL": "float" if self.layers.dtype == th.float32 else "double",
+                "REAL": real(self.layers.dtype),
                 "THREADS": TileLayout.threads,
                 "TERMS": terms(),
                 "TILE": plan.tile,

@@ -7,8 +7,7 @@ import torch as th
 
 from sb3_npg.linalg.backend import KroneckerSystem
 from sb3_npg.linalg.cupy.device import Argument, Device, Launch, on_device
-from sb3_npg.linalg.cupy.eigen import by_block
-from sb3_npg.linalg.cupy.sources import kernel_source, rounded_up, row_stride
+from sb3_npg.linalg.cupy.sources import by_block, kernel_source, real, rounded_up, row_stride
 
 _MAX_THREADS = 512
 
@@ -61,7 +60,7 @@ class KroneckerSolver:
 
 @lru_cache(maxsize=8)
 def _launch(sizes: tuple[tuple[int, int], ...], dtype: th.dtype) -> tuple[str, Launch]:
-    """Return the kernel for layers or matrices of such sizes, and how it is started."""
+    """Return the kernel for layers of such sizes, and how it is started."""
     n_tiles = max(-(-g // 4) * -(-a // 4) for g, a in sizes)
     n_threads = min(rounded_up(n_tiles, 32), _MAX_THREADS)
     n_bytes = max(_shared_numbers(g, a) for g, a in sizes) * dtype.itemsize
@@ -88,7 +87,7 @@ def _source(sizes: tuple[tuple[int, int], ...], dtype: th.dtype, n_threads: int)
     return kernel_source(
         "kron_solve",
         {
-            "REAL": "float" if dtype == th.float32 else "double",
+            "REAL": real(dtype),
             "THREADS": n_threads,
             "SYSTEM_PARAMETERS": ", ".join(pointers.format(i) for i in range(len(sizes))),
             "SYSTEM": by_block([system.format(i, g, a) for i, (g, a) in enumerate(sizes)]),

@@ -10,7 +10,7 @@ from sb3_npg.graphs import Capture, Graph
 from sb3_npg.linalg.chain import FisherChain
 from sb3_npg.linalg.cupy.chain_copy import ChainCopy, chain_key
 from sb3_npg.linalg.cupy.device import Argument, Device, FusedSolution, Launch, forget_oldest
-from sb3_npg.linalg.cupy.sources import kernel_source
+from sb3_npg.linalg.cupy.sources import kernel_source, real
 from sb3_npg.linalg.krylov import Operator
 
 _THREADS = 1024
@@ -101,7 +101,7 @@ class StepSolver:
         v, n = vectors, len(vectors.right)
         dtype, x, product = v.right.dtype, v.solution[0], v.solution[1]
         scalar = np.float32 if dtype == th.float32 else np.float64
-        source = kernel_source("krylov", {"REAL": "float" if dtype == th.float32 else "double", "THREADS": _THREADS})
+        source = kernel_source("krylov", {"REAL": real(dtype), "THREADS": _THREADS})
         n_blocks = max(1, min(-(-n // BLOCK_UNKNOWNS), self.device.n_processors))
         launch = Launch(n_blocks, _THREADS, _THREADS // 32 * dtype.itemsize, cooperative=n_blocks > 1)
         sizes: list[Argument] = [np.int32(n), np.int32(max_steps)]

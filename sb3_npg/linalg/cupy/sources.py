@@ -1,8 +1,10 @@
 """The CUDA sources of the kernels, and the constants that they are compiled with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+
+import torch as th
 
 from sb3_npg.precision import products_in_tf32
 
@@ -36,6 +38,17 @@ def terms() -> int:
     As torch's own matrix products do, kernels follow its switch.
     """
     return 1 if products_in_tf32() else 3
+
+
+def real(dtype: th.dtype) -> str:
+    """Return the kernels' type for numbers of a dtype."""
+    return "float" if dtype == th.float32 else "double"
+
+
+def by_block(values: Sequence[str]) -> str:
+    """Write the choice of a block's own value; an array would be copied to local memory."""
+    *others, last = values
+    return "(" + "".join(f"blockIdx.x == {i} ? {value} : " for i, value in enumerate(others)) + last + ")"
 
 
 def c_list(numbers: "list[int] | tuple[int, ...]") -> str:
