@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sb3_npg.local_problem import LocalProblem
 from tests import reference
@@ -201,6 +202,43 @@ def test_an_operation_whose_derivative_is_written_out_is_as_good_as_torch_s():
         for kind in (activation(Written), nn.Tanh)
     ]
     assert updates[0][0]["train/kl"] == pytest.approx(updates[1][0]["train/kl"], rel=1e-3)
+
+
+@pytest.mark.parametrize("fast_paths", [True, False])
+def test_a_kink_at_zeros_is_no_loss(fast_paths, tmp_path):
+    """A fresh PReLU sees zeros where a policy is tried on zeros, and there its two derivatives differ."""
+    agent = make_agent("vector", policy_kwargs={"activation_fn": nn.PReLU}, fast_paths=fast_paths)
+    (figures,) = train(agent, 1)
+    assert figures["train/is_line_search_success"] == 1
+    agent.save(tmp_path / "agent")
+    assert same(snapshot(type(agent).load(tmp_path / "agent")), snapshot(agent))
+
+
+class Convolutions(BaseFeaturesExtractor):
+    """Two convolutions, with or without what they make kept for their derivatives."""
+
+    def __init__(self, space: spaces.Box, is_checkpointed: bool):
+        super().__init__(space, 8)
+        self.is_checkpointed = is_checkpointed
+        self.layers = nn.Sequential(nn.Conv2d(space.shape[0], 3, 3, 2), nn.Tanh(), nn.Conv2d(3, 2, 2), nn.Tanh())
+        self.last = nn.LazyLinear(8)
+        self(th.zeros(1, *space.shape))
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        if not self.is_checkpointed:
+            return self.last(self.layers(images).flatten(1))
+        return self.last(checkpoint(self.layers, images, use_reentrant=False).flatten(1))
+
+
+@pytest.mark.parametrize("solver", ["cg", "kfac", "ekfac", "diagonal", "woodbury"])
+def test_layers_that_are_computed_again_for_their_derivatives_count_once(solver):
+    kwargs = {"features_extractor_class": Convolutions, "normalize_images": True}
+    updates = [
+        train(make_agent("image", policy_kwargs={**kwargs, **extractor}, fisher_solver=solver, fast_paths=False), 1)
+        for extractor in ({"features_extractor_kwargs": {"is_checkpointed": way}} for way in (False, True))
+    ]
+    for name in ("train/kl", "train/natural_gradient_norm", "train/solver_residual"):
+        assert updates[1][0][name] == pytest.approx(updates[0][0][name], rel=1e-3)
 
 
 def test_a_policy_that_detaches_its_outputs_is_refused():

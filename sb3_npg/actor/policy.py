@@ -17,7 +17,7 @@ from sb3_npg.fisher import (
     rows_within,
 )
 from sb3_npg.numerics import NumericalFailure, refusals_as_failures
-from sb3_npg.observations import take_rows
+from sb3_npg.observations import take_rows, uneven_observations
 from sb3_npg.output_fisher import make_output_fisher
 from sb3_npg.parameters import ParameterVector, reached_parameters
 
@@ -147,16 +147,24 @@ def require_products(policy: ActorCriticPolicy, observations: PyTorchObs, parame
     :param parameters: those that act
     :raises ValueError: if torch does not know how, or an operation's backward pass is not differentiated itself
     """
-    with th.enable_grad():
-        outputs = _first_outputs(policy, observations)
+    try:
+        _try_products(policy, observations, parameters)
+    except RuntimeError as error:
         try:
-            _require_whole(Linearization(outputs, parameters))
-        except RuntimeError as error:
+            # Zeros may lie on a kink, where the first and the second derivatives of prelu are not of the same side.
+            _try_products(policy, uneven_observations(observations), parameters)
+        except RuntimeError:
             raise ValueError(
                 f"`policy`={type(policy).__name__} computes something that torch cannot differentiate twice, and "
                 f"products with the Fisher are second derivatives: {error}. Write it in operations that it can, such "
                 "as th.linalg.vector_norm of differences in the place of th.cdist."
             ) from error
+
+
+def _try_products(policy: ActorCriticPolicy, observations: PyTorchObs, parameters: ParameterVector) -> None:
+    """Fail with a RuntimeError if J of the first row cannot be had, or lacks what Jᵀ has."""
+    with th.enable_grad():
+        _require_whole(Linearization(_first_outputs(policy, observations), parameters))
 
 
 def _require_whole(linearization: Linearization) -> None:
@@ -181,7 +189,7 @@ def _require_whole(linearization: Linearization) -> None:
     tangent = linearization.push(th.cat(parts).to(outputs))
     missing = float(reached.sum() - (u.double() * tangent.double()).sum())
     if abs(missing) > _MOST_MISSING:
-        raise RuntimeError(f"a part of the derivatives is lost ({missing:.2g} of {int(reached.sum())})")
+        raise RuntimeError("a part of the derivatives is lost")
 
 
 def _first_outputs(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:

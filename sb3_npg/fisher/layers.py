@@ -118,8 +118,9 @@ class LayeredFisher(ChunkedRecords):
         """Find layers on a few rows, the bytes that a row's records take, and the parts that depend on a layer."""
         n = min(PROBE_ROWS, self.n_rows)
         modules = [module for module in self.acting.module.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-        with recorded_calls(modules) as calls, th.enable_grad():
-            parts = self.acting.act(slice(0, n)).parts
+        with th.enable_grad():
+            with recorded_calls(modules) as calls:
+                parts = self.acting.act(slice(0, n)).parts
             layers = find_layers(calls, parts, self.acting.model.parameters, self.acting.module)
         calls = [call for call in calls if any(use.made(call) for use in layers)]
         n_columns = sum(part.shape[1] for part in parts)
@@ -140,8 +141,9 @@ class LayeredFisher(ChunkedRecords):
         self, rows: slice, columns: Columns, generator: th.Generator, weight_sharing: WeightSharing
     ) -> list[LayerRecord]:
         layers = {layer for use in self._layers for layer in use.layers}
-        with recorded_calls(layers) as calls, th.enable_grad():
-            acting = self.acting.act(rows)
+        with th.enable_grad():
+            with recorded_calls(layers) as calls:
+                acting = self.acting.act(rows)
             if not calls:
                 return []
             gradients = self._backpropagated(acting, columns, generator, [call.output for call in calls])

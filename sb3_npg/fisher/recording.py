@@ -66,6 +66,8 @@ def recorded_calls(layers: Iterable[nn.Module]) -> Iterator[list[Call]]:
     """
     Record the calls of layers within the block, in their order.
 
+    Differentiate after the block: checkpoints call their layers again while they are differentiated.
+
     :param layers: the modules to listen to
     :return: the calls, filled while the block runs
     """

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import os
 import runpy
 import shutil
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: the command and its arguments; the process's by default
     :return: the exit status
     """
+    enter_folder()
     given = sys.argv[1:] if argv is None else argv
     command, *arguments = given or ["--help"]
     try:
@@ -86,14 +88,23 @@ def run(command: str, arguments: Sequence[str]) -> None:
         sys.argv = before
 
 
+def enter_folder() -> None:
+    """Let modules of the folder be found, environments and configs above all, as ``python -m`` does by itself."""
+    if os.getcwd() in sys.path or "" in sys.path:
+        return
+    sys.path.insert(0, os.getcwd())
+    if importlib.util.find_spec("custom_envs") is not None:  # which the zoo has looked for before
+        importlib.import_module("custom_envs")
+
+
 def complete(command: str, arguments: Sequence[str]) -> list[str]:
     """Return the arguments, with those that have another default here than in the zoo."""
-    completed = list(arguments)
-    if command in WITH_ALGO and named(completed).algo is None:
-        completed += ["--algo", "npg"]
-    if command in READING and named(completed).folder is None:
-        completed += ["-f", LOG_FOLDER]
-    return completed
+    defaults: list[str] = []
+    if command in WITH_ALGO and named(arguments).algo is None:
+        defaults += ["--algo", "npg"]
+    if command in READING and named(arguments).folder is None:
+        defaults += ["-f", LOG_FOLDER]
+    return [*defaults, *arguments]
 
 
 def check(command: str, arguments: Sequence[str]) -> None:
@@ -109,7 +120,7 @@ def check(command: str, arguments: Sequence[str]) -> None:
     given = named(arguments)
     if command in ("train", *READING):
         for package in given.gym_packages:
-            importlib.import_module(package)
+            import_package(package)
         check_environment(given.env)
     if command in READING:
         check_folder(Path(given.folder), given.algo, given.env)
@@ -121,13 +132,23 @@ def check(command: str, arguments: Sequence[str]) -> None:
 
 def named(arguments: Sequence[str]) -> argparse.Namespace:
     """Read those arguments of the zoo's commands that are looked at here."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--algo")
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("-f", "--folder", "--log-folder")
     parser.add_argument("-i", "--trained-agent")
     parser.add_argument("--gym-packages", nargs="+", default=[])
     return parser.parse_known_args(arguments)[0]
+
+
+def import_package(name: str) -> None:
+    """Import what registers environments, also from the folder that the command is called in."""
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ZooError(f"--gym-packages {name}: no such module is installed or in this folder.") from error
 
 
 def check_environment(env_id: str) -> None:

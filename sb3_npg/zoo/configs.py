@@ -5,8 +5,10 @@ The hyperparameters that come with the package, and the check of a block of hype
 """
 
 import inspect
+import sys
 from copy import deepcopy
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import yaml
@@ -41,6 +43,8 @@ COMMAND_LINE = {
 }
 #: Keys whose values name classes.
 CLASSES = ("callback", "env_wrapper", "vec_env_wrapper")
+#: Keys whose values are arguments of something else than NPG and its policy, which may be text that reads as a number.
+OTHERS = (*CLASSES, "env_kwargs", "monitor_kwargs")
 #: Arguments that may follow a schedule.
 SCHEDULES = ("learning_rate", "damping", "target_kl", "step_size")
 #: Arguments of sb3-contrib's TRPO by what they are called here.
@@ -68,7 +72,9 @@ def check_block(block: dict[str, Any], source: str) -> None:
         if key not in ZOO_KEYS | NPG_KEYS:
             raise ZooError(f"{source}: `{key}` is unknown. {_way_out(key)}")
         _check_schedule(key, value, source)
-        _check_text(key, value, source)
+        _check_name(key, value, source)
+        if key not in OTHERS:
+            _check_text(key, value, source)
         if key in CLASSES:
             _check_classes(key, value, source)
 
@@ -95,6 +101,24 @@ def _check_schedule(key: str, value: Any, source: str) -> None:
         make_schedule(key, value)
     except ValueError as error:
         raise ZooError(f"{source}: {error}") from None
+
+
+def _check_name(key: str, value: Any, source: str) -> None:
+    """Refuse a function or class that a saved config could not name, so that nothing could load the agent."""
+    if isinstance(value, dict):
+        for inner, item in value.items():
+            _check_name(f"{key}[{inner!r}]", item, source)
+    if not isinstance(value, (type, FunctionType)):
+        return
+    found: Any = sys.modules.get(value.__module__)
+    for name in value.__qualname__.split("."):
+        found = getattr(found, name, None)
+    if found is not value:
+        raise ZooError(
+            f"{source}: `{key}`={value.__qualname__} could not be found again when the agent is loaded. Define it in "
+            "a module that can be imported, in a file of its own in this folder, and import it in the config. "
+            "A schedule that falls to 0 is 'lin_0.01'."
+        )
 
 
 def _check_text(key: str, value: Any, source: str) -> None:

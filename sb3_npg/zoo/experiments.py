@@ -1,6 +1,7 @@
 """What the zoo's experiments do otherwise for NPG: find its config, check it, and prune trials in numerical trouble."""
 
 import math
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -20,12 +21,15 @@ from sb3_npg.zoo.errors import ZooError
 
 #: Where the zoo looks without --conf-file. It has no file for NPG.
 _ZOO_CONFIG = Path(rl_zoo3.__file__).parent / "hyperparams" / "npg.yml"
+#: Packages that check hyperparameters.
+_REFUSING = ("sb3_npg", "stable_baselines3", "rl_zoo3")
 _Method = Callable[..., Any]
 
 
 def check_experiments() -> None:
     """Let an experiment with NPG find the package's config, and refuse a bad one by one clear line."""
     _replace("read_hyperparameters", _checked_reading)
+    _replace("load_trial", _checked_trial)
     _replace("setup_experiment", _with_source)
 
 
@@ -73,6 +77,18 @@ def _checked_reading(original: _Method) -> _Method:
     return read_hyperparameters
 
 
+def _checked_trial(original: _Method) -> _Method:
+    def load_trial(self: ExperimentManager, storage: str, study_name: str, trial_id: int, *args: Any) -> Any:
+        try:
+            return original(self, storage, study_name, trial_id, *args)
+        except KeyError as error:
+            raise ZooError(f"--study-name={study_name}: there is no such study in --storage={storage}.") from error
+        except IndexError as error:
+            raise ZooError(f"--trial-id={trial_id}: the study {study_name} has no such trial.") from error
+
+    return load_trial
+
+
 def _with_source(original: _Method) -> _Method:
     def setup_experiment(self: ExperimentManager) -> Any:
         try:
@@ -80,9 +96,17 @@ def _with_source(original: _Method) -> _Method:
         except ZooError:
             raise
         except ValueError as error:
+            if not _is_complaint(error):
+                raise
             raise ZooError(f"{_source(self)}: {error}") from error
 
     return setup_experiment
+
+
+def _is_complaint(error: Exception) -> bool:
+    """Tell whether hyperparameters were refused, or something failed in an environment, which its traceback shows."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] in _REFUSING
 
 
 def _pruning(original: _Method) -> _Method:
@@ -100,15 +124,16 @@ def _pruning(original: _Method) -> _Method:
 
 def _watching(original: _Method) -> _Method:
     def hyperparameters_optimization(self: ExperimentManager) -> None:
-        asked = self.specified_callbacks if isinstance(self.specified_callbacks, list) else [self.specified_callbacks]
-        self.specified_callbacks = [*asked, f"{PruneSkippedUpdates.__module__}.{PruneSkippedUpdates.__name__}"]
+        asked = [] if self.specified_callbacks is None else self.specified_callbacks
+        mine = f"{PruneSkippedUpdates.__module__}.{PruneSkippedUpdates.__name__}"
+        self.specified_callbacks = [*(asked if isinstance(asked, list) else [asked]), mine]
         try:
             original(self)
         except ValueError as error:
             if "No trials are completed" not in str(error):
                 raise
             raise ZooError(
-                f"{_source(self)}: no trial came to its end; all were pruned. Their messages tell why."
+                f"{_source(self)}: no trial came to its end; all were pruned or interrupted. Their messages tell why."
             ) from error
 
     return hyperparameters_optimization

@@ -68,8 +68,9 @@ def test_npg_and_the_local_folder_are_the_defaults(here, capsys):
     assert "logs/npg/CartPole-v1_1" in capsys.readouterr().out
 
 
-def test_other_algorithms_are_left_alone(here, capsys):
-    call("train", "--algo", "ppo", "--env", ENV, "-n", "64", "--eval-freq", "-1", *SMALL)
+@pytest.mark.parametrize("option", ["--algo", "--alg"])
+def test_other_algorithms_are_left_alone(here, capsys, option):
+    call("train", option, "ppo", "--env", ENV, "-n", "64", "--eval-freq", "-1", *SMALL)
     assert "hyperparams/ppo.yml" in capsys.readouterr().out
 
 
@@ -132,6 +133,20 @@ def test_stock_commands_know_npg_by_one_line_in_custom_envs(tmp_path):
     done = subprocess.run([sys.executable, "-m", "rl_zoo3.train", *arguments], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert (runs(tmp_path)[0] / f"{ENV}.zip").is_file()
+
+
+def test_the_installed_command_knows_the_folder_that_it_is_called_in(tmp_path):
+    for module, name in (("custom_envs", "Mine-v0"), ("my_envs", "Other-v0")):
+        entry = f"import gymnasium as gym\ngym.register({name!r}, 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+        (tmp_path / f"{module}.py").write_text(entry)
+    (tmp_path / "mine.py").write_text(
+        "block = {'n_timesteps': 32, 'policy': 'MlpPolicy'}\nhyperparams = {'Mine-v0': block, 'Other-v0': block}\n"
+    )
+    script = Path(sys.executable).with_name("sb3-npg")
+    for arguments in (["Mine-v0"], ["Other-v0", "--gym-packages", "my_envs"]):
+        more = ["--conf-file", "mine", "--eval-freq", "-1", *SMALL]
+        done = subprocess.run([script, "train", "--env", *arguments, *more], cwd=tmp_path, capture_output=True)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

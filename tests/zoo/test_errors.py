@@ -2,6 +2,9 @@
 
 import shutil
 
+import gymnasium as gym
+import numpy as np
+import optuna
 import pytest
 
 from sb3_npg import NPG
@@ -80,6 +83,9 @@ def test_bad_files(tmp_path, capsys, text, words):
         (["train", "--env", ENV, "-i", "nowhere.zip"], ["nowhere.zip", "no such file"]),
         (["train", "--env", ENV, "-params", "n_step:3"], ["`n_step` is unknown"]),
         (["train", "--env", ENV, "--trial-id", "0"], ["--trial-id=0"]),
+        (["train", "--env", ENV, "--gym-packages", "nowhere"], ["--gym-packages nowhere", "no such module"]),
+        (["enjoy", "--fold", "elsewhere", "--env", ENV], ["--folder=elsewhere holds no run of npg"]),
+        (["enjoy", "--alg", "ppo", "--env", ENV], ["--folder=logs holds no run of ppo"]),
         (["enjoy", "--env", ENV], ["--folder=logs", "sb3-npg train --algo npg"]),
         (["record_video", "--env", ENV, "-f", "elsewhere"], ["--folder=elsewhere"]),
         (["trian", "--env", ENV], ["Did you mean train?"]),
@@ -89,6 +95,59 @@ def test_bad_files(tmp_path, capsys, text, words):
 def test_missing_things(capsys, arguments, words):
     message = complaint(capsys, *arguments)
     assert all(word in message for word in words)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"env_kwargs": {"level": "2"}},
+        {
+            "callback": {
+                "stable_baselines3.common.callbacks.CheckpointCallback": {"save_freq": 9, "name_prefix": "2024"}
+            }
+        },
+        {"env_wrapper": {"gymnasium.wrappers.RecordVideo": {"video_folder": "2024"}}},
+    ],
+    ids=lambda block: next(iter(block)),
+)
+def test_what_others_are_given_may_be_text(block):
+    check_block({"n_timesteps": 100, "policy": "MlpPolicy", **block}, "mine.yml")
+
+
+@pytest.mark.parametrize("value", ["lambda progress: 0.1 * progress", "falling", "Falling()", "nn.Tanh"])
+def test_what_a_saved_config_cannot_name_is_refused(tmp_path, capsys, value):
+    text = f"""
+from torch import nn
+def falling(progress):
+    return 0.1 * progress
+class Falling:
+    __call__ = staticmethod(falling)
+hyperparams = {{"{ENV}": dict(n_timesteps=1, policy="MlpPolicy", target_kl={value}, damping=-1.0)}}
+"""
+    (tmp_path / "mine.py").write_text(text)
+    message = complaint(capsys, "train", "--env", ENV, "--conf-file", "mine.py")
+    if value in ("Falling()", "nn.Tanh"):
+        assert "found again" not in message
+    else:
+        assert all(word in message for word in ("`target_kl`", "found again", "mine.py", "'lin_0.01'"))
+
+
+def test_a_study_that_is_not_there(capsys):
+    optuna.create_study(storage="sqlite:///here.db", study_name="here")
+    train = ["train", "--env", ENV, "--trial-id", "2", "--storage", "sqlite:///here.db", "--study-name"]
+    assert "--study-name=elsewhere" in complaint(capsys, *train, "elsewhere")
+    assert "--trial-id=2" in complaint(capsys, *train, "here")
+
+
+def test_an_environment_s_own_error_is_its_own(monkeypatch):
+    def broken(**kwargs):
+        return np.zeros(3) + np.zeros(4)
+
+    monkeypatch.setitem(gym.registry, "Broken-v0", gym.envs.registration.EnvSpec("Broken-v0", broken))
+    monkeypatch.setitem(hyperparams, "Broken-v0", {"n_timesteps": 1, "policy": "MlpPolicy"})
+    with pytest.raises(ValueError, match="broadcast") as raised:
+        main(["train", "--env", "Broken-v0", "--conf-file", "sb3_npg.zoo.configs"])
+    assert raised.traceback[-1].name == "broken"
 
 
 def test_record_training_without_ffmpeg(tmp_path, capsys, monkeypatch):

@@ -62,6 +62,13 @@ def test_a_failing_trial_is_pruned(tmp_path, monkeypatch, capsys, error):
     assert "Number of finished trials:  2" in capsys.readouterr().out
 
 
+def test_a_block_may_name_no_callback(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yml").write_text(f"{ENV}: {{n_timesteps: 64, policy: MlpPolicy, callback: null}}\n")
+    assert main([*SEARCH, "--env", ENV, "-conf", "mine.yml", "--n-trials", "1"]) == 0
+    assert "Number of finished trials:  1" in capsys.readouterr().out
+
+
 class NaNRewards(gym.Wrapper):
     """Every reward is NaN."""
 
