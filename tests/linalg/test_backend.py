@@ -112,4 +112,5 @@ def test_kernels_compile(name, architecture):
     log = io.StringIO()
     core.Program(SOURCES[name], "c++", options).compile("cubin", logs=log)
     assert "warning" not in log.getvalue()
-    assert set(re.findall(r"(\d+) bytes spill", log.getvalue())) == {"0"}
+    # Out of registers, a loop spills hundreds of bytes. CUDA 13.0's compiler sets up to eight numbers aside.
+    assert max(map(int, re.findall(r"(\d+) bytes spill", log.getvalue()))) <= 32
