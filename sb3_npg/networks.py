@@ -14,7 +14,14 @@ from torch import nn
 
 from sb3_npg.fisher import FeedForward, is_hooked, is_plain, sequence_of, split_rows
 from sb3_npg.observations import count_rows, take_rows
-from sb3_npg.output_fisher import ExplorationNoise, GaussianFisher, OutputFisher, make_noise, plain_output_fisher
+from sb3_npg.output_fisher import (
+    ExplorationNoise,
+    GaussianFisher,
+    OutputFisher,
+    StateDependentNoise,
+    make_noise,
+    plain_output_fisher,
+)
 
 #: What a policy class may not do in a way of its own.
 _COMPUTING = (
@@ -23,7 +30,10 @@ _COMPUTING = (
 )  # fmt: skip
 #: Rows whose features are extracted at once.
 _ROWS_AT_ONCE = 512
-_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+#: Modules that leave something to chance in training mode.
+_RANDOM = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU
+)  # fmt: skip
 
 
 class CriticNetwork(NamedTuple):
@@ -99,9 +109,10 @@ class PolicyNetworks(NamedTuple):
         """
         if not (self.extracts and self.critic.shares):
             return 0
-        modules = set(self.policy.pi_features_extractor.modules())
-        layers = [layer for layer in self.actor.layers if layer.linear in modules]
-        return len(layers) if all(layer.activation in (None, *modules) for layer in layers) else None
+        front = _front(self.policy, self.policy.pi_features_extractor)
+        alone = None if front is None else _read(self.policy, front, observes=True)
+        n = 0 if alone is None else len(alone.layers)
+        return n if alone is not None and alone.layers == self.actor.layers[:n] else None
 
     def observes_vectors(self) -> bool:
         """Tell whether the features of actor and critic are the observations themselves, as floats."""
@@ -146,6 +157,8 @@ def read_networks(policy: ActorCriticPolicy) -> PolicyNetworks | None:
     actor = _read(policy, [*front, policy.mlp_extractor.policy_net, policy.action_net], observes=bool(front))
     if actor is None or (noise is not None and is_hooked(noise.parameter)):
         return None
+    if isinstance(noise, StateDependentNoise) and _first_leaf(policy.action_net) is not actor.layers[-1].linear:
+        return None  # the noise's features are what goes into `action_net`
     noises = [] if noise is None else [noise.parameter]
     owned = [id(parameter) for parameter in (*actor.parameters(), *critic.layers.parameters(), *noises)]
     if len(set(owned)) < len(owned):  # two of them share one
@@ -209,14 +222,28 @@ def _is_constant(extractor: nn.Module) -> bool:
     return not (
         any(parameter.requires_grad for parameter in extractor.parameters())
         or any(True for _ in extractor.buffers())
-        or any(isinstance(module, _DROPOUT) for module in extractor.modules())
+        or any(isinstance(module, _RANDOM) for module in extractor.modules())
     )
 
 
 def _function_of(policy: ActorCriticPolicy, name: str) -> object:
     """Return what a method is; a copy that was made during a rollout has SB3's ``forward`` as one of its own."""
     method = getattr(policy, name)
-    return getattr(method, "func", None) or getattr(method, "__func__", None)
+    if isinstance(method, partial):
+        return None if method.keywords or [*map(id, method.args)] != [id(policy)] else method.func
+    return getattr(method, "__func__", None) if getattr(method, "__self__", None) is policy else None
+
+
+def _first_leaf(module: nn.Module) -> nn.Module | None:
+    """Return the first part that has none itself and does something."""
+    leaves = (part for part in module.modules() if not any(True for _ in part.children()))
+    return next((leaf for leaf in leaves if type(leaf) is not nn.Identity), None)
+
+
+def _shares_as_sb3(policy: ActorCriticPolicy) -> bool:
+    """Tell whether the three names of a shared features extractor are one's."""
+    pi, vf = policy.pi_features_extractor, policy.vf_features_extractor
+    return not policy.share_features_extractor or policy.features_extractor is pi is vf
 
 
 def _computes_as_sb3(policy: ActorCriticPolicy) -> bool:
@@ -224,6 +251,7 @@ def _computes_as_sb3(policy: ActorCriticPolicy) -> bool:
     trunk = getattr(policy, "mlp_extractor", None)
     return (
         all(_function_of(policy, name) is getattr(ActorCriticPolicy, name) for name in _COMPUTING)
+        and _shares_as_sb3(policy)
         and type(trunk) is MlpExtractor
         and is_plain(trunk)
         and not {"forward_actor", "forward_critic"} & set(vars(trunk))

@@ -1,8 +1,9 @@
 """Numerical failure: never the end of a run, never a step on a NaN."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import compress
 from typing import Any
 
 import torch as th
@@ -29,6 +30,23 @@ def require_finite(what: str, *tensors: th.Tensor) -> None:
     """
     if not all_finite(*tensors):
         raise NumericalFailure(f"{what} is not finite")
+
+
+@contextmanager
+def kept_finite(what: str, tensors: Iterable[th.Tensor]) -> Iterator[None]:
+    """
+    Stop an update in which tensors that are finite when the block begins are not when it ends.
+
+    Others stay out of it: a mask is infinite by intent.
+
+    :param what: words for the log, such as ``"what a module remembers"``
+    :param tensors: what the block writes to
+    :raises NumericalFailure: if one becomes NaN or infinite
+    """
+    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+    were_finite = th.stack([tensor.isfinite().all() for tensor in floats]).tolist() if floats else []
+    yield
+    require_finite(what, *compress(floats, were_finite))
 
 
 #: How torch's distributions, and its random numbers, begin what they say to a NaN.

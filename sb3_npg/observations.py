@@ -31,17 +31,16 @@ def zero_observations(observations: PyTorchObs) -> PyTorchObs:
 
 
 def uneven_observations(observations: PyTorchObs) -> PyTorchObs:
-    """Return as many observations that are no zeros, where they are not numbers of a list."""
+    """Return as many observations that are no zeros."""
     if isinstance(observations, dict):
         return {key: _uneven(tensor) for key, tensor in observations.items()}
     return _uneven(observations)
 
 
 def _uneven(tensor: th.Tensor) -> th.Tensor:
-    numbers = th.arange(1, tensor.numel() + 1, device=tensor.device).view_as(tensor)
-    if tensor.dtype == th.uint8:
-        return numbers.to(th.uint8)
-    return numbers.cos().to(tensor) if tensor.is_floating_point() else tensor
+    if not tensor.is_floating_point():
+        return th.ones_like(tensor)
+    return th.arange(1, tensor.numel() + 1, device=tensor.device).view_as(tensor).cos().to(tensor)
 
 
 def _finite(tensor: th.Tensor) -> th.Tensor:

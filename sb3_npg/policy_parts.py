@@ -19,6 +19,7 @@ from torch import nn
 from sb3_npg.actor import acting_parameters, require_products
 from sb3_npg.fisher import split_rows
 from sb3_npg.networks import CriticNetwork, PolicyNetworks, read_critic, read_networks
+from sb3_npg.numerics import kept_finite
 from sb3_npg.observations import count_rows, take_rows
 from sb3_npg.parameters import ParameterVector, reached_parameters
 
@@ -98,12 +99,14 @@ def refresh_running_statistics(
     :param modules: those that may be renewed; modules without buffers, dropout among them, stay as they are
     :param observations: the rollout's
     :param batch_size: largest number of rows in one batch
+    :raises NumericalFailure: if what they remember is not finite any more
     """
     remembering = [module for module in modules if any(True for _ in module.buffers(recurse=False))]
     n_rows = count_rows(observations)
     if not remembering or n_rows < 2:  # the variance of one row is not defined
         return
-    with training_mode(remembering, True), th.no_grad():
+    kept = [buffer for module in remembering for buffer in module.buffers(recurse=False)]
+    with training_mode(remembering, True), th.no_grad(), kept_finite("what modules remember of a rollout", kept):
         for rows in split_rows(n_rows, max(batch_size, 3)):
             compute(take_rows(observations, rows))
 

@@ -27,7 +27,7 @@ ROOMS = {
         "solvers",
     },
     "local_problem": {"actor", "fisher", "linalg", "numerics", "policy_parts", "trust_region"},
-    "policy_parts": {"actor", "fisher", "networks", "observations", "parameters"},
+    "policy_parts": {"actor", "fisher", "networks", "numerics", "observations", "parameters"},
     "acting": {"graphs", "networks", "numerics", "observations", "output_fisher"},
     "rollout": {"numerics"},
     "actor": {"fisher", "networks", "numerics", "observations", "output_fisher", "parameters"},

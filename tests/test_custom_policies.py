@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -12,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sb3_npg.local_problem import LocalProblem
 from tests import reference
-from tests.agents import make_agent, same, snapshot, train
+from tests.agents import TargetEnv, make_agent, same, snapshot, train
 from tests.cases import make_actions, make_observations
 
 N = 6
@@ -212,6 +214,26 @@ def test_a_kink_at_zeros_is_no_loss(fast_paths, tmp_path):
     assert figures["train/is_line_search_success"] == 1
     agent.save(tmp_path / "agent")
     assert same(snapshot(type(agent).load(tmp_path / "agent")), snapshot(agent))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [spaces.MultiBinary(4), spaces.Box(-5, 5, (3,), np.int64), spaces.Discrete(3), spaces.Box(0, 255, (3,), np.uint8)],
+    ids=repr,
+)
+def test_a_kink_at_zeros_is_no_loss_whatever_is_observed(space):
+    class Observing(gym.Wrapper):
+        observation_space = space
+
+        def reset(self, **kwargs: Any) -> Any:
+            return space.sample(), super().reset(**kwargs)[1]
+
+        def step(self, action: Any) -> Any:
+            return space.sample(), *super().step(action)[1:]
+
+    space.seed(0)
+    agent = make_agent(Observing(TargetEnv()), policy_kwargs={"activation_fn": nn.PReLU})
+    assert len(train(agent, 1)) == 1
 
 
 class Convolutions(BaseFeaturesExtractor):

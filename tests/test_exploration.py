@@ -47,6 +47,21 @@ def test_what_the_class_of_the_policy_says_stays():
     assert (make_gaussian(4, Loud).policy.log_std == th.tensor(0.7)).all()
 
 
+class Uneven(ActorCriticPolicy):
+    """A policy that sets its parameter itself, beside SB3's argument."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        with th.no_grad():
+            self.log_std[1] = -1.0
+
+
+def test_what_the_class_of_the_policy_sets_stays():
+    policy = make_gaussian(4, Uneven).policy
+    assert th.equal(policy.log_std.detach(), th.tensor([0.0, -1.0, 0.0, 0.0]))
+    assert policy.log_std_init == 0.0
+
+
 def test_state_dependent_exploration_begins_as_in_sb3():
     assert (make_gaussian(4, use_sde=True).policy.log_std == 0.0).all()
 

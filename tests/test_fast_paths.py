@@ -1,6 +1,7 @@
 """Policies of feed-forward networks computed by hand: equal to autograd, and to nothing else."""
 
 import copy
+import random
 from dataclasses import asdict
 from functools import partial
 
@@ -270,6 +271,30 @@ def test_network_that_shares_a_parameter_with_the_noise_takes_the_generic_path()
     assert read_networks(policy) is None
 
 
+def test_method_of_another_policy_or_with_other_arguments_takes_the_generic_path():
+    policy, teacher = (make_policy("Gaussian", "Mlp") for _ in range(2))
+    policy.predict_values = teacher.predict_values
+    assert read_networks(policy) is None
+    del policy.predict_values
+    policy.forward = partial(ActorCriticPolicy.forward, policy, deterministic=True)
+    assert read_networks(policy) is None
+    policy.forward = partial(ActorCriticPolicy.forward, policy)
+    assert read_networks(policy) is not None
+
+
+def test_noise_of_features_that_the_last_layer_does_not_see_takes_the_generic_path():
+    agent = make_agent("vector", use_sde=True, policy_kwargs={"net_arch": [8]})
+    n_outputs = agent.policy.action_net.out_features
+    for last, is_known in (
+        ([nn.Linear(8, n_outputs), nn.Tanh()], True),
+        ([nn.Identity(), nn.Linear(8, n_outputs)], True),
+        ([nn.Linear(8, 8), nn.Linear(8, n_outputs)], False),
+        ([nn.Tanh(), nn.Linear(8, n_outputs)], False),
+    ):
+        agent.policy.action_net = nn.Sequential(*last)
+        assert (read_networks(agent.policy) is not None) == is_known
+
+
 def test_distribution_with_a_method_of_its_own_takes_the_generic_path():
     policy = make_policy("Gaussian", "Mlp")
     policy.action_dist.proba_distribution = partial(policy.action_dist.proba_distribution)
@@ -532,3 +557,47 @@ def test_observation_of_nan_ends_no_rollout_by_hand():
     with th.no_grad(), acting(agent.policy):
         actions, values, log_prob = agent.policy(th.full((1, 3), th.nan))
     assert all(bool(th.isfinite(tensor).all()) for tensor in (actions, values, log_prob))
+
+
+def test_extractor_whose_last_activation_is_the_next_network_s_first_leaves_acting_to_sb3():
+    policy = make_agent("vector", policy_kwargs={"features_extractor_class": TwoLayers, "net_arch": [4]}).policy
+    layers = policy.features_extractor.second
+    layers[0], layers[2] = layers[2], nn.Identity()
+    policy.mlp_extractor.policy_net.insert(0, layers[0])
+    assert read_networks(policy) is not None
+    assert FastForward.of(policy) is None
+
+
+@pytest.mark.parametrize("name", ["features_extractor", "pi_features_extractor", "vf_features_extractor"])
+def test_shared_extractor_of_which_one_name_is_another_s_takes_the_generic_path(name):
+    policy = make_agent("vector", policy_kwargs={"features_extractor_class": TwoLayers}).policy
+    assert read_networks(policy) is not None
+    setattr(policy, name, TwoLayers(policy.observation_space))
+    assert read_networks(policy) is None
+
+
+class Skipping(TwoLayers):
+    """Goes through both parts, or through the first alone, as something tells it that torch does not see."""
+
+    skips = staticmethod(lambda: False)
+
+    def forward(self, observations):
+        return self.first(observations) if self.skips() else super().forward(observations)
+
+
+@pytest.mark.parametrize(
+    "skips",
+    [lambda: random.random() < 0.1, lambda: np.random.rand() < 0.1, lambda: not th.is_grad_enabled()],
+    ids=["Python's chance", "numpy's chance", "without gradients"],
+)
+def test_extractor_that_decides_anew_takes_the_generic_path_and_no_number_is_drawn(skips, monkeypatch):
+    policy = make_agent("vector", policy_kwargs={"features_extractor_class": Skipping}).policy
+    assert read_networks(policy) is not None
+    monkeypatch.setattr(Skipping, "skips", staticmethod(skips))
+    random.seed(0)
+    np.random.seed(0)
+    assert read_networks(policy) is None
+    drawn = random.random(), np.random.rand()
+    random.seed(0)
+    np.random.seed(0)
+    assert drawn == (random.random(), np.random.rand())

@@ -101,3 +101,15 @@ def test_a_recording_that_fails_leaves_the_stream_as_it_was(streams):
     assert streams.current == before
     with graphs._recording:  # nor does it hold the lock
         pass
+
+
+def test_one_graph_is_recorded_at_a_time(streams):
+    seen = []
+
+    def run():
+        seen.append(graphs._recording.locked())
+        return (th.zeros(1),)
+
+    capture(th.device("cuda"), run)
+    assert seen == [True, True, True]
+    assert not graphs._recording.locked()

@@ -13,8 +13,9 @@ from torch import nn
 
 from sb3_npg import NPG
 from sb3_npg.acting.collecting import FiniteForward
-from sb3_npg.numerics import all_finite
-from sb3_npg.rollout import normalized
+from sb3_npg.numerics import NumericalFailure, all_finite
+from sb3_npg.observations import finite_observations
+from sb3_npg.rollout import normalized, require_finite_rollout
 from sb3_npg.solvers import FISHER_SOLVERS, FisherSolver, Problem, Solution
 from tests.agents import (
     N_STEPS,
@@ -213,10 +214,11 @@ def test_environment_that_never_sends_a_number_ends_no_run():
     assert len(messages) == 1
 
 
+@pytest.mark.parametrize("critic_solver", ["gauss_newton", "adam"])
 @pytest.mark.parametrize("size", [1e20, 1e30, 3e38])
-def test_rewards_too_large_for_the_critic_do_not_poison_it(size):
+def test_rewards_too_large_for_the_critic_do_not_poison_it(size, critic_solver):
     # Finite rewards whose squares are not.
-    agent = make_agent(faulty_env("vector", "reward", size, 5))
+    agent = make_agent(faulty_env("vector", "reward", size, 5), critic_solver=critic_solver)
     states, messages = run(agent, 3)
     assert same(
         [states.before[0]["optimizer"], _critic(states.before[0])],
@@ -467,6 +469,78 @@ def test_bad_rollout_moves_nothing_where_the_optimizer_has_a_state(where):
     assert len(messages) == 1
 
 
+def test_likely_action_of_zeros_is_the_likely_one():
+    asked = []
+
+    def forward(obs: th.Tensor, deterministic: bool = False) -> Any:
+        asked.append(deterministic)
+        return 10.0 * obs, obs, obs
+
+    for deterministic in (True, False):
+        FiniteForward(forward)(th.full((1, 3), 3e38), deterministic=deterministic)
+        FiniteForward(forward)(th.full((1, 3), 3e38), deterministic)
+    assert asked == 4 * [True] + 4 * [False]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("observations", "the environment's observations"),
+        ("rewards", "the environment's rewards"),
+        ("actions", "the actions' log-probabilities"),
+        ("log_probs", "the actions' log-probabilities"),
+        ("advantages", "the advantages"),
+        ("returns", "the advantages"),
+    ],
+)
+@pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY], ids=str)
+def test_every_array_of_a_rollout_is_looked_at(name, words, value):
+    agent = make_agent("vector")
+    train(agent, 1)
+    require_finite_rollout(agent.rollout_buffer)
+    getattr(agent.rollout_buffer, name).flat[3] = value
+    with pytest.raises(NumericalFailure, match=f"^{words}"):
+        require_finite_rollout(agent.rollout_buffer)
+
+
 def test_action_that_is_not_finite_is_the_one_for_zeros():
     acted = FiniteForward(lambda obs: (10.0 * obs, obs, obs))(th.full((1, 3), 3e38))
     assert not acted[0].any()
+
+
+@pytest.mark.parametrize("critic", ["adam", "gauss_newton"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_averages_that_overflow_are_put_back(critic, shared):
+    # A finite observation whose variance is not, which batch normalisation makes finite values of.
+    extractor = {"features_extractor_class": NormalizingExtractor, "share_features_extractor": shared}
+    agent = make_agent(faulty_env("vector", "observation", 3e38, 5), policy_kwargs=extractor, critic_solver=critic)
+    run(agent, 3)
+    assert agent._n_skipped_updates == 1
+    assert all(th.isfinite(tensor).all() for tensor in agent.policy.state_dict().values())
+
+
+class MaskedExtractor(NormalizingExtractor):
+    """Leaves out half of its features by what it adds to them."""
+
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space)
+        self.register_buffer("mask", th.tensor([0.0, -INFINITY]).repeat(4))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return (super().forward(observations) + self.mask).softmax(dim=1)
+
+
+@pytest.mark.parametrize("critic", ["adam", "gauss_newton"])
+def test_a_mask_of_infinities_is_no_failure(critic):
+    extractor = {"features_extractor_class": MaskedExtractor}
+    agent = make_agent("vector", policy_kwargs=extractor, critic_solver=critic)
+    run(agent, 2)
+    assert agent._n_skipped_updates == 0
+
+
+def test_numbers_that_single_precision_does_not_hold_are_zeros():
+    largest = float(th.finfo(th.float32).max)
+    observations = th.tensor([1e300, -1e300, 3.5e38, NAN, INFINITY, largest, -largest, 0.5], dtype=th.float64)
+    expected = th.tensor([0.0, 0.0, 0.0, 0.0, 0.0, largest, -largest, 0.5], dtype=th.float64)
+    assert th.equal(finite_observations(observations), expected)
+    assert th.equal(finite_observations({"one": observations})["one"], expected)

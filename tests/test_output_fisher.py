@@ -69,6 +69,14 @@ def test_root_times_its_transpose_is_f_out_also_for_saturated_policies(family, k
     th.testing.assert_close(root @ root.transpose(1, 2), matrix, rtol=1e-9, atol=1e-14 + 1e-12 * largest)
 
 
+def test_fisher_of_saturated_bits_keeps_its_digits():
+    outputs = th.tensor([[-30.0, 30.0, 20.0]])
+    expected = (-outputs.abs()).exp()  # p (1 − p), but for less than its last digit
+    matrix, root = dense(BernoulliFisher(), outputs), BernoulliFisher().root(outputs)
+    th.testing.assert_close(matrix.diagonal(dim1=1, dim2=2), expected, rtol=1e-5, atol=0.0)
+    th.testing.assert_close(root.diagonal(dim1=1, dim2=2).square(), expected, rtol=1e-5, atol=0.0)
+
+
 @pytest.mark.parametrize(("name", "columns"), [("categorical", 4), ("multi-categorical", 3), ("one action", 0)])
 def test_root_has_no_more_columns_than_the_rank(name, columns):
     family, k = FAMILIES[name]

@@ -219,6 +219,16 @@ def test_observations_of_another_type_are_not_squeezed_into_a_recording():
     assert th.equal(values, agent.policy.predict_values(observations))
 
 
+@pytest.mark.parametrize("changed", [th.ones(2, 3), th.ones(1, 3, dtype=th.float64)], ids=["shape", "type"])
+def test_observations_of_another_shape_or_type_are_recorded_anew(changed):
+    camera = Camera()
+    agent = agent_of("Gaussian", Recorder(camera))
+    for observations in (th.ones(1, 3), changed):
+        with th.no_grad(), acting(agent.policy, recorder=agent._recorder):
+            agent.policy(observations)
+    assert [replay.call_count for replay in camera.replays] == [1, 1]
+
+
 def test_images_that_are_prepared_otherwise_are_recorded_anew():
     camera = Camera()
     agent = agent_of("images", Recorder(camera))

@@ -148,9 +148,10 @@ def fit_critic_watched(monkeypatch):
 
 
 @both_extractors
-@pytest.mark.parametrize("use_sde", [False, True])
-def test_critic_leaves_the_action_distribution_bit_for_bit(fit_critic_watched, shared, use_sde):
-    agent = normalizing_agent(shared=shared, use_sde=use_sde, n_critic_updates=5, batch_size=8)
+@pytest.mark.parametrize(("use_sde", "fast_paths"), [(False, True), (True, True), (False, False)])
+def test_critic_leaves_the_action_distribution_bit_for_bit(fit_critic_watched, shared, use_sde, fast_paths):
+    options = {"use_sde": use_sde, "fast_paths": fast_paths}
+    agent = normalizing_agent(shared=shared, n_critic_updates=5, batch_size=8, **options)
     seen = fit_critic_watched(lambda: (outputs(agent), averages(agent.policy.pi_features_extractor)))
     values = fit_critic_watched(lambda: agent.policy.predict_values(th.linspace(-1, 1, 16).unsqueeze(1)).detach())
     train(agent, 2)
@@ -170,9 +171,10 @@ def test_critic_renews_its_own_averages_alone(fit_critic_watched):
     assert float(critic[1]["normalize.num_batches_tracked"]) == agent.n_critic_updates
 
 
+@pytest.mark.parametrize("fast_paths", [True, False], ids=["by hand", "autograd"])
 @both_extractors
-def test_gauss_newton_renews_the_critics_own_averages_and_runs_in_evaluation_mode(shared, monkeypatch):
-    agent = normalizing_agent(shared=shared, critic_solver="gauss_newton")
+def test_gauss_newton_renews_the_critics_own_averages_and_runs_in_evaluation_mode(shared, fast_paths, monkeypatch):
+    agent = normalizing_agent(shared=shared, critic_solver="gauss_newton", fast_paths=fast_paths)
     policy = agent.policy
     seen = []
     fit = GaussNewtonSolver.fit
@@ -294,3 +296,12 @@ def test_rest_of_one_row_ends_no_run(shared, batch_size):
     agent = normalizing_agent(shared=shared, batch_size=batch_size)
     train(agent, 2)
     assert agent._n_updates == 2
+
+
+@both_extractors
+def test_rollout_of_one_row_has_no_variance_to_renew_averages_by(shared):
+    agent = normalizing_agent("vector", shared=shared, n_steps=1, batch_size=1, normalize_advantage=False)
+    before = averages(agent.policy.pi_features_extractor)
+    train(agent, 2)
+    assert agent._n_updates == 2
+    assert same(averages(agent.policy.pi_features_extractor), before)

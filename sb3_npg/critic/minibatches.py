@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from sb3_npg.critic.solver import CriticSolver
 from sb3_npg.fisher import FeedForwardJacobian
 from sb3_npg.networks import CriticNetwork
-from sb3_npg.numerics import require_finite
+from sb3_npg.numerics import kept_finite, require_finite
 from sb3_npg.observations import take_rows
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts, criticising_modules, training_mode
@@ -36,13 +36,14 @@ class MinibatchSolver(CriticSolver):
     ) -> float:
         """Pass ``n_updates`` times over the rollout, in minibatches."""
         losses: list[th.Tensor] = []
-        with _backward(policy, parts, rollout) as backward, fused(policy.optimizer):
-            for rows in _minibatches(len(rollout.returns), n_updates, batch_size, rollout.returns.device):
-                losses.append(backward(rows))
-                policy.optimizer.step()
-        policy.optimizer.zero_grad()
-        require_finite("the critic's loss", th.stack(losses))
-        require_finite("the critic after its regression", *parts.criticising, *policy.buffers())
+        with kept_finite("what the critic's modules remember", policy.buffers()):
+            with _backward(policy, parts, rollout) as backward, fused(policy.optimizer):
+                for rows in _minibatches(len(rollout.returns), n_updates, batch_size, rollout.returns.device):
+                    losses.append(backward(rows))
+                    policy.optimizer.step()
+            policy.optimizer.zero_grad()
+            require_finite("the critic's loss", th.stack(losses))
+            require_finite("the critic after its regression", *parts.criticising)
         return float(th.stack(losses).mean())
 
 

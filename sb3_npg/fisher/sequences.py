@@ -1,10 +1,14 @@
 """What a module does, where that is to apply others one after the other."""
 
+import itertools
+import pickle
+import random
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from threading import get_ident
 from typing import Any
 
+import numpy as np
 import torch as th
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -27,8 +31,8 @@ def sequence_of(module: nn.Module, example: Callable[[], th.Tensor]) -> list[nn.
 
     The example passes through the module's own ``forward``. Every layer must be applied to what the one before has
     made, the same tensor, untouched, and nothing of torch may be called in between: not even to decide what to do next.
-    It must do the same in training and in evaluation mode. A module that holds anything but layers without chance and
-    without memory is not tried.
+    It must do the same in training and in evaluation mode, with gradients and without, and draw no number. A module
+    that holds anything but layers without chance and without memory is not tried.
 
     :param module: any
     :param example: makes what it is applied to, one row
@@ -38,14 +42,28 @@ def sequence_of(module: nn.Module, example: Callable[[], th.Tensor]) -> list[nn.
     known = all(type(leaf) in _LEAVES for leaf in leaves) and all(map(is_plain, module.modules()))
     if not known or any(True for _ in module.buffers()):
         return None
-    trained, evaluated = (_watched(module, mode, leaves, example()) for mode in (True, False))
-    return evaluated if trained == evaluated else None
+    states = _states_of_chance()
+    watched = [
+        _watched(module, mode, leaves, example(), grad) for mode, grad in itertools.product((True, False), repeat=2)
+    ]
+    if _states_of_chance() != states:  # what it does next time, nobody knows
+        random.setstate(states[0])
+        np.random.set_state(pickle.loads(states[1]))
+        return None
+    return watched[0] if all(layers == watched[0] for layers in watched) else None
 
 
-def _watched(module: nn.Module, mode: bool, leaves: Iterable[nn.Module], example: th.Tensor) -> list[nn.Module] | None:
+def _states_of_chance() -> tuple[Any, bytes]:
+    """Return the states of Python's and numpy's random numbers; torch's cannot be drawn unnoticed."""
+    return random.getstate(), pickle.dumps(np.random.get_state())
+
+
+def _watched(
+    module: nn.Module, mode: bool, leaves: Iterable[nn.Module], example: th.Tensor, grad: bool
+) -> list[nn.Module] | None:
     """Return the layers that are applied in training or evaluation mode; None if anything else is done."""
     watch = _Watch(example)
-    with ExitStack() as hooks, th.no_grad():
+    with ExitStack() as hooks, th.set_grad_enabled(grad):
         for part in module.modules():
             hooks.callback(setattr, part, "training", part.training)
             part.training = mode

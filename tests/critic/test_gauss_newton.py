@@ -11,7 +11,7 @@ from torch import nn
 
 from sb3_npg import NPG
 from sb3_npg.critic import GaussNewtonSolver, MinibatchSolver, ValueProblem, make_critic_solver, make_values
-from sb3_npg.critic.minibatches import fused
+from sb3_npg.critic.minibatches import _minibatches, fused
 from sb3_npg.critic.problem import ProximalProblem
 from sb3_npg.critic.values import FeedForwardValues
 from sb3_npg.fisher import FeedForward
@@ -20,6 +20,8 @@ from sb3_npg.numerics import NumericalFailure
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts, split_policy
 from sb3_npg.rollout import Samples
+from sb3_npg.solvers import FisherSolver, Problem, Solution
+from sb3_npg.solvers.direction import Direction, find_direction
 from sb3_npg.solvers.scaling import mean_eigenvalue
 from tests.agents import ENVIRONMENTS, N_STEPS, make_agent, make_env, parameters, train
 from tests.cases import POLICIES, make_observations, make_policy
@@ -187,15 +189,20 @@ class Squared(ActorCriticPolicy):
         return super().predict_values(obs).square()
 
 
-@pytest.mark.usefixtures("float64")
-def test_bias_that_is_no_intercept_never_makes_the_fit_worse():
+def make_squared_problem(returns: float) -> RegressionOfPolicy:
     env = make_env("vector")
     policy = Squared(env.observation_space, env.action_space, lambda _: 1e-3).double()
     observations = th.randn(N, *env.observation_space.shape, dtype=th.float64)
     parts = split_policy(policy, observations)
     values = make_values(policy, observations, ParameterVector(parts.criticising), parts.critic)
-    problem = RegressionOfPolicy(values, -10.0 * th.ones(N, dtype=th.float64))
+    problem = RegressionOfPolicy(values, returns * th.ones(N, dtype=th.float64))
     problem.policy, problem.observations = policy, observations
+    return problem
+
+
+@pytest.mark.usefixtures("float64")
+def test_bias_that_is_no_intercept_never_makes_the_fit_worse():
+    problem = make_squared_problem(-10.0)
     loss, before = problem.loss(), problem.vector.get()
     fit(GaussNewtonSolver(), problem, 0, fast_paths=False)
     assert problem.loss() == loss
@@ -267,6 +274,115 @@ def test_step_that_cannot_be_had_leaves_the_critic_bit_for_bit():
     finally:
         ProximalProblem.value = value  # type: ignore[method-assign]
     assert th.equal(problem.vector.get(), before)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("part", "n_steps"), [(0.9, 2), (1.1, 1), (1e9, 1)])
+def test_step_is_taken_if_half_its_slope_is_worth_it_beside_what_was_gained(part, n_steps, monkeypatch):
+    # The first step has nothing before it, and is taken whatever it promises.
+    slopes, values, value = [], [], ProximalProblem.value
+
+    def find(*args: Any) -> Direction:
+        direction = find_direction(*args)
+        slopes.append(direction.slope)
+        return direction
+
+    def value_of(objective: ProximalProblem) -> float:
+        values.append(value(objective))
+        return values[-1]
+
+    monkeypatch.setattr("sb3_npg.critic.gauss_newton.find_direction", find)
+    monkeypatch.setattr(ProximalProblem, "value", value_of)
+    monkeypatch.setattr("sb3_npg.critic.gauss_newton.WORTHWHILE", 0.0)
+    problem, solver = make_value_problem("Mlp"), GaussNewtonSolver("exact", damping=1.0, max_change=100.0)
+    original = problem.vector.get()
+    problem.vector.set(after_intercept(problem, solver.damping))
+    start = 0.5 * float(problem.loss())
+    problem.vector.set(original)
+    fit(solver, problem, 2)
+    gained, promised = start - values[0], 0.5 * slopes[1]
+    assert len(values) == len(slopes) == 2
+    assert 0.0 < gained < start
+    problem.vector.set(original)
+    values.clear()
+    monkeypatch.setattr("sb3_npg.critic.gauss_newton.WORTHWHILE", part * promised / gained)
+    fit(solver, problem, 2)
+    assert len(values) == n_steps
+
+
+@pytest.mark.usefixtures("float64")
+def test_steps_are_measured_against_what_the_intercept_leaves(monkeypatch):
+    problem, solver = make_value_problem("Mlp"), GaussNewtonSolver()
+    problem.returns.add_(5.0)
+    original, start = problem.vector.get(), after_intercept(problem, solver.damping)
+    before = float(problem.loss())
+    problem.vector.set(start)
+    left = float(problem.loss())
+    problem.vector.set(original)
+    assert left < before
+    monkeypatch.setattr(ProximalProblem, "value", lambda _: 0.5 * (0.5 * left + 0.5 * before))
+    fit(solver, problem, 3)
+    assert th.equal(problem.vector.get(), start)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("backtrack_max_iter", [0, 2])
+def test_step_is_halved_as_often_as_asked_for(backtrack_max_iter, monkeypatch):
+    problem, solver = make_value_problem("Mlp"), GaussNewtonSolver(backtrack_max_iter=backtrack_max_iter)
+    start, lengths = after_intercept(problem, solver.damping), []
+
+    def never(_objective: ProximalProblem) -> float:
+        lengths.append(float((problem.vector.get() - start).norm()))
+        return math.inf
+
+    monkeypatch.setattr(ProximalProblem, "value", never)
+    fit(solver, problem)
+    assert lengths == pytest.approx([lengths[0] * 0.5**halvings for halvings in range(backtrack_max_iter + 1)])
+
+
+class NoSolver(FisherSolver):
+    """Has no answer at any damping."""
+
+    def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:
+        raise ArithmeticError("no pivot")
+
+
+@pytest.mark.usefixtures("float64")
+def test_solver_without_an_answer_is_a_numerical_failure():
+    problem, solver = make_value_problem("Mlp"), GaussNewtonSolver()
+    solver.solver = NoSolver()
+    with pytest.raises(NumericalFailure, match="no natural gradient up to damping"):
+        fit(solver, problem)
+
+
+@pytest.mark.usefixtures("float64")
+def test_steps_see_the_layers_behind_the_intercept(monkeypatch):
+    # Squares have other derivatives once the bias before them has moved.
+    problem = make_squared_problem(1.0)
+    before, seen = float(mean_eigenvalue(problem.layers)), []
+
+    def find(_solver: FisherSolver, system: ValueProblem, *_others: Any) -> Direction:
+        fresh = ValueProblem(system.values, system.returns.flatten())
+        seen.extend(float(mean_eigenvalue(each.layers)) for each in (system, fresh))
+        raise NumericalFailure("seen enough")
+
+    monkeypatch.setattr("sb3_npg.critic.gauss_newton.find_direction", find)
+    with pytest.raises(NumericalFailure, match="seen enough"):
+        fit(GaussNewtonSolver(damping=0.1), problem, fast_paths=False)
+    assert seen[0] == pytest.approx(seen[1], rel=1e-12)
+    assert seen[1] != pytest.approx(before, rel=0.1)
+
+
+@pytest.mark.usefixtures("float64")
+@both_ways
+def test_refreshed_layers_are_those_of_the_parameters_that_are_there(fast_paths):
+    problem = make_value_problem("Mlp", fast_paths)
+    before = float(mean_eigenvalue(problem.layers))
+    problem.vector.set(2.0 * problem.vector.get())
+    problem.refresh()
+    expected = float(jacobian(problem).square().sum()) / N / len(problem.vector)
+    assert float(mean_eigenvalue(problem.layers)) == pytest.approx(expected, rel=1e-10)
+    assert before != pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.usefixtures("float64")
@@ -431,6 +547,33 @@ def test_implementation_of_adam_that_a_user_asked_for_stays(options):
     optimizer = th.optim.Adam([nn.Parameter(th.ones(2))], **options)
     with fused(optimizer):
         assert not optimizer.param_groups[0]["fused"]
+
+
+def test_each_pass_takes_all_rows_in_an_order_of_its_own():
+    np.random.seed(0)
+    batches = list(_minibatches(10, 3, 4, th.device("cpu")))
+    assert [len(rows) for rows in batches] == 3 * [4, 4, 2]
+    passes = [th.cat(batches[start : start + 3]).tolist() for start in (0, 3, 6)]
+    assert all(sorted(order) == list(range(10)) for order in passes)
+    assert len(set(map(tuple, passes))) == 3
+
+
+class OwnAdam(th.optim.Adam):
+    """May do something else in its step."""
+
+
+def test_optimizer_of_a_class_of_its_own_is_left_alone():
+    optimizer = OwnAdam([nn.Parameter(th.ones(2))])
+    with fused(optimizer):
+        assert not optimizer.param_groups[0]["fused"]
+
+
+@both_ways
+def test_logged_loss_is_the_mean_over_all_minibatches(fast_paths):
+    agent = make_agent("vector", critic_solver="adam", learning_rate=0.0, batch_size=8, fast_paths=fast_paths)
+    (update,) = train(agent, 1)
+    error = agent.rollout_buffer.values - agent.rollout_buffer.returns
+    assert update["train/value_loss"] == pytest.approx(float(np.square(error).mean()), rel=1e-5)
 
 
 def test_gradients_do_not_stay_behind():

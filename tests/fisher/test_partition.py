@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from sb3_npg.fisher import LayerBlock, dense_blocks, layer_blocks
+from sb3_npg.fisher.partition import untreated_block
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.solvers import make_fisher_solver
 from tests.agents import make_agent
@@ -404,6 +405,13 @@ def test_large_parameter_of_no_known_kind_leaves_its_diagonal():
     matrix = matrix_of(updated("kfac", problem), len(fisher))
     expected = th.diag(fisher.diagonal()[large.span])
     th.testing.assert_close(matrix[large.span, large.span], expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize(("size", "shape"), [(1, (1, 1)), (256, (1, 256)), (257, (257, 1))])
+def test_parameters_of_no_known_kind_are_formed_up_to_a_size(size, shape):
+    one = untreated_block("one", slice(3, 3 + size))
+    assert one.shape == shape
+    assert one.size == size
 
 
 # Noise

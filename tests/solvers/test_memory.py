@@ -100,3 +100,26 @@ def test_loaded_memory_knows_its_coordinates():
     assert other.has("one", 3)
     other.enter(is_scaled=False)
     assert not other.has("one", 3)
+
+
+def test_saved_state_is_of_the_moment():
+    memory, other = Memory(True), Memory(True)
+    memory.average("one", th.ones(3), 0.5)
+    state = memory.get_extra_state()
+    other.set_extra_state(state)
+    for each in (memory, other):
+        each.average("one", th.zeros(3), 0.5)
+        each.average("two", th.zeros(3), 0.5)
+    assert set(state["tensors"]) == set(state["weights"]) == {"one"}
+    assert th.equal(state["tensors"]["one"], th.ones(3))
+    assert state["weights"]["one"] == 1.0
+
+
+def test_what_no_update_will_use_is_not_loaded():
+    memory, other = Memory(True), Memory(False)
+    memory.average("one", th.ones(3), 0.5)
+    memory.count = 7
+    other.load_state_dict(memory.state_dict())
+    assert other.count == 7
+    assert not other.tensors
+    assert not other.weights

@@ -1,5 +1,7 @@
 """The Fisher of the actions taken, inverted among the samples."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch as th
 
@@ -46,9 +48,11 @@ def test_condition_is_bounded_by_the_true_one():
     """The ratio of the pivots never exceeds that of the eigenvalues of JJᵀ + NλI."""
     problem = make_problem("categorical", "Mlp", 6)
     rows = scores(problem.policy, problem.observations, problem.actions, problem.parameters)
-    eigenvalues = th.linalg.eigvalsh(rows @ rows.T + 6 * 0.01 * th.eye(6, dtype=th.float64))
+    matrix = rows @ rows.T + 6 * 0.01 * th.eye(6, dtype=th.float64)
+    eigenvalues, pivots = th.linalg.eigvalsh(matrix), th.linalg.cholesky(matrix).diagonal().square()
     condition = solve(problem, problem.surrogate_gradient(), 0.01).stats["condition"]
     assert 1.0 < condition <= float(eigenvalues[-1] / eigenvalues[0])
+    assert condition == pytest.approx(float(pivots.max() / pivots.min()), rel=1e-8)
 
 
 def test_sampled_fisher_is_the_expected_one_on_average():
@@ -92,3 +96,34 @@ def test_rollout_that_does_not_fit_is_refused():
     solver.check_size(10**9, 10)
     with pytest.raises(ValueError, match=r"`fisher_solver`='woodbury'.*11 × 11 rows.*`sub_sampling_factor`"):
         solver.check_size(10, 11)
+
+
+@pytest.mark.parametrize("distribution", ["Gaussian", "categorical"])
+def test_scores_of_single_precision_are_multiplied_in_double(distribution):
+    """Records and blocks that are formed, log_std's among them, are float32 where the policy is."""
+    problem = make_problem(distribution, "Mlp", 6)
+    plain = woodbury.Scores(problem.layers)
+    records, scores_of = problem.layers.records, problem.layers.scores
+    single = Mock(wraps=problem.layers, blocks=problem.layers.blocks, n_rows=problem.layers.n_rows)
+    single.records = lambda columns: (
+        [each._replace(inputs=each.inputs.float(), deltas=each.deltas.float()) for each in chunk]
+        for chunk in records(columns)
+    )
+    single.scores = lambda block: scores_of(block).float()
+    found = woodbury.Scores(single)
+    assert found.gram().dtype == th.float64
+    assert found.push(th.ones(len(problem.vector), dtype=th.float64)).dtype == th.float64
+    assert relative_error(found.gram(), plain.gram()) < 1e-5
+
+
+def test_failure_to_measure_leaves_no_system_of_an_earlier_rollout(monkeypatch):
+    first, second = make_problem("categorical", "Mlp", 5), make_problem("categorical", "Mlp", 5, seed=1)
+    solver = make_fisher_solver("woodbury")
+    solver.update(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(woodbury.Scores, "gram", Mock(side_effect=ArithmeticError("no product")))
+        with pytest.raises(ArithmeticError, match="no product"):
+            solver.update(second)
+    gradient = second.surrogate_gradient()
+    expected = solve(second, gradient, 0.1).natural_gradient
+    assert th.equal(solver.solve(second, gradient, 0.1).natural_gradient, expected)
