@@ -76,6 +76,7 @@ class PolicyNetworks(NamedTuple):
     :param critic: the value
     :param metric: the closed forms of the action distribution
     :param noise: what sets the standard deviation of continuous actions
+    :param front: the modules of a features extractor that learns, which the actor begins with; none if it does not
     """
 
     policy: ActorCriticPolicy
@@ -83,6 +84,7 @@ class PolicyNetworks(NamedTuple):
     critic: CriticNetwork
     metric: OutputFisher
     noise: ExplorationNoise | None
+    front: list[nn.Module]
 
     @property
     def extracts(self) -> bool:
@@ -109,8 +111,7 @@ class PolicyNetworks(NamedTuple):
         """
         if not (self.extracts and self.critic.shares):
             return 0
-        front = _front(self.policy, self.policy.pi_features_extractor)
-        alone = None if front is None else _read(self.policy, front, observes=True)
+        alone = _read(self.policy, self.front, observes=True)
         n = 0 if alone is None else len(alone.layers)
         return n if alone is not None and alone.layers == self.actor.layers[:n] else None
 
@@ -163,7 +164,7 @@ def read_networks(policy: ActorCriticPolicy) -> PolicyNetworks | None:
     owned = [id(parameter) for parameter in (*actor.parameters(), *critic.layers.parameters(), *noises)]
     if len(set(owned)) < len(owned):  # two of them share one
         return None
-    return PolicyNetworks(policy, actor, critic, metric, noise)
+    return PolicyNetworks(policy, actor, critic, metric, noise, front)
 
 
 def read_critic(policy: ActorCriticPolicy) -> CriticNetwork | None:
