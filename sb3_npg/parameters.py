@@ -1,5 +1,6 @@
 """Which tensors the policy step may move, and those tensors as one flat vector."""
 
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -20,6 +21,15 @@ class ParameterVector:
 
     def __len__(self) -> int:
         return sum(self.sizes)
+
+    @functools.cached_property
+    def dtype(self) -> th.dtype:
+        """Type of the vector's numbers: one that holds those of all tensors."""
+        return functools.reduce(th.promote_types, (tensor.dtype for tensor in self.tensors))
+
+    def new_zeros(self, *shape: int) -> th.Tensor:
+        """Return zeros of the vector's type, where it lies."""
+        return self.tensors[0].new_zeros(shape, dtype=self.dtype)
 
     def spans(self) -> list[slice]:
         """Return where each tensor lies in the vector."""

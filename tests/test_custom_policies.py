@@ -263,6 +263,46 @@ def test_layers_that_are_computed_again_for_their_derivatives_count_once(solver)
         assert updates[1][0][name] == pytest.approx(updates[0][0][name], rel=1e-3)
 
 
+class OtherPrecision(BaseFeaturesExtractor):
+    """A layer and a scale in another type than the rest of the policy, or torch's own choice of types."""
+
+    def __init__(self, space: spaces.Box, dtype: th.dtype, is_autocast: bool = False):
+        super().__init__(space, 6)
+        self.first = nn.Linear(space.shape[0], 5)
+        self.dtype = th.float32 if is_autocast else dtype
+        self.layer = nn.Linear(5, 6).to(self.dtype)
+        self.scale = nn.Parameter(th.linspace(0.5, 1.5, 6, dtype=self.dtype))
+        self.autocast = th.autocast("cpu", th.bfloat16, enabled=is_autocast)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        with self.autocast:
+            return (self.layer(self.first(observations).tanh().to(self.dtype)).tanh() * self.scale).float()
+
+
+@pytest.mark.parametrize("solver", ["exact", "diagonal", "kfac", "ekfac"])
+@pytest.mark.parametrize(
+    ("precision", "rel"),
+    [((th.float64,), 1e-3), ((th.bfloat16,), 0.1), ((th.float32, True), 0.1)],
+    ids=["float64", "bfloat16", "autocast"],
+)
+@pytest.mark.filterwarnings("ignore:.* treats what is not in a plain")  # the scale
+def test_layers_of_another_precision_are_solved_for(solver, precision, rel, recwarn):
+    def first_update(*precision: Any) -> dict[str, float]:
+        extractor = dict(zip(("dtype", "is_autocast"), precision, strict=False))
+        kwargs = {
+            "features_extractor_class": OtherPrecision,
+            "features_extractor_kwargs": extractor,
+            "ortho_init": False,
+        }
+        return train(make_agent("vector", policy_kwargs=kwargs, fisher_solver=solver), 1)[0]
+
+    expected, found = first_update(th.float32), first_update(*precision)
+    assert found["train/skipped_updates"] == 0.0
+    for name in ("train/natural_gradient_norm", "train/kl"):
+        assert found[name] == pytest.approx(expected[name], rel=rel)
+    assert not any("layer.weight" in str(warning.message) for warning in recwarn)
+
+
 def test_a_policy_that_detaches_its_outputs_is_refused():
     class Detached(ActorCriticPolicy):
         def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:

@@ -515,24 +515,73 @@ def test_policy_is_left_as_it_was_when_a_rollout_is_interrupted():
     assert "forward" not in vars(agent.policy)
 
 
-class Copier(BaseCallback):
-    """Keeps copies of the policy and saved agents, as checkpoints and best-model callbacks do."""
+class Changer(BaseCallback):
+    """Changes the policy when a rollout starts."""
 
-    def __init__(self, path):
+    def __init__(self, change):
         super().__init__()
-        self.path = path
+        self.change = change
+
+    def _on_rollout_start(self):
+        self.change(self.model.policy)
 
     def _on_step(self):
-        if self.n_calls == 3:
-            self.copied = copy.deepcopy(self.model.policy)
-            self.model.save(self.path)
         return True
 
 
+def replace_the_head(policy):
+    policy.action_net = copy.deepcopy(policy.action_net)
+    th.nn.init.constant_(policy.action_net.bias, 3.0)
+
+
+def wrap_forward(policy):
+    forward = policy.forward
+
+    def raised(*args):
+        actions, values, log_prob = forward(*args)
+        return actions, values + 100.0, log_prob
+
+    policy.forward = raised
+
+
+@pytest.mark.parametrize("change", [replace_the_head, wrap_forward])
+def test_what_a_callback_changes_when_a_rollout_starts_counts_for_all_of_it(change):
+    buffers = []
+    for fast_paths in (True, False):
+        agent = make_agent("vector", fast_paths=fast_paths, n_critic_updates=0)
+        agent.learn(agent.n_steps, Changer(change))
+        assert ("forward" in vars(agent.policy)) == (change is wrap_forward)
+        buffers.append(agent.rollout_buffer)
+    for name in ("actions", "values", "log_probs"):
+        one, other = (getattr(buffer, name) for buffer in buffers)
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6, err_msg=name)
+
+
+class Copier(BaseCallback):
+    """Keeps copies of the policy and saved agents, as checkpoints and best-model callbacks do."""
+
+    def __init__(self, path, step):
+        super().__init__()
+        self.path, self.step = path, step
+
+    def _on_rollout_start(self):
+        self._copy_at(0)
+
+    def _on_step(self):
+        self._copy_at(self.n_calls)
+        return True
+
+    def _copy_at(self, step):
+        if step == self.step:
+            self.copied = copy.deepcopy(self.model.policy)
+            self.model.save(self.path)
+
+
+@pytest.mark.parametrize("step", [0, 3])
 @pytest.mark.parametrize("environment", ["vector", "image"])
-def test_copy_made_in_the_middle_of_a_rollout_stands_by_itself(environment, tmp_path):
+def test_copy_made_in_the_middle_of_a_rollout_stands_by_itself(environment, step, tmp_path):
     agent = make_agent(environment)
-    callback = Copier(tmp_path / "agent")
+    callback = Copier(tmp_path / "agent", step)
     agent.learn(agent.n_steps, callback)
     observations = th.as_tensor(np.stack([agent.observation_space.sample() for _ in range(4)]))
     with th.no_grad():

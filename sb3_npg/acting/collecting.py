@@ -31,19 +31,63 @@ def acting(policy: ActorCriticPolicy, fast_paths: bool = True, recorder: Recorde
     :param fast_paths: whether it may act by hand
     :param recorder: keeps what is recorded from one rollout to the next; None to record nothing
     """
-    fast = FastForward.of(policy) if fast_paths else None
-    before = vars(policy).get("forward")  # a compiled policy's own
-    if fast is None:
-        policy.forward = FiniteForward(policy.forward)  # type: ignore[method-assign]
-    else:
-        policy.forward = fast if recorder is None else recorder.recorded(fast)  # type: ignore[method-assign]
+
+    def choose() -> Callable[..., Acted]:
+        fast = FastForward.of(policy) if fast_paths else None
+        if fast is None:
+            return FiniteForward(policy.forward)
+        return fast if recorder is None else recorder.recorded(fast)
+
+    forward = FirstStep(policy, choose)
     try:
         yield
     finally:
-        if before is None:
-            vars(policy).pop("forward", None)
+        forward.leave()
+
+
+class FirstStep:
+    """
+    Stands in for a policy's forward pass until the first step, which chooses one: a callback may change the policy
+    when the rollout starts.
+
+    :param policy: the policy, whose forward pass is replaced
+    :param choose: returns the one that the policy collects with, while its own is in place
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, choose: Callable[[], Callable[..., Acted]]):
+        self._policy = policy
+        self._choose = choose
+        self._before = vars(policy).get("forward")  # a compiled policy's own
+        self._own: Callable[..., Acted] = policy.forward
+        self._put(self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Acted:
+        """Act; see ``ActorCriticPolicy.forward``."""
+        if not self._is_in_place():  # somebody calls it from a function of theirs
+            return FiniteForward(self._own)(*args, **kwargs)
+        self.leave()
+        self._put(self._choose())
+        return self._policy.forward(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let a copy of the policy act by its own forward pass."""
+        return _itself, (self._own,)
+
+    def leave(self) -> None:
+        """Give the policy its own forward pass back, unless it was given another meanwhile."""
+        if not self._is_in_place():
+            return
+        if self._before is None:
+            vars(self._policy).pop("forward")
         else:
-            policy.forward = before  # type: ignore[method-assign]
+            self._policy.forward = self._before  # type: ignore[method-assign]
+
+    def _put(self, forward: Callable[..., Acted]) -> None:
+        self._in_place = forward
+        self._policy.forward = forward  # type: ignore[method-assign]
+
+    def _is_in_place(self) -> bool:
+        return vars(self._policy).get("forward") is self._in_place
 
 
 class FiniteForward:

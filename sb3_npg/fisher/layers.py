@@ -93,11 +93,7 @@ class LayeredFisher(ChunkedRecords):
         :param block: one of :attr:`blocks`
         :return: shape (b, m, m)
         """
-        if block.note is None:
-            chunks = (self.acting.noise_jacobian(rows) for rows in self.chunks)
-            return noise_fisher(chunk for chunk in chunks if chunk is not None) / self.n_rows
-        fisher = self._fisher_of(block.span, self.n_rows)
-        return fisher.dense().unsqueeze(0) if block.n_groups == 1 else fisher.diagonal().view(-1, 1, 1)
+        return self._formed(block).to(self.acting.model.parameters.dtype)
 
     def scores(self, block: DenseBlock) -> th.Tensor:
         """
@@ -148,7 +144,9 @@ class LayeredFisher(ChunkedRecords):
                 return []
             gradients = self._backpropagated(acting, columns, generator, [call.output for call in calls])
         deltas = [call.derivatives(gradient) for call, gradient in zip(calls, gradients, strict=True)]
-        return [use.record(calls, deltas, weight_sharing) for use in self._layers]
+        # A layer may compute in another type than the vector, which holds all of them.
+        dtype = self.acting.model.parameters.dtype
+        return [use.record(calls, deltas, weight_sharing).to(dtype) for use in self._layers]
 
     def _backpropagated(
         self, acting: Acting, columns: Columns, generator: th.Generator, targets: Sequence[th.Tensor]
@@ -179,6 +177,13 @@ class LayeredFisher(ChunkedRecords):
         expected = formed.new_zeros(size, size)
         expected[index.unsqueeze(2), index.unsqueeze(1)] = closed
         return block if th.allclose(formed, expected, rtol=1e-3, atol=1e-3 * float(formed.abs().max())) else None
+
+    def _formed(self, block: DenseBlock) -> th.Tensor:
+        if block.note is None:
+            chunks = (self.acting.noise_jacobian(rows) for rows in self.chunks)
+            return noise_fisher(chunk for chunk in chunks if chunk is not None) / self.n_rows
+        fisher = self._fisher_of(block.span, self.n_rows)
+        return fisher.dense().unsqueeze(0) if block.n_groups == 1 else fisher.diagonal().view(-1, 1, 1)
 
     def _vector_of(self, span: slice) -> ParameterVector:
         parameters = self.acting.model.parameters

@@ -13,6 +13,9 @@ from sb3_npg.parameters import ParameterVector
 
 #: Rows on which layers are tried.
 PROBE_ROWS = 3
+#: Relative error at which records still reproduce a gradient: this much, or so many times a coarser type's precision.
+_RTOL = 1e-3
+_RTOL_EPS = 4.0
 #: Parameters of an unknown kind whose block is formed; more of them leave its diagonal.
 LARGEST_FORMED_BLOCK = 256
 
@@ -126,6 +129,7 @@ def _reproducing(
     by_row = (weights * outputs).sum(dim=1)
     treated = [call for call in calls if any(use.made(call) for use in candidates)]
     targets = [call.output for call in treated]
+    rtol = max(_RTOL, *(_RTOL_EPS * th.finfo(target.dtype).eps for target in targets))
     gradients = th.autograd.grad(by_row.sum(), targets, retain_graph=True, materialize_grads=True)
     deltas = [call.derivatives(g.unsqueeze(0)) for call, g in zip(treated, gradients, strict=True)]
     expected = [
@@ -134,9 +138,9 @@ def _reproducing(
     ]
     kept = []
     for use in candidates:
-        _, inputs, delta = use.record(treated, deltas)
+        _, inputs, delta = use.record(treated, deltas).to(parameters.dtype)
         recorded = jacobians(inputs, delta)[0]
         true = th.stack([use.block.gather(gradient) for gradient in expected])
-        if bool((recorded - true).norm() <= 1e-3 * true.norm()):
+        if bool((recorded - true).norm() <= rtol * true.norm()):
             kept.append(use)
     return kept

@@ -151,7 +151,7 @@ class RolloutFisher:
     def dense(self) -> th.Tensor:
         """Form the Fisher, shape (p, p): F = SᵀS/N, where the rows of S are the columns of Jᵀ_n B_n."""
         p = len(self.model.parameters)
-        fisher = self.model.parameters.tensors[0].new_zeros(p, p)
+        fisher = self.model.parameters.new_zeros(p, p)
         blocks = self.root_rows()
         while block := list(itertools.islice(blocks, _BLOCKS_AT_ONCE)):
             _add_gram(fisher, th.cat(block, dim=1))
@@ -160,7 +160,7 @@ class RolloutFisher:
 
     def diagonal(self) -> th.Tensor:
         """Form the diagonal of the Fisher, shape (p,)."""
-        diagonal = self.model.parameters.tensors[0].new_zeros(len(self.model.parameters))
+        diagonal = self.model.parameters.new_zeros(len(self.model.parameters))
         for scores in self.root_rows():
             diagonal += scores.square().sum(dim=(0, 1)) / self.model.n_rows
         return diagonal

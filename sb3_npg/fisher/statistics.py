@@ -36,6 +36,10 @@ class LayerRecord(NamedTuple):
     inputs: th.Tensor
     deltas: th.Tensor
 
+    def to(self, dtype: th.dtype) -> "LayerRecord":
+        """Return the record in numbers of another type."""
+        return self._replace(inputs=self.inputs.to(dtype), deltas=self.deltas.to(dtype))
+
 
 class ChunkedRecords(ABC):
     """
