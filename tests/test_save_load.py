@@ -1,5 +1,6 @@
 """Files: what is saved, what a loaded agent does, and what it may be told to do otherwise."""
 
+import copy
 import io
 import json
 import subprocess
@@ -442,3 +443,16 @@ def test_parameters_that_do_not_match_are_still_refused():
         agent.set_parameters({"policy": agent.policy.state_dict()})
     with pytest.raises(ValueError, match="unheard of"):
         agent.set_parameters({**agent.get_parameters(), "unheard of": {}})
+
+
+@pytest.mark.parametrize("n_updates", [0, 1])
+@pytest.mark.parametrize("fast_paths", [True, False])
+def test_a_copy_goes_on_by_itself(fast_paths, n_updates):
+    agent = make_agent(fast_paths=fast_paths)
+    train(agent, n_updates)
+    before = snapshot(agent)
+    assert same(copy.deepcopy(agent.policy).state_dict(), agent.policy.state_dict())
+    copied = copy.deepcopy(agent)
+    train(copied, n_updates + 1)
+    assert same(snapshot(agent), before)
+    assert not same(snapshot(copied), before)

@@ -159,6 +159,8 @@ def require_products(policy: ActorCriticPolicy, observations: PyTorchObs, parame
                 f"products with the Fisher are second derivatives: {error}. Write it in operations that it can, such "
                 "as th.linalg.vector_norm of differences in the place of th.cdist."
             ) from error
+    with th.no_grad():  # a policy that holds on to a graph cannot be copied
+        _first_outputs(policy, observations)
 
 
 def _try_products(policy: ActorCriticPolicy, observations: PyTorchObs, parameters: ParameterVector) -> None:
