@@ -43,14 +43,16 @@ def capture(device: th.device, run: Callable[[], Tensors]) -> tuple[th.cuda.CUDA
     with _recording, th.cuda.device(device):
         before, side = th.cuda.current_stream(), _stream(th.cuda.current_device())
         side.wait_stream(before)
-        with th.cuda.stream(side):  # also puts the stream back that a recording that fails leaves behind
-            for _ in range(2):
-                run()
-            graph = th.cuda.CUDAGraph()
-            # Torch's own stream for it is on the device that recorded first.
-            with th.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                found = run()
-        before.wait_stream(side)
+        try:
+            with th.cuda.stream(side):  # also puts the stream back that a recording that fails leaves behind
+                for _ in range(2):
+                    run()
+                graph = th.cuda.CUDAGraph()
+                # Torch's own stream for it is on the device that recorded first.
+                with th.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                    found = run()
+        finally:  # what fails may leave work there, on tensors that are free by then
+            before.wait_stream(side)
     return graph, found
 
 

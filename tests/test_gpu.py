@@ -234,11 +234,10 @@ def test_an_agent_of_the_gpu_loads_on_the_cpu(tmp_path):
 
 @pytest.mark.parametrize(("saver", "taker"), [("cuda", "cpu"), ("cpu", "cuda")])
 @pytest.mark.parametrize("way", ["path", "dict"])
-def test_what_a_solver_has_learnt_follows_the_agent_that_takes_it(saver, taker, way, tmp_path):
-    saved, mine = (
-        make_agent(device=device, fisher_solver="kfac", fisher_solver_kwargs={"decay": 0.5})
-        for device in (saver, taker)
-    )
+@pytest.mark.parametrize("critic_solver", ["gauss_newton", "adam"])
+def test_what_a_solver_has_learnt_follows_the_agent_that_takes_it(critic_solver, saver, taker, way, tmp_path):
+    kwargs = {"fisher_solver": "kfac", "fisher_solver_kwargs": {"decay": 0.5}, "critic_solver": critic_solver}
+    saved, mine = (make_agent(device=device, **kwargs) for device in (saver, taker))
     train(saved, 1)
     saved.save(tmp_path / "agent")
     mine.set_parameters(tmp_path / "agent" if way == "path" else saved.get_parameters())

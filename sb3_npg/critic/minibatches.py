@@ -114,6 +114,9 @@ def fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
     before = [group.get("fused") for group in groups]
     for group in groups:
         group["fused"] = True
+        for state in (optimizer.state[parameter] for parameter in group["params"] if parameter in optimizer.state):
+            # Otherwise Adam counts on the host, and a count that is loaded stays where it was or was mapped to.
+            state["step"] = th.as_tensor(state["step"], dtype=th.float32, device=state["exp_avg"].device)
     try:
         yield
     finally:

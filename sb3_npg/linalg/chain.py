@@ -82,7 +82,7 @@ class FisherChain(NamedTuple):
         for layer in self.layers:
             bias = vector.new_zeros(()) if layer.bias_span is None else vector[layer.bias_span]
             if layer.weight_span is None:
-                out = bias.expand(self.n_rows, len(layer.weight)).contiguous()
+                out = bias.expand(self.n_rows, len(layer.weight)).clone(memory_format=th.contiguous_format)
             else:
                 out = th.addmm(bias, layer.inputs, vector[layer.weight_span].view_as(layer.weight).T)
             if tangent is not None:

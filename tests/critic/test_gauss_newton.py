@@ -23,7 +23,7 @@ from sb3_npg.rollout import Samples
 from sb3_npg.solvers import FisherSolver, Problem, Solution
 from sb3_npg.solvers.direction import Direction, find_direction
 from sb3_npg.solvers.scaling import mean_eigenvalue
-from tests.agents import ENVIRONMENTS, N_STEPS, make_agent, make_env, parameters, train
+from tests.agents import ENVIRONMENTS, N_STEPS, make_agent, make_env, parameters, same, train
 from tests.cases import POLICIES, make_observations, make_policy
 
 N = 9
@@ -536,6 +536,17 @@ def test_fused_update_is_adams_and_is_set_back():
         assert not optimizer.param_groups[0]["fused"]
         results.append(parameter.detach())
     th.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+
+
+def test_fused_update_counts_where_the_parameters_are():
+    parameter = nn.Parameter(th.ones(2))
+    optimizer = th.optim.Adam([parameter])
+    parameter.grad = th.ones(2)
+    optimizer.step()
+    optimizer.state[parameter]["step"] = th.tensor(7.0, dtype=th.float64)  # as a file may have it
+    with fused(optimizer):
+        optimizer.step()
+    assert same(optimizer.state[parameter]["step"], th.tensor(8.0))
 
 
 @pytest.mark.parametrize(
