@@ -368,13 +368,6 @@ def _check_start(kind: str, space: spaces.Space[Any]) -> None:
         )
 
 
-def example_observation(space: spaces.Space[Any]) -> Any:
-    """Return an observation of zeros, to try a policy on without drawing a random number."""
-    if isinstance(space, spaces.Dict):
-        return {key: example_observation(part) for key, part in space.spaces.items()}
-    return np.zeros(space.shape or (), dtype=space.dtype)
-
-
 @contextmanager
 def assertions_as_value_errors(name: str) -> Iterator[None]:
     """

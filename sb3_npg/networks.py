@@ -22,6 +22,7 @@ from sb3_npg.output_fisher import (
     make_noise,
     plain_output_fisher,
 )
+from sb3_npg.parameters import is_trained
 
 #: What a policy class may not do in a way of its own.
 _COMPUTING = (
@@ -132,12 +133,12 @@ class PolicyNetworks(NamedTuple):
         """Return the trained parameters that the action distribution depends on, in the policy's order."""
         noise = [] if self.noise is None else [self.noise.parameter]
         mine = {id(parameter) for parameter in (*self.actor.parameters(), *noise)}
-        return [p for p in self.policy.parameters() if id(p) in mine and p.requires_grad]
+        return [p for p in self.policy.parameters() if id(p) in mine and is_trained(p)]
 
     def criticising_parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters that the value depends on, in the policy's order."""
         mine = {id(parameter) for parameter in self.critic.layers.parameters()}
-        return [p for p in self.policy.parameters() if id(p) in mine]
+        return [p for p in self.policy.parameters() if id(p) in mine and is_trained(p)]
 
 
 def read_networks(policy: ActorCriticPolicy) -> PolicyNetworks | None:

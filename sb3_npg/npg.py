@@ -34,7 +34,6 @@ from sb3_npg.arguments import (
     default_damping,
     default_fisher_solver,
     default_gae_lambda,
-    example_observation,
     make_damping,
     make_step_rule,
     warn_of_unused_learning_rate,
@@ -46,7 +45,7 @@ from sb3_npg.figures import policy_step_figures
 from sb3_npg.linalg import make_linalg
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.numerics import NumericalFailure, refusals_as_failures, restored_on_failure
-from sb3_npg.observations import take_rows, zero_observations
+from sb3_npg.observations import zero_observation
 from sb3_npg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_npg.policy_parts import PolicyParts, refresh_running_statistics, require_actor, split_policy
 from sb3_npg.rollout import Samples, normalized, read_rollout, require_finite_rollout
@@ -260,7 +259,7 @@ class NPG(OnPolicyAlgorithm):
         self.fisher.use(linalg)
         self._critic_solver.use(linalg)
         self.policy.set_training_mode(False)
-        example, _ = self.policy.obs_to_tensor(example_observation(self.observation_space))
+        example, _ = self.policy.obs_to_tensor(zero_observation(self.observation_space))
         require_distribution(self.policy, example)
         parts = split_policy(self.policy, example, self.fast_paths)
         with twice_differentiable_attention:
@@ -300,8 +299,7 @@ class NPG(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
         rollout = read_rollout(self.rollout_buffer, self.action_space)
-        first = zero_observations(take_rows(rollout.observations, slice(0, 1)))
-        parts = split_policy(self.policy, first, self.fast_paths)
+        parts = split_policy(self.policy, rollout.observations, self.fast_paths)
 
         with self._skipped_on_numerical_failure():
             require_finite_rollout(self.rollout_buffer)

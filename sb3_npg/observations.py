@@ -1,6 +1,10 @@
 """Batches of observations, a tensor or a dict of tensors: some of their rows, and what stands for a NaN in them."""
 
+from typing import Any
+
+import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 
@@ -23,11 +27,19 @@ def finite_observations(observations: PyTorchObs) -> PyTorchObs:
     return _finite(observations)
 
 
-def zero_observations(observations: PyTorchObs) -> PyTorchObs:
-    """Return as many observations of zeros."""
-    if isinstance(observations, dict):
-        return {key: th.zeros_like(tensor) for key, tensor in observations.items()}
-    return th.zeros_like(observations)
+def zero_observation(space: spaces.Space[Any]) -> Any:
+    """Return an observation of zeros, or of what is nearest to them within the bounds of a space."""
+    if isinstance(space, spaces.Dict):
+        return {key: zero_observation(part) for key, part in space.spaces.items()}
+    zeros = np.zeros(space.shape or (), dtype=space.dtype)
+    return np.clip(zeros, space.low, space.high) if isinstance(space, spaces.Box) else zeros
+
+
+def zero_observations(observations: PyTorchObs, space: spaces.Space[Any]) -> PyTorchObs:
+    """Return as many observations of zeros, or of what is nearest to them within the bounds of their space."""
+    if isinstance(observations, dict) and isinstance(space, spaces.Dict):
+        return {key: _filled(tensor, zero_observation(space[key])) for key, tensor in observations.items()}
+    return _filled(observations, zero_observation(space))  # type: ignore[arg-type]  # not a dict
 
 
 def uneven_observations(observations: PyTorchObs) -> PyTorchObs:
@@ -35,6 +47,12 @@ def uneven_observations(observations: PyTorchObs) -> PyTorchObs:
     if isinstance(observations, dict):
         return {key: _uneven(tensor) for key, tensor in observations.items()}
     return _uneven(observations)
+
+
+def _filled(tensor: th.Tensor, observation: np.ndarray) -> th.Tensor:
+    if not observation.any():
+        return th.zeros_like(tensor)
+    return th.as_tensor(observation, device=tensor.device).to(tensor.dtype).expand_as(tensor).clone()
 
 
 def _uneven(tensor: th.Tensor) -> th.Tensor:

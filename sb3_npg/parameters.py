@@ -67,18 +67,23 @@ class ParameterVector:
         return [piece.view(tensor.shape) for piece, tensor in zip(pieces, self.tensors, strict=True)]
 
 
+def is_trained(parameter: nn.Parameter) -> bool:
+    """Tell whether there is anything in a parameter that may move."""
+    return parameter.requires_grad and parameter.numel() > 0
+
+
 def reached_parameters(output: th.Tensor, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """
     Tell which parameters an output depends on, by following its autograd graph.
 
     Names decide nothing: a layer called ``value_attention`` that the action passes through acts, and
-    a frozen parameter (``requires_grad=False``) does not.
+    a frozen parameter (``requires_grad=False``) does not, nor one without entries.
 
     :param output: any tensor with a graph
     :param parameters: the candidates
     :return: those reached, in the candidates' order
     """
-    candidates = [parameter for parameter in parameters if parameter.requires_grad]
+    candidates = [parameter for parameter in parameters if is_trained(parameter)]
     if not output.requires_grad or not candidates:
         return []
     gradients = th.autograd.grad(output.sum(), candidates, allow_unused=True)

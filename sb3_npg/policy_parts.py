@@ -8,7 +8,7 @@ its own; the critic's regression must not touch them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 import torch as th
@@ -19,9 +19,12 @@ from torch import nn
 from sb3_npg.actor import acting_parameters, require_products
 from sb3_npg.fisher import split_rows
 from sb3_npg.networks import CriticNetwork, PolicyNetworks, read_critic, read_networks
-from sb3_npg.numerics import kept_finite
-from sb3_npg.observations import count_rows, take_rows
-from sb3_npg.parameters import ParameterVector, reached_parameters
+from sb3_npg.numerics import NumericalFailure, kept_finite, refusals_as_failures
+from sb3_npg.observations import count_rows, finite_observations, take_rows, zero_observations
+from sb3_npg.parameters import ParameterVector, is_trained, reached_parameters
+
+#: Rows that are followed at once.
+_ROWS_AT_ONCE = 256
 
 
 class PolicyParts(NamedTuple):
@@ -57,17 +60,13 @@ def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths
     if networks is not None:
         acting = ParameterVector(networks.acting_parameters())
         return PolicyParts(acting, networks.criticising_parameters(), [], networks, networks.critic)
-    first = take_rows(observations, slice(0, 1))
-    acting = acting_parameters(policy, first)
-    acts = {id(parameter) for parameter in acting.tensors}
-    with th.enable_grad():
-        reached = reached_parameters(policy.predict_values(first), policy.parameters())
-    criticising = [parameter for parameter in reached if id(parameter) not in acts]
+    reached = _Reached.by(policy, observations)
+    acting = ParameterVector([parameter for parameter in policy.parameters() if parameter in reached.acting])
+    criticising = [p for p in policy.parameters() if p in reached.criticising and p not in reached.acting]
     critic = read_critic(policy) if fast_paths else None
-    if critic is not None and {id(p) for p in critic.layers.parameters()} != {id(p) for p in criticising}:
+    if critic is not None and set(critic.layers.parameters()) != set(criticising):
         critic = None
-    acting_modules = _called_modules(policy, lambda: policy.get_distribution(first), acts)
-    return PolicyParts(acting, criticising, acting_modules, critic=critic)
+    return PolicyParts(acting, criticising, _called_modules(policy, reached), critic=critic)
 
 
 def require_actor(policy: ActorCriticPolicy, observations: PyTorchObs, parts: PolicyParts) -> None:
@@ -130,14 +129,50 @@ def training_mode(modules: Iterable[nn.Module], mode: bool) -> Iterator[None]:
             module.training = was
 
 
-def _called_modules(policy: nn.Module, act: Callable[[], object], acts: set[int]) -> list[nn.Module]:
+class _Reached(NamedTuple):
     """
-    Return the modules that a computation calls, in the policy's order.
+    The parameters that are reached from some rows: a policy may choose by what it observes which layers it applies.
+
+    :param acting: those that the action distribution depends on
+    :param criticising: those that the value depends on
+    :param batches: the rows
+    """
+
+    acting: set[nn.Parameter]
+    criticising: set[nn.Parameter]
+    batches: list[PyTorchObs]
+
+    @classmethod
+    def by(cls, policy: ActorCriticPolicy, observations: PyTorchObs) -> "_Reached":
+        """Follow one row, and then as many as it takes until no trained parameter is missing."""
+        reached = cls(set(), set(), [])
+        trained = set(filter(is_trained, policy.parameters()))
+        n_rows = count_rows(observations)
+        for rows in [slice(0, 1), *split_rows(n_rows, _ROWS_AT_ONCE)]:
+            with suppress(NumericalFailure), refusals_as_failures():
+                reached.follow(policy, finite_observations(take_rows(observations, rows)))
+            if trained <= reached.acting | reached.criticising:
+                break
+        if not reached.batches:
+            reached.follow(policy, zero_observations(take_rows(observations, slice(0, 1)), policy.observation_space))
+        return reached
+
+    def follow(self, policy: ActorCriticPolicy, rows: PyTorchObs) -> None:
+        """Follow the computation from some rows."""
+        self.acting.update(acting_parameters(policy, rows).tensors)
+        with th.enable_grad():
+            self.criticising.update(reached_parameters(policy.predict_values(rows), policy.parameters()))
+        self.batches.append(rows)
+
+
+def _called_modules(policy: ActorCriticPolicy, reached: _Reached) -> list[nn.Module]:
+    """
+    Return the modules that are called on the way to the action distribution, in the policy's order.
 
     What is scripted or compiled calls no hooks: all of it counts as called where it has parameters that act.
     """
     silent = [module for module in policy.modules() if module is not policy and _calls_no_hooks(module)]
-    acting = [module for module in silent if any(id(parameter) in acts for parameter in module.parameters())]
+    acting = [module for module in silent if not reached.acting.isdisjoint(module.parameters())]
     called = {part for module in acting for part in module.modules()}
 
     def note(module: nn.Module, _inputs: object) -> None:
@@ -147,7 +182,8 @@ def _called_modules(policy: nn.Module, act: Callable[[], object], acts: set[int]
         for module in policy.modules():
             if not isinstance(module, th.jit.ScriptModule):
                 hooks.callback(module.register_forward_pre_hook(note).remove)
-        act()
+        for rows in reached.batches:
+            policy.get_distribution(rows)
     return [module for module in policy.modules() if module in called]
 
 

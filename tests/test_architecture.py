@@ -31,7 +31,7 @@ ROOMS = {
     "acting": {"graphs", "networks", "numerics", "observations", "output_fisher"},
     "rollout": {"numerics"},
     "actor": {"fisher", "networks", "numerics", "observations", "output_fisher", "parameters"},
-    "networks": {"fisher", "observations", "output_fisher"},
+    "networks": {"fisher", "observations", "output_fisher", "parameters"},
     "output_fisher": set(),
     "trust_region": {"numerics"},
     "solvers": {"checks", "fisher", "linalg", "numerics", "search_line"},

@@ -52,6 +52,13 @@ def test_episodes_that_go_on_are_left_alone():
     assert lengths.of == [[40, 40], [40, 40]]
 
 
+def test_episodes_that_go_on_beside_one_that_begins_are_left_alone():
+    lengths = Lengths()
+    model = NPG("MlpPolicy", pendulums(n_envs=2), n_steps=20, seed=0).learn(2 * 20, StaggerEpisodes())
+    model.learn(2 * 60, [StaggerEpisodes(), lengths], reset_num_timesteps=False)
+    assert lengths.of == [[40, 40], [40]]
+
+
 @pytest.mark.parametrize(("limit", "first"), [(3, [3, 3, 2, 2, 1]), (1, [1, 1, 1, 1, 1])])
 def test_limits_shorter_than_the_environments_are_many(limit, first):
     lengths = Lengths()
@@ -60,13 +67,18 @@ def test_limits_shorter_than_the_environments_are_many(limit, first):
     assert [of[0] for of in lengths.of] == first
 
 
-def test_says_what_it_did(capsys):
+def test_says_what_it_did_if_it_is_asked_to(capsys):
     NPG("MlpPolicy", pendulums(), n_steps=20, seed=0).learn(1, StaggerEpisodes(verbose=1))
     assert "[0, 10, 20, 30]" in capsys.readouterr().out
+    NPG("MlpPolicy", pendulums(), n_steps=20, seed=0).learn(1, StaggerEpisodes())
+    assert capsys.readouterr().out == ""
 
 
-def test_an_environment_without_a_time_limit_is_refused_before_training():
+@pytest.mark.parametrize("limit", [None, LIMIT])
+def test_an_environment_without_a_time_limit_is_refused_before_training(limit):
     env = DummyVecEnv([lambda: gym.make("Pendulum-v1").unwrapped] * 2)
+    if limit is not None:
+        env.set_attr("_max_episode_steps", limit)  # of its own, which counts no steps
     model = NPG("MlpPolicy", env, n_steps=20, seed=0)
     with pytest.raises(ValueError, match=r"StaggerEpisodes.*max_episode_steps"):
         model.learn(40, StaggerEpisodes())

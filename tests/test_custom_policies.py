@@ -9,10 +9,13 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from sb3_npg.acting import acting
 from sb3_npg.local_problem import LocalProblem
+from sb3_npg.policy_parts import split_policy
 from tests import reference
 from tests.agents import TargetEnv, make_agent, same, snapshot, train
 from tests.cases import make_actions, make_observations
@@ -261,6 +264,89 @@ def test_layers_that_are_computed_again_for_their_derivatives_count_once(solver)
     ]
     for name in ("train/kl", "train/natural_gradient_norm", "train/solver_residual"):
         assert updates[1][0][name] == pytest.approx(updates[0][0][name], rel=1e-3)
+
+
+class Routed(BaseFeaturesExtractor):
+    """A layer for each half of the space, of which an observation is seen by one."""
+
+    def __init__(self, space: spaces.Box):
+        super().__init__(space, 6)
+        self.heads = nn.ModuleList(nn.Sequential(nn.BatchNorm1d(space.shape[0]), nn.Linear(3, 6)) for _ in range(2))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        chosen = (observations[:, 0] < 0.0).long()
+        features = observations.new_zeros(len(observations), 6)
+        for i in chosen.unique().tolist():
+            features[chosen == i] = self.heads[i](observations[chosen == i])
+        return features.tanh()
+
+
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("critic_solver", ["gauss_newton", "adam"])
+@pytest.mark.parametrize("solver", ["cg", "kfac"])
+@pytest.mark.filterwarnings("ignore:.* treats what is not in a plain")
+def test_layers_that_only_some_observations_reach_are_trained(solver, critic_solver, shares):
+    kwargs = {"features_extractor_class": Routed, "share_features_extractor": shares}
+    agent = make_agent(policy_kwargs=kwargs, fisher_solver=solver, critic_solver=critic_solver)
+    before = snapshot(agent)["policy"]
+    (update,) = train(agent, 1)
+    assert update["train/skipped_updates"] == 0.0
+    after = agent.policy.state_dict()
+    assert not any(same(before[name], after[name]) for name in before if "heads" in name and name.endswith("weight"))
+
+
+def test_parts_are_those_that_the_rows_reach():
+    policy = make_agent(policy_kwargs={"features_extractor_class": Routed}).policy
+    rows = th.linspace(1.0, -1.0, 600).unsqueeze(1).expand(-1, 3)  # the second head at the end
+    few, more = (split_policy(policy, observations) for observations in (rows[:300], rows))
+    head = policy.features_extractor.heads[1]
+    assert {*more.acting.tensors} - {*few.acting.tensors} == {*head.parameters()}
+    assert {*more.acting_modules} - {*few.acting_modules} == {head, *head}
+    assert more.criticising == few.criticising
+
+
+class OneBased(BaseFeaturesExtractor):
+    """Looks up what is numbered from one."""
+
+    def __init__(self, space: spaces.Box):
+        super().__init__(space, 4)
+        self.table = nn.Embedding(9, 4)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.table(observations[:, 0].long() - 1)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_policy_that_knows_no_zeros_is_tried_within_the_bounds_of_its_space(fails):
+    env = TargetEnv(spaces.Box(1.0, 9.0, (1,), np.float32))
+    agent = make_agent(DummyVecEnv([lambda: env]), policy_kwargs={"features_extractor_class": OneBased})
+    agent.learn(agent.n_steps)
+    if fails:
+        th.nn.init.constant_(agent.policy.features_extractor.table.weight[1:], th.nan)
+        with th.no_grad(), acting(agent.policy):
+            assert agent.policy(th.full((2, 1), 5.0))[0].isfinite().all()
+
+
+class WithoutEntries(BaseFeaturesExtractor):
+    """Beside a layer another one, and a parameter, of which nothing is left."""
+
+    def __init__(self, space: spaces.Box):
+        super().__init__(space, 6)
+        self.layer, self.other = nn.Linear(space.shape[0], 6), nn.Linear(0, 6, bias=False)
+        self.parameter = nn.Parameter(th.zeros(0, 4))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.layer(observations).tanh() + self.other(observations[:, :0]) + self.parameter.sum()
+
+
+@pytest.mark.parametrize("critic_solver", ["gauss_newton", "adam"])
+@pytest.mark.parametrize("solver", ["cg", "kfac", "diagonal", "woodbury"])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_parameters_without_entries_have_no_part(solver, critic_solver):
+    kwargs = {"features_extractor_class": WithoutEntries, "share_features_extractor": False, "ortho_init": False}
+    (update,) = train(make_agent(policy_kwargs=kwargs, fisher_solver=solver, critic_solver=critic_solver), 1)
+    assert update["train/skipped_updates"] == 0.0
+    assert update["train/kl"] > 0.0
 
 
 class OtherPrecision(BaseFeaturesExtractor):

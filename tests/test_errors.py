@@ -10,6 +10,7 @@ from gymnasium import spaces
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
@@ -219,6 +220,14 @@ def test_one_batch_of_all_rows_is_not_warned_of(recwarn):
 def test_batch_size_that_nothing_uses_is_not_warned_of(recwarn):
     make_agent(batch_size=N_STEPS - 1, critic_solver="gauss_newton")
     assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_batch_size_of_an_agent_that_is_loaded_to_act_is_not_warned_of(tmp_path, recwarn):
+    make_agent(batch_size=N_STEPS - 1).save(tmp_path / "agent")
+    NPG.load(tmp_path / "agent", device="cpu", critic_solver="adam")
+    assert [str(warning.message) for warning in recwarn] == []
+    with pytest.warns(UserWarning, match="do not divide"):
+        NPG.load(tmp_path / "agent", make_env(), device="cpu", critic_solver="adam")
 
 
 # Choices
@@ -462,6 +471,22 @@ def test_policy_that_is_no_class_is_refused(policy):
     assert "'MlpPolicy'" in message
 
 
+class ScaledPolicy(ActorCriticPolicy):
+    """Takes more than an observation, if it is given."""
+
+    def __init__(self, *args: Any, scale: float = 1.0, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.scale = scale
+
+    def get_distribution(self, obs: Any, scale: float | None = None) -> Any:
+        return super().get_distribution(obs * (self.scale if scale is None else scale))
+
+
+def test_policy_that_asks_for_no_more_than_an_observation_will_do():
+    agent = make_agent(policy=ScaledPolicy, policy_kwargs={"scale": 2.0, "net_arch": [4]})
+    assert agent.learn(N_STEPS).policy.scale == 2.0
+
+
 class FrozenPolicy(ActorCriticPolicy):
     """Only the critic can learn."""
 
@@ -585,6 +610,13 @@ def test_vector_observations_need_the_policy_for_them(policy):
     assert "MlpPolicy" in message
 
 
+def test_features_extractor_that_is_given_counts():
+    extractor = {"features_extractor_class": CombinedExtractor}
+    message = error(env="vector", policy="MlpPolicy", policy_kwargs=extractor)
+    assert "with the features extractor CombinedExtractor cannot read" in message
+    make_agent("Dict", policy=ActorCriticPolicy, policy_kwargs=extractor)
+
+
 # Files
 
 
@@ -637,6 +669,7 @@ def test_environment_of_another_action_space_is_refused(tmp_path):
         ({"policy_kwargs": "wide"}, ["`policy_kwargs`='wide'", "must be a dict"]),
         ({"policy_kwargs": {"net_arhc": [8]}}, ["`policy_kwargs` has ['net_arhc']", "'net_arch'"]),
         ({"policy_kwargs": {"use_sde": True}}, ["`policy_kwargs` has ['use_sde']", "NPG gives"]),
+        ({"policy_kwargs": {"lr_schedule": 0.1}}, ["`policy_kwargs` has ['lr_schedule']", "NPG gives"]),
         ({"device": "gpu"}, ["`device`='gpu'", "'auto', 'cpu' or 'cuda'"]),
         ({"target_kl": lambda: 0.1}, ["`target_kl`=", "progress remaining"]),
         ({"learning_rate": lambda: 0.1}, ["`learning_rate`=", "progress remaining"]),

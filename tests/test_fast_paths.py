@@ -123,6 +123,22 @@ def test_layers_are_those_that_hooks_find(distribution, policy, columns, memory_
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("weight_sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("frozen", [None, "weight", "bias"])
+def test_convolutions_are_those_that_hooks_find_however_they_count(frozen, weight_sharing):
+    one = make_problem("categorical", "NatureCNN", 6)
+    if frozen is not None:
+        one.policy.get_parameter(f"features_extractor.cnn.0.{frozen}").requires_grad_(False)
+    parts = [split_policy(one.policy, one.observations, fast_paths) for fast_paths in (True, False)]
+    both = [LocalProblem(one.policy, one.observations, one.actions, one.advantages, parts=each) for each in parts]
+    (by_hand,), (autograd,) = (list(problem.layers.records(weight_sharing=weight_sharing)) for problem in both)
+    for record, expected in zip(by_hand, autograd, strict=True):
+        assert record.block.name == expected.block.name
+        th.testing.assert_close(record.inputs, expected.inputs, **EXACT)
+        th.testing.assert_close(record.deltas, expected.deltas, **EXACT)
+
+
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     "frozen", ["log_std", "action_net.bias", "action_net.weight", "mlp_extractor.policy_net.0.weight"]
 )

@@ -1,6 +1,7 @@
 """NaN and infinity: the run goes on, the update is skipped, nothing that it would have moved has moved."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -10,10 +11,11 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
+from torch.distributions import Normal
 
 from sb3_npg import NPG
 from sb3_npg.acting.collecting import FiniteForward
-from sb3_npg.numerics import NumericalFailure, all_finite
+from sb3_npg.numerics import NumericalFailure, all_finite, refusals_as_failures
 from sb3_npg.observations import finite_observations
 from sb3_npg.rollout import normalized, require_finite_rollout
 from sb3_npg.solvers import FISHER_SOLVERS, FisherSolver, Problem, Solution
@@ -462,6 +464,31 @@ def test_numbers_whose_squares_overflow_are_finite():
     assert not all_finite(th.tensor([NAN]))
 
 
+def test_what_holds_no_number_is_finite():
+    assert all_finite()
+    assert all_finite(th.zeros(0))
+    assert all_finite(th.zeros(0), th.ones(2), th.tensor([3]))
+    assert not all_finite(th.zeros(0), th.tensor([NAN]))
+
+
+REFUSED: dict[str, Callable[[], Any]] = {
+    "parameter": lambda: Normal(th.tensor(NAN), 1.0, validate_args=True),
+    "value": lambda: Normal(0.0, 1.0, validate_args=True).log_prob(th.tensor(NAN)),
+    "Bernoulli": lambda: th.bernoulli(th.tensor([NAN])),
+    "categorical": lambda: th.multinomial(th.tensor([NAN, 1.0]), 1),
+    "all improbable": lambda: th.multinomial(th.zeros(2), 1),
+    "normal": lambda: th.normal(th.zeros(1), th.tensor([NAN])),
+}
+
+
+@pytest.mark.parametrize("draw", REFUSED.values(), ids=REFUSED)
+def test_what_torch_refuses_to_draw_from_is_a_numerical_failure(draw):
+    with pytest.raises(NumericalFailure, match="distribution is not finite"), refusals_as_failures():
+        draw()
+    with pytest.raises(RuntimeError, match="else"), refusals_as_failures():
+        raise RuntimeError("something else")
+
+
 @pytest.mark.parametrize("where", ["reward", "observation"])
 def test_bad_rollout_moves_nothing_where_the_optimizer_has_a_state(where):
     states, messages = run(make_agent(faulty_env("vector", where, NAN, N_STEPS + 5), critic_solver="adam"), 3)
@@ -477,8 +504,8 @@ def test_likely_action_of_zeros_is_the_likely_one():
         return 10.0 * obs, obs, obs
 
     for deterministic in (True, False):
-        FiniteForward(forward)(th.full((1, 3), 3e38), deterministic=deterministic)
-        FiniteForward(forward)(th.full((1, 3), 3e38), deterministic)
+        FiniteForward(forward, spaces.Box(-1.0, 1.0, (3,)))(th.full((1, 3), 3e38), deterministic=deterministic)
+        FiniteForward(forward, spaces.Box(-1.0, 1.0, (3,)))(th.full((1, 3), 3e38), deterministic)
     assert asked == 4 * [True] + 4 * [False]
 
 

@@ -637,6 +637,11 @@ def test_adaptive_damping_compares_the_kl_of_the_full_step(monkeypatch):
     assert agent._damping_factor == 1.0
 
 
+def test_entropy_loss_is_the_entropy_s_negative():
+    (update,) = train(make_agent("Discrete"), 1)
+    assert update["train/entropy_loss"] == pytest.approx(-math.log(3.0), abs=1e-3)
+
+
 def test_explained_variance_is_the_critics():
     agent = make_agent("vector")
     (update,) = train(agent, 1)

@@ -180,7 +180,11 @@ def outcome(accepted=True, steps=1, first_mean_kl=0.01):
     [
         (outcome(), 1 / 1.5),
         (outcome(first_mean_kl=0.0119), 1 / 1.5),
+        (outcome(first_mean_kl=0.0081), 1 / 1.5),
+        (outcome(first_mean_kl=0.0079), 1.0),
         (outcome(first_mean_kl=0.0125), 1.0),
+        (outcome(first_mean_kl=0.0149), 1.0),
+        (outcome(first_mean_kl=0.0151), 1.5),
         (outcome(first_mean_kl=0.005), 1.0),
         (outcome(steps=2), 1.0),
         (outcome(first_mean_kl=0.016), 1.5),
@@ -190,6 +194,10 @@ def outcome(accepted=True, steps=1, first_mean_kl=0.01):
 )
 def test_damping_follows_how_well_the_model_predicts_the_kl(search, change):
     assert adapted_damping_factor(1.0, search, 0.01) == pytest.approx(change)
+
+
+def test_step_that_was_predicted_to_cost_nothing_is_damped_more():
+    assert adapted_damping_factor(1.0, outcome(first_mean_kl=0.0), 0.0) == 1.5
 
 
 def test_damping_factor_is_bounded():

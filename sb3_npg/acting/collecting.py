@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
@@ -35,7 +36,7 @@ def acting(policy: ActorCriticPolicy, fast_paths: bool = True, recorder: Recorde
     def choose() -> Callable[..., Acted]:
         fast = FastForward.of(policy) if fast_paths else None
         if fast is None:
-            return FiniteForward(policy.forward)
+            return FiniteForward(policy.forward, policy.observation_space)
         return fast if recorder is None else recorder.recorded(fast)
 
     forward = FirstStep(policy, choose)
@@ -64,7 +65,7 @@ class FirstStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Acted:
         """Act; see ``ActorCriticPolicy.forward``."""
         if not self._is_in_place():  # somebody calls it from a function of theirs
-            return FiniteForward(self._own)(*args, **kwargs)
+            return FiniteForward(self._own, self._policy.observation_space)(*args, **kwargs)
         self.leave()
         self._put(self._choose())
         return self._policy.forward(*args, **kwargs)
@@ -95,10 +96,12 @@ class FiniteForward:
     A policy's own forward pass, on zeros where it finds no finite action for what it observes.
 
     :param forward: the policy's
+    :param space: of observations
     """
 
-    def __init__(self, forward: Callable[..., Acted]):
+    def __init__(self, forward: Callable[..., Acted], space: spaces.Space[Any]):
         self._forward = forward
+        self._space = space
 
     def __call__(self, obs: PyTorchObs, *others: Any, **more: Any) -> Acted:
         """Act; see ``ActorCriticPolicy.forward``."""
@@ -108,7 +111,7 @@ class FiniteForward:
         except NumericalFailure:
             acted = None
         if acted is None or not acted[0].isfinite().all():
-            acted = self._forward(zero_observations(obs), *others, **more)
+            acted = self._forward(zero_observations(obs, self._space), *others, **more)
         return acted
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -111,10 +111,10 @@ def acting_parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> Pa
 
     :param policy: SB3 actor-critic policy
     :param observations: at least one row
-    :return: those that are trained, in the policy's order
+    :return: those that are trained and that one of the rows reaches, in the policy's order
     """
     with th.enable_grad():
-        return ParameterVector(reached_parameters(_first_outputs(policy, observations), policy.parameters()))
+        return ParameterVector(reached_parameters(_outputs(policy, observations), policy.parameters()))
 
 
 @th.no_grad()
@@ -128,7 +128,7 @@ def require_distribution(policy: ActorCriticPolicy, observations: PyTorchObs) ->
     """
     try:
         with refusals_as_failures():
-            is_known = not _first_outputs(policy, observations).isnan().any()
+            is_known = not _outputs(policy, observations).isnan().any()
     except NumericalFailure:
         is_known = False
     if not is_known:
@@ -160,13 +160,13 @@ def require_products(policy: ActorCriticPolicy, observations: PyTorchObs, parame
                 "as th.linalg.vector_norm of differences in the place of th.cdist."
             ) from error
     with th.no_grad():  # a policy that holds on to a graph cannot be copied
-        _first_outputs(policy, observations)
+        _outputs(policy, observations)
 
 
 def _try_products(policy: ActorCriticPolicy, observations: PyTorchObs, parameters: ParameterVector) -> None:
-    """Fail with a RuntimeError if J of the first row cannot be had, or lacks what Jᵀ has."""
+    """Fail with a RuntimeError if J cannot be had, or lacks what Jᵀ has."""
     with th.enable_grad():
-        _require_whole(Linearization(_first_outputs(policy, observations), parameters))
+        _require_whole(Linearization(_outputs(policy, observations), parameters))
 
 
 def _require_whole(linearization: Linearization) -> None:
@@ -194,7 +194,7 @@ def _require_whole(linearization: Linearization) -> None:
         raise RuntimeError("a part of the derivatives is lost")
 
 
-def _first_outputs(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:
-    """Return the outputs for the first row, shape (1, k), with their graph where gradients are enabled."""
-    distribution = policy.get_distribution(take_rows(observations, slice(0, 1)))
+def _outputs(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:
+    """Return the outputs of n rows, shape (n, k), with their graph where gradients are enabled."""
+    distribution = policy.get_distribution(observations)
     return make_output_fisher(distribution).outputs(distribution)

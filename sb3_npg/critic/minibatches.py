@@ -104,11 +104,14 @@ def fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
     """
     Let Adam update all parameters in one call within the block, where torch can; the result is the same to rounding.
 
+    Torch reads memory in its order there, and takes a gradient wrongly that is laid out otherwise than its parameter.
+
     :param optimizer: any optimizer
     """
     tensors = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     able = type(optimizer) in (th.optim.Adam, th.optim.AdamW) and all(
-        tensor.device.type in ("cpu", "cuda") and tensor.is_floating_point() for tensor in tensors
+        tensor.device.type in ("cpu", "cuda") and tensor.is_floating_point() and tensor.is_contiguous()
+        for tensor in tensors
     )
     groups = [group for group in optimizer.param_groups if able and not _has_a_say(group)]
     before = [group.get("fused") for group in groups]

@@ -40,7 +40,7 @@ def saved_bytes(compute: Callable[[], object], parameters: Iterable[th.Tensor]) 
         if storage.data_ptr() not in storages:
             storages.add(storage.data_ptr())
             total += storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself would be held by the graph that made it, for ever
 
     with th.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         # The graph stays alive until all is counted: a freed storage's address would be used again.

@@ -146,7 +146,7 @@ def import_package(name: str) -> None:
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name:
+        if not f"{name}.".startswith(f"{error.name}."):  # it, or a package that it is in, is missing
             raise
         raise ZooError(f"--gym-packages {name}: no such module is installed or in this folder.") from error
 

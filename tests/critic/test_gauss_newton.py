@@ -538,6 +538,18 @@ def test_fused_update_is_adams_and_is_set_back():
     th.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("memory_format", [th.contiguous_format, th.channels_last])
+def test_adam_takes_gradients_by_hand_whatever_the_layout_of_the_parameters(memory_format):
+    kwargs = {"policy_kwargs": {"share_features_extractor": False}, "step_size": 1e30, "line_search_max_iter": 1}
+    agents = [make_agent("image", critic_solver="adam", fast_paths=way, **kwargs) for way in (True, False)]
+    for agent in agents:
+        agent.policy.to(memory_format=memory_format)
+        train(agent, 1)
+    one, other = (parameters(agent, critic=True) for agent in agents)
+    for name, tensor in one.items():
+        th.testing.assert_close(tensor, other[name], rtol=1e-3, atol=1e-5)
+
+
 def test_fused_update_counts_where_the_parameters_are():
     parameter = nn.Parameter(th.ones(2))
     optimizer = th.optim.Adam([parameter])

@@ -1,5 +1,8 @@
 """How many rows fit into a budget."""
 
+import gc
+import weakref
+
 import pytest
 import torch as th
 from torch import nn
@@ -44,3 +47,17 @@ def test_rows_are_cut_evenly(n_rows, largest):
     assert sum(lengths) == n_rows
     assert max(lengths) <= largest
     assert max(lengths) - min(lengths) <= 1
+
+
+def test_a_graph_that_was_measured_is_freed():
+    made = []
+
+    def compute() -> th.Tensor:
+        made.append(parameter.exp())  # whose own result is what the backward pass needs
+        return made[0]
+
+    parameter = nn.Parameter(th.ones(3))
+    saved_bytes(compute, [parameter])
+    left = weakref.ref(made.pop())
+    gc.collect()
+    assert left() is None

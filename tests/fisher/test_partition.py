@@ -78,6 +78,13 @@ class RowsLast(Functional):
         return self.layer(x.transpose(0, 1)).tanh().sum(dim=0)
 
 
+class BothWays(Functional):
+    """Calls a layer with the rows in the first dimension, and once more with them in the second."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return self.layer(x).tanh().sum(dim=1) + self.layer(x.transpose(0, 1)).tanh().sum(dim=0)
+
+
 class RowsInTheMiddle(nn.Module):
     """A recurrent network written by hand, rows in the second dimension, used once a position."""
 
@@ -108,6 +115,18 @@ class Table(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         return x @ self.layer(self.embedding).tanh()
+
+
+class ImageTable(Functional):
+    """Convolves one image, of as many channels as the rows that the layers are tried on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1)
+        self.register_buffer("image", th.linspace(-1.0, 1.0, 12, dtype=th.float64).view(3, 2, 2))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return x @ self.layer(self.image.to(x.dtype)).tanh().flatten(1)
 
 
 class Looked(nn.Module):
@@ -227,9 +246,11 @@ ODD: dict[str, Odd] = {
     "weight in the loss": Odd(Penalised, _WEIGHT_AND_BIAS),
     "rows in the second dimension": Odd(RowsLast, _WEIGHT_AND_BIAS, (4, 3)),
     "as many positions as rows tried": Odd(RowsLast, _WEIGHT_AND_BIAS, (3, 3)),
+    "rows in the first dimension and the second": Odd(BothWays, _WEIGHT_AND_BIAS, (4, 3)),
     "recurrent": Odd(RowsInTheMiddle, (), (3, 3)),
     "positions folded into rows": Odd(FoldedPositions, _WEIGHT_AND_BIAS, (2, 3)),
     "table as long as the rows tried": Odd(Table, ("embedding", *_WEIGHT_AND_BIAS)),
+    "image of as many channels as rows tried": Odd(ImageTable, _WEIGHT_AND_BIAS),
     "embedding": Odd(Looked, ("embedding.weight",)),
     "another kind of Linear": Odd(lambda: nn.Sequential(Scaled(3, 4), nn.Tanh()), ("0.weight", "0.bias")),
     "partly detached": Odd(PartlyDetached, ()),
@@ -290,6 +311,8 @@ def assert_partition(problem: LocalProblem) -> None:
     assert th.equal(covered.sort().values, th.arange(p))
     assert sum(one.size for one in blocks) == p
     assert len({one.name for one in blocks}) == len(blocks)
+    starts = [int(one.gather(th.arange(p)).min()) for one in layer_blocks(blocks)]
+    assert starts == sorted(starts)
 
 
 # Every parameter once

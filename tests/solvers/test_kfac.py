@@ -183,6 +183,18 @@ def test_layers_without_inputs_or_without_gradient_are_damped_alone(name):
         assert bool(th.isfinite(x).all())
 
 
+def test_either_factor_that_is_singular_is_told():
+    """Without damping: what goes in spans all inputs, and nothing is propagated back."""
+    problem = make_problem("Gaussian", "Mlp", 20)
+    with th.no_grad():
+        problem.policy.action_net.weight.zero_()
+    solver = updated("kfac", problem, largest_eigen=0)
+    hidden = [f"{one.name}.A" for one in layer_blocks(problem.layers.blocks) if "policy_net" in one.name]
+    assert all(float(th.linalg.eigvalsh(factors(solver, problem)[name])[0]) > 1e-6 for name in hidden)
+    with pytest.raises(ArithmeticError, match="not positive definite"):
+        solver.apply_inverse(th.randn(len(problem.vector), dtype=th.float64), 0.0)
+
+
 # From update to update
 
 
@@ -283,6 +295,19 @@ def test_blocks_that_change_their_shape_are_measured_at_once(name):
             assert one.gather(ours).shape == one.shape
             th.testing.assert_close(one.gather(ours), one.gather(fresh))
     assert len(dense_blocks(second.layers.blocks)) == 1
+
+
+@pytest.mark.parametrize("largest_eigen", [0, 1024])
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
+@pytest.mark.parametrize("distributions", [("categorical", "Bernoulli"), ("Gaussian", "gSDE")], ids="-".join)
+def test_outputs_or_noise_of_another_shape_are_measured_at_once(distributions, name, largest_eigen):
+    """What goes into the layers is as before: G of the last, or the block of the noise, fits no more."""
+    first, second = (make_problem(distribution, "Mlp", 12) for distribution in distributions)
+    kwargs = {"statistics_interval": 100, "inverse_interval": 100, "largest_eigen": largest_eigen}
+    gradient = second.surrogate_gradient()
+    solvers = [updated(name, *seen, **kwargs) for seen in ([first, second], [second])]
+    ours, fresh = (solver.solve(second, gradient, 0.1).natural_gradient for solver in solvers)
+    th.testing.assert_close(ours, fresh)
 
 
 @pytest.mark.parametrize("name", ["diagonal", "kfac", "ekfac"])

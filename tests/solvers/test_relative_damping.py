@@ -119,8 +119,12 @@ def test_scaled_problem_is_the_problem_in_other_coordinates(network):
     assert NETWORKS[network].layers is not None
     layers = expected_layers(problem, network)
     exact = curvature(problem.policy, problem.observations, 5, problem.parameters, layers)
-    for name, matrix in (("kfac", kfac_matrix(exact)), ("diagonal", th.diag(fisher.diagonal()))):
-        solver = make_fisher_solver(name)
+    for name, kwargs, matrix in (
+        ("kfac", {}, kfac_matrix(exact)),
+        ("kfac", {"weight_sharing": "reduce"}, kfac_matrix(exact, "reduce")),
+        ("diagonal", {}, th.diag(fisher.diagonal())),
+    ):
+        solver = make_fisher_solver(name, kwargs)
         solver.update(scaled)
         x = solver.solve(scaled, vector, EPSILON).natural_gradient
         dense = matrix / scale / scale.unsqueeze(1) + EPSILON * th.eye(len(scale), dtype=th.float64)
@@ -197,3 +201,12 @@ def test_block_without_curvature_has_the_smallest_scale_that_is_given():
     for one in layer_blocks(problem.layers.blocks):
         if "policy_net" in one.name:
             th.testing.assert_close(one.gather(scale), th.full(one.shape, 1e-4, dtype=th.float64) * scale.max())
+
+
+def test_policy_without_curvature_stays_in_its_own_coordinates():
+    problem = make_problem("categorical", "Mlp", 8)
+    with th.no_grad():
+        problem.policy.action_net.bias[0] = 1e4  # one action is certain
+    problem = LocalProblem(problem.policy, problem.observations, problem.actions, problem.advantages)
+    assert not problem.dense_fisher().any()
+    assert th.equal(block_scale(problem.layers), th.ones(len(problem.vector), dtype=th.float64))

@@ -11,7 +11,7 @@ import yaml
 from matplotlib import pyplot as plt
 
 from sb3_npg import NPG
-from sb3_npg.zoo.commands import COMMANDS, main
+from sb3_npg.zoo.commands import COMMANDS, complete, main
 from sb3_npg.zoo.configs import CONFIG
 from sb3_npg.zoo.repairs import own_subprocesses
 
@@ -149,12 +149,22 @@ def test_the_installed_command_knows_the_folder_that_it_is_called_in(tmp_path):
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help(command, capsys):
+@pytest.mark.parametrize(("command", "option"), [*((command, "--help") for command in COMMANDS), ("enjoy", "-h")])
+def test_help(command, option, capsys):
+    before = sys.argv
     with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
+        main([command, option])
     assert ended.value.code == 0
     assert "usage:" in capsys.readouterr().out
+    assert sys.argv is before
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "enjoy", "record_video", "record_training", "load_from_hub", "push_to_hub"]
+)
+def test_algorithm_is_npg_unless_it_is_said(command):
+    assert complete(command, ["--env", ENV])[:2] == ["--algo", "npg"]
+    assert "npg" not in complete(command, ["--algo", "ppo"])
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
@@ -169,5 +179,9 @@ def test_commands_that_call_others_call_them_with_npg(monkeypatch):
     monkeypatch.setattr(subprocess, "call", lambda command: called.append(command) or 0)
     with own_subprocesses():
         subprocess.call(["python", "-m", "rl_zoo3.record_video", "--algo", "npg"])
-        subprocess.call(["ls"])
-    assert called == [[sys.executable, "-m", "sb3_npg.zoo", "record_video", "--algo", "npg"], ["ls"]]
+        others = [["ls"], ["python", "-m", "pip", "list"]]
+        for command in others:
+            subprocess.call(command)
+    after = ["python", "-m", "rl_zoo3.record_video"]
+    subprocess.call(after)
+    assert called == [[sys.executable, "-m", "sb3_npg.zoo", "record_video", "--algo", "npg"], *others, after]

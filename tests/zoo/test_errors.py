@@ -1,5 +1,6 @@
 """Bad input to a command of the zoo: one line that names the key, the file and the way out, and nothing is trained."""
 
+import re
 import shutil
 
 import gymnasium as gym
@@ -8,8 +9,9 @@ import optuna
 import pytest
 
 from sb3_npg import NPG
-from sb3_npg.zoo.commands import main
+from sb3_npg.zoo.commands import check_folder, main
 from sb3_npg.zoo.configs import check_block, hyperparams
+from sb3_npg.zoo.errors import ZooError
 
 ENV = "CartPole-v1"
 BLOCK = f"{ENV}:\n  n_timesteps: 100\n  policy: MlpPolicy\n"
@@ -34,6 +36,17 @@ def test_blocks_of_the_package_are_good_input(env_id):
     check_block(hyperparams[env_id], "npg.yml")
 
 
+def test_blocks_of_the_package_share_nothing_that_the_zoo_may_change():
+    assert len({id(block) for block in hyperparams.values()}) == len(hyperparams)
+    nested = [value for block in hyperparams.values() for value in block.values() if isinstance(value, (dict, list))]
+    assert len({id(value) for value in nested}) == len(nested)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "damping", "target_kl", "step_size"])
+def test_schedules_of_a_block_are_good_input(name):
+    check_block({"n_timesteps": 100, "policy": "MlpPolicy", name: "lin_0.1"}, "mine.yml")
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -41,6 +54,9 @@ def test_blocks_of_the_package_are_good_input(env_id):
         ("cg_damping: 0.1", ["`cg_damping` is unknown", "damping", "action dimensions"]),
         ("cg_max_steps: 10", ["fisher_solver_kwargs"]),
         ("seed: 3", ["--seed"]),
+        ("device: cuda", ["`device` is unknown", "--device"]),
+        ("verbose: 1", ["`verbose` is unknown", "--verbose"]),
+        ("tensorboard_log: runs", ["`tensorboard_log` is unknown", "--tensorboard-log"]),
         ("damping: 1e-3", ["`damping`='1e-3'", "1.0e-3 or !!float 1e-3"]),
         ("learning_rate: 1e-3", ["`learning_rate`='1e-3'", "!!float"]),
         ("fisher_solver_kwargs: {rtol: 1e-3}", ["`fisher_solver_kwargs['rtol']`='1e-3'", "!!float"]),
@@ -50,6 +66,8 @@ def test_blocks_of_the_package_are_good_input(env_id):
         ("callback: sb3_npg.callbacks.Stager", ["`callback`='sb3_npg.callbacks.Stager'", "whole name of a class"]),
         ("callback: [{StaggerEpisodes: {verbose: 1}}]", ["`callback`='StaggerEpisodes'", "whole name of a class"]),
         ("env_wrapper: nowhere.Wrapper", ["`env_wrapper`='nowhere.Wrapper'", "nowhere"]),
+        ("vec_env_wrapper: nowhere.Wrapper", ["`vec_env_wrapper`='nowhere.Wrapper'", "nowhere"]),
+        ("normalize: {norm_obs_keys: [image]}", ["norm_obs_keys"]),
         ("fisher_solver: cgg", ["`fisher_solver`='cgg'", "Choose one of"]),
         ("damping: -1", ["`damping`=-1"]),
     ],
@@ -64,6 +82,7 @@ def test_bad_keys_and_values(tmp_path, capsys, line, words):
     ("text", "words"),
     [
         (f"{ENV}:\n  policy: MlpPolicy\n", ["`n_timesteps`"]),
+        (f"{ENV}:\n  n_timesteps: 100\n", ["`policy`"]),
         (f"{ENV}: [\n", ["not YAML"]),
         ("Other-v0:\n  n_timesteps: 1\n", [ENV]),
     ],
@@ -101,6 +120,7 @@ def test_missing_things(capsys, arguments, words):
     "block",
     [
         {"env_kwargs": {"level": "2"}},
+        {"monitor_kwargs": {"filename": "2024"}},
         {
             "callback": {
                 "stable_baselines3.common.callbacks.CheckpointCallback": {"save_freq": 9, "name_prefix": "2024"}
@@ -130,6 +150,27 @@ hyperparams = {{"{ENV}": dict(n_timesteps=1, policy="MlpPolicy", target_kl={valu
         assert "found again" not in message
     else:
         assert all(word in message for word in ("`target_kl`", "found again", "mine.py", "'lin_0.01'"))
+
+
+def test_what_a_saved_config_cannot_name_is_found_among_arguments():
+    kwargs = {"activation_fn": lambda: None}
+    with pytest.raises(ZooError, match=re.escape("mine.py: `policy_kwargs['activation_fn']`=")):
+        check_block({"n_timesteps": 100, "policy": "MlpPolicy", "policy_kwargs": kwargs}, "mine.py")
+
+
+@pytest.mark.parametrize("run", ["npg/ALE-Pong-v5_1", "npg/ALE-Pong-v5.zip"])
+def test_a_run_is_found_under_the_name_that_the_zoo_gives_it(tmp_path, run):
+    with pytest.raises(ZooError, match="holds no run of npg on ALE/Pong-v5"):
+        check_folder(tmp_path, "npg", "ALE/Pong-v5")
+    (tmp_path / "npg").mkdir()
+    (tmp_path / run).touch()
+    check_folder(tmp_path, "npg", "ALE/Pong-v5")
+
+
+def test_a_module_s_own_failure_to_import_is_its_own(tmp_path):
+    (tmp_path / "incomplete.py").write_text("import nowhere\n")
+    with pytest.raises(ModuleNotFoundError, match="'nowhere'"):
+        main(["train", "--env", ENV, "--gym-packages", "incomplete"])
 
 
 def test_a_study_that_is_not_there(capsys):

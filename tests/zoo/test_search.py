@@ -1,5 +1,8 @@
 """The search for hyperparameters draws arguments of NPG; numerical trouble ends a trial, and no study."""
 
+import math
+from contextlib import nullcontext
+
 import gymnasium as gym
 import numpy as np
 import optuna
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 
 from sb3_npg import NPG
 from sb3_npg.zoo.commands import main
+from sb3_npg.zoo.experiments import PruneSkippedUpdates, _pruning
 from sb3_npg.zoo.search import convert_npg_params, sample_npg_params
 
 ENV = "CartPole-v1"
@@ -35,6 +39,26 @@ def test_what_is_drawn_builds_an_agent(seed, n_actions, block):
     NPG("MlpPolicy", "Pendulum-v1" if n_actions else ENV, device="cpu", **{**block, **arguments})
     assert convert_npg_params(trial.params) == arguments
     assert ("log_std_init" in arguments["policy_kwargs"]) == (n_actions > 0)
+    assert {name: arguments[name] for name in ("n_steps", "gamma", "gae_lambda")} == trial.user_attrs
+
+
+@pytest.mark.parametrize("critic_solver", ["gauss_newton", "adam"])
+@pytest.mark.parametrize("fisher_solver", ["cg", "cg + kfac", "kfac", "ekfac"])
+def test_what_is_drawn_goes_to_the_solver_that_takes_it(fisher_solver, critic_solver):
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    sample_npg_params(trial, 0, 1, {})
+    drawn = {**trial.params, "fisher_solver": fisher_solver, "critic_solver": critic_solver}
+    arguments = convert_npg_params(drawn)
+    kwargs = arguments["fisher_solver_kwargs"]
+    assert (kwargs and kwargs["max_steps"]) == (drawn["cg_max_steps"] if "cg" in fisher_solver else None)
+    if critic_solver == "adam":
+        assert (arguments["n_critic_updates"], arguments["critic_solver_kwargs"]) == (drawn["n_epochs"], None)
+        assert arguments["learning_rate"] == drawn["learning_rate"]
+        assert arguments["batch_size"] == 2 ** drawn["batch_size_pow"]
+    else:
+        assert arguments["n_critic_updates"] == drawn["critic_steps"]
+        assert arguments["critic_solver_kwargs"] == {"damping": drawn["critic_damping"]}
+        assert not {"learning_rate", "batch_size"} & set(arguments)
 
 
 def test_every_trial_draws_from_one_space():
@@ -46,7 +70,13 @@ def test_every_trial_draws_from_one_space():
 
 
 @pytest.mark.parametrize(
-    "error", [th.linalg.LinAlgError("singular"), FloatingPointError("overflow"), ValueError("NaN")]
+    "error",
+    [
+        th.linalg.LinAlgError("singular"),
+        FloatingPointError("overflow"),
+        ValueError("NaN"),
+        th.OutOfMemoryError("too large"),
+    ],
 )
 def test_a_failing_trial_is_pruned(tmp_path, monkeypatch, capsys, error):
     monkeypatch.chdir(tmp_path)
@@ -62,9 +92,38 @@ def test_a_failing_trial_is_pruned(tmp_path, monkeypatch, capsys, error):
     assert "Number of finished trials:  2" in capsys.readouterr().out
 
 
-def test_a_block_may_name_no_callback(tmp_path, monkeypatch, capsys):
+def test_a_trial_whose_agent_scores_no_number_is_pruned():
+    with pytest.raises(optuna.TrialPruned, match="NaN"):
+        _pruning(lambda *_: math.nan)(None, None)
+    assert _pruning(lambda *_: -math.inf)(None, None) == -math.inf
+
+
+@pytest.mark.parametrize(
+    ("skipped", "updates", "pruned"), [(4, 4, False), (5, 5, True), (5, 10, True), (5, 11, False), (6, 11, True)]
+)
+def test_a_trial_is_pruned_when_half_of_its_updates_were_skipped(skipped, updates, pruned):
+    agent, callback = NPG("MlpPolicy", ENV, device="cpu"), PruneSkippedUpdates()
+    agent._n_skipped_updates, agent._n_updates = skipped, updates
+    callback.init_callback(agent)
+    with pytest.raises(optuna.TrialPruned, match=f"{skipped} of {updates}") if pruned else nullcontext():
+        callback.on_rollout_start()
+
+
+def test_a_study_s_own_error_is_its_own(tmp_path, monkeypatch):
+    def broken(**kwargs):
+        raise ValueError("no such storage")
+
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.yml").write_text(f"{ENV}: {{n_timesteps: 64, policy: MlpPolicy, callback: null}}\n")
+    monkeypatch.setattr(optuna, "create_study", broken)
+    with pytest.raises(ValueError, match="no such storage") as raised:
+        main([*SEARCH, "--env", ENV, "-n", "64", "--n-trials", "1"])
+    assert raised.traceback[-1].name == "broken"
+
+
+@pytest.mark.parametrize("named", ["null", "sb3_npg.callbacks.StaggerEpisodes", "[sb3_npg.callbacks.StaggerEpisodes]"])
+def test_a_block_may_name_a_callback_or_several_or_none(tmp_path, monkeypatch, capsys, named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yml").write_text(f"{ENV}: {{n_timesteps: 64, policy: MlpPolicy, callback: {named}}}\n")
     assert main([*SEARCH, "--env", ENV, "-conf", "mine.yml", "--n-trials", "1"]) == 0
     assert "Number of finished trials:  1" in capsys.readouterr().out
 
