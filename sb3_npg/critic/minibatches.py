@@ -77,9 +77,14 @@ def _backward_by_hand(critic: CriticNetwork, parameters: ParameterVector, rollou
     for parameter, view in zip(parameters.tensors, parameters.split(gradient), strict=True):
         parameter.grad = view
     jacobians: dict[int, FeedForwardJacobian] = {}  # one set of buffers for each size of a minibatch
+    places: list[int] = []
 
     @th.no_grad()
     def backward(rows: th.Tensor) -> th.Tensor:
+        found = [tensor.data_ptr() for tensor in parameters.tensors]
+        if places != found:  # an optimizer may give a parameter other memory
+            places[:] = found
+            jacobians.clear()
         n = len(rows)
         if n in jacobians:
             jacobians[n].linearize(inputs[rows])

@@ -500,9 +500,19 @@ def test_critic_too_large_for_its_solver_is_refused_before_training():
 # Minibatches
 
 
+class Rebinding(th.optim.SGD):
+    """Gives parameters new memory at each step."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.data = parameter.data - group["lr"] * parameter.grad
+
+
 @pytest.mark.filterwarnings("ignore:The critic's minibatches")
 @pytest.mark.parametrize("batch_size", [N_STEPS, 7, 1])
-@pytest.mark.parametrize("optimizer", [th.optim.Adam, th.optim.AdamW, th.optim.SGD, th.optim.RMSprop])
+@pytest.mark.parametrize("optimizer", [th.optim.Adam, th.optim.AdamW, th.optim.SGD, th.optim.RMSprop, Rebinding])
 def test_minibatches_by_hand_are_autograds(optimizer, batch_size):
     kwargs = {"optimizer_class": optimizer, "net_arch": [8, 8]}
     agents = []
