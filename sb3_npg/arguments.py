@@ -322,7 +322,7 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
                 "MultiDiscrete and MultiBinary spaces and a Dict of these: wrap yours in "
                 "gymnasium.wrappers.FlattenObservation."
             )
-        _check_start("observation", part)
+        _check_numbers("observation", part)
         _check_flattenable(part)
 
 
@@ -344,7 +344,7 @@ def _check_action_space(space: spaces.Space[Any]) -> None:
             f"`env` has the action space {space}, which is not supported. NPG acts in Box, Discrete, "
             "MultiDiscrete and MultiBinary spaces: flatten yours with a gymnasium.ActionWrapper."
         )
-    _check_start("action", space)
+    _check_numbers("action", space)
     if isinstance(space, (spaces.MultiBinary, spaces.MultiDiscrete)) and len(space.shape) > 1:
         size = int(np.prod(space.shape))
         flat = f"MultiBinary({size})" if isinstance(space, spaces.MultiBinary) else f"a MultiDiscrete of {size}"
@@ -359,8 +359,13 @@ def _check_action_space(space: spaces.Space[Any]) -> None:
         )
 
 
-def _check_start(kind: str, space: spaces.Space[Any]) -> None:
-    """Refuse numbers that do not begin at 0, as SB3 takes them to."""
+def _check_numbers(kind: str, space: spaces.Space[Any]) -> None:
+    """Refuse a space of no numbers, and numbers that do not begin at 0, as SB3 takes them to."""
+    if 0 in (space.shape or ()):
+        raise ValueError(
+            f"`env` has the {kind} space {space} of shape {space.shape}, in which there are no numbers. Leave it out "
+            f"of a Dict, or put one constant number in its place with a gymnasium.{kind.capitalize()}Wrapper."
+        )
     if np.any(getattr(space, "start", 0)):
         raise ValueError(
             f"`env` has the {kind} space {space}, whose numbers do not begin at 0. SB3 takes them for 0, 1, 2, …: "

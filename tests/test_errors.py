@@ -566,6 +566,19 @@ def test_observation_space_that_is_not_supported_is_refused(space, policy):
     assert "gymnasium.wrappers.FlattenObservation" in message
 
 
+@pytest.mark.parametrize("kind", ["observation", "action"])
+@pytest.mark.parametrize("space", [spaces.Box(-1.0, 1.0, (0,)), spaces.Box(-1.0, 1.0, (2, 0))], ids=str)
+def test_space_without_numbers_is_refused(kind, space):
+    message = error(env=TargetEnv(**{f"{kind}_space": space}))
+    assert message.startswith(f"`env` has the {kind} space")
+    assert f"of shape {space.shape}" in message
+
+
+def test_part_of_an_observation_without_numbers_is_refused():
+    space = spaces.Dict({"vector": spaces.Box(-1.0, 1.0, (2,)), "nothing": spaces.Box(-1.0, 1.0, (0,))})
+    assert "of shape (0,)" in error(env=TargetEnv(space), policy="MultiInputPolicy")
+
+
 @pytest.mark.parametrize("space", [spaces.Discrete(3, start=2), spaces.Dict({"one": spaces.Discrete(3, start=-1)})])
 def test_observations_that_do_not_begin_at_zero_are_refused(space):
     message = error(env=TargetEnv(space), policy="MultiInputPolicy")
