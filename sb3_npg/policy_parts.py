@@ -159,9 +159,11 @@ class _Reached(NamedTuple):
 
     def follow(self, policy: ActorCriticPolicy, rows: PyTorchObs) -> None:
         """Follow the computation from some rows."""
-        self.acting.update(acting_parameters(policy, rows).tensors)
+        acting = acting_parameters(policy, rows).tensors
         with th.enable_grad():
-            self.criticising.update(reached_parameters(policy.predict_values(rows), policy.parameters()))
+            criticising = reached_parameters(policy.predict_values(rows), policy.parameters())
+        self.acting.update(acting)
+        self.criticising.update(criticising)
         self.batches.append(rows)
 
 
