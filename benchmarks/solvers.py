@@ -32,6 +32,9 @@ Relative damping of 0.1 is too little on Pendulum and Hopper: the step leaves th
 reached stays below what was predicted. Adaptive damping was run with one seed only; these figures say nothing for or
 against it. Factors that are a few updates old lose most of what the preconditioner gains on trained policies; one
 random column of the outputs' Fisher is nearly as good as all columns, and cheaper.
+
+Cost is that of networks computed by hand. Returns and qualities were measured before there was that, by autograd, which
+gives the same to rounding.
 """
 
 
