@@ -44,8 +44,8 @@ CONCLUSIONS = """\
 
 In interquartile mean over the eleven tasks NPG's final policies are at 0.986, TRPO's at 0.863 and PPO's at 0.852, and
 NPG's interval does not meet theirs. NPG's mean return is the highest on ten tasks, on CartPole together with PPO's, on
-LunarLander by less than its spread; on Acrobot and Pendulum all three are near one another. TRPO's is the highest on Walker2d, by less than either's spread. A run of
-NPG takes 0.2 to 0.6 of TRPO's seconds, and 0.04 to 0.9 of PPO's. It reaches TRPO's final score in half of the seconds
+LunarLander by less than its spread; on Acrobot and Pendulum all three are near one another. TRPO's is the highest on
+Walker2d, by less than either's spread. A run of NPG takes 0.2 to 0.6 of TRPO's seconds, and 0.04 to 0.9 of PPO's. It reaches TRPO's final score in half of the seconds
 that TRPO does or less on every task, on Walker2d with two of three seeds. Ant-v5 observes 78 contact forces that
 version 4, which rl_zoo3's hyperparameters for TRPO and PPO are for, leaves out; PPO's, made for version 4, stand still
 on Hopper-v5. What NPG lacks: on LunarLander one seed of three still fails now and then at the end, on Ant the policy
@@ -57,8 +57,8 @@ LunarLander has PPO's budget of rl_zoo3, five times TRPO's, and wants long rollo
 one length, δ = 0.02, from rollouts of 4,096 rows seed 0 ends at 277, and seed 1 at 152, up and down between -96 and 245
 all the way; with the falling radius the three end at 171, 211 and 265, with rollouts of 8,192 rows too as in the table.
 After 200,000 steps of one length they were at 237, 168 and 11, TRPO's at -6, -140 and 109, PPO's at -202, -142 and
--174; with 1,024 rows at 1, -13 and 200. With continuous actions seed 0 ends at 136 with 1,024 rows, at 158 with 4,096, and at 263
-with 8,192, where it stays after 125,000 steps. (What is in no table is not kept.)
+-174; with 1,024 rows at 1, -13 and 200. With continuous actions seed 0 ends at 136 with 1,024 rows, at 158 with 4,096,
+and at 263 with 8,192, where it stays after 125,000 steps. (What is in no table is not kept.)
 
 Of the tasks that NPG alone has run, the pendulums balance to the end of the episode, nearly always. With the steps of
 one length that serve the rest of MuJoCo the double one balances after 50,000 steps and has unlearnt it after a
