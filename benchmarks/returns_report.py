@@ -43,15 +43,16 @@ CONCLUSIONS = """\
 ## What this says
 
 In interquartile mean over the eleven tasks NPG's final policies are at 0.986, TRPO's at 0.863 and PPO's at 0.852, and
-NPG's interval does not meet theirs. NPG's mean return is the highest on ten tasks, on CartPole together with PPO's, on
-LunarLander by less than its spread; on Acrobot and Pendulum all three are near one another. TRPO's is the highest on
-Walker2d, by less than either's spread. A run of NPG takes 0.2 to 0.6 of TRPO's seconds, and 0.04 to 0.9 of PPO's. It reaches TRPO's final score in half of the seconds
-that TRPO does or less on every task, on Walker2d with two of three seeds. Ant-v5 observes 78 contact forces that
-version 4, which rl_zoo3's hyperparameters for TRPO and PPO are for, leaves out; PPO's, made for version 4, stand still
-on Hopper-v5. What NPG lacks: on LunarLander one seed of three still fails now and then at the end, on Ant the policy
-falls now and then, and BipedalWalker takes hyperparameters of its own ([bipedal_walker.md](bipedal_walker.md)): with
-those of MuJoCo two seeds of three stood still. Its λ of GAE by the number of action dimensions was chosen on the five
-tasks of MuJoCo and these seeds ([tuning.md](tuning.md)), the rollouts and the falling radius of LunarLander on its.
+NPG's interval does not meet theirs. NPG's mean return is the highest on ten tasks, on CartPole together with PPO's,
+on LunarLander by less than its spread; on Acrobot and Pendulum all three are near one another. TRPO's is the highest
+on Walker2d, by less than either's spread. A run of NPG takes 0.2 to 0.6 of TRPO's seconds, and 0.04 to 0.9 of PPO's.
+It reaches TRPO's final score in half of the seconds that TRPO does or less on every task, on Walker2d with two of
+three seeds. Ant-v5 observes 78 contact forces that version 4, which rl_zoo3's hyperparameters for TRPO and PPO are
+for, leaves out; PPO's, made for version 4, stand still on Hopper-v5. What NPG lacks: on LunarLander one seed of three
+still fails now and then at the end, on Ant the policy falls now and then, and BipedalWalker takes hyperparameters of
+its own ([bipedal_walker.md](bipedal_walker.md)): with those of MuJoCo two seeds of three stood still. Its λ of GAE by
+the number of action dimensions was chosen on the five tasks of MuJoCo and these seeds ([tuning.md](tuning.md)), the
+rollouts and the falling radius of LunarLander on its.
 
 LunarLander has PPO's budget of rl_zoo3, five times TRPO's, and wants long rollouts and a radius that falls. By steps of
 one length, δ = 0.02, from rollouts of 4,096 rows seed 0 ends at 277, and seed 1 at 152, up and down between -96 and 245
