@@ -531,7 +531,7 @@ def test_every_array_of_a_rollout_is_looked_at(name, words, value):
 
 
 def test_action_that_is_not_finite_is_the_one_for_zeros():
-    acted = FiniteForward(lambda obs: (10.0 * obs, obs, obs))(th.full((1, 3), 3e38))
+    acted = FiniteForward(lambda obs: (10.0 * obs, obs, obs), spaces.Box(-1.0, 1.0, (3,)))(th.full((1, 3), 3e38))
     assert not acted[0].any()
 
 
