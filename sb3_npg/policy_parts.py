@@ -159,7 +159,7 @@ class _Reached(NamedTuple):
 
     def follow(self, policy: ActorCriticPolicy, rows: PyTorchObs) -> None:
         """Follow the computation from some rows."""
-        acting = acting_parameters(policy, rows).tensors
+        acting = acting_parameters(policy, rows)
         with th.enable_grad():
             criticising = reached_parameters(policy.predict_values(rows), policy.parameters())
         self.acting.update(acting)

@@ -9,7 +9,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -319,7 +318,7 @@ class OneBased(BaseFeaturesExtractor):
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_policy_that_knows_no_zeros_is_tried_within_the_bounds_of_its_space(fails):
     env = TargetEnv(spaces.Box(1.0, 9.0, (1,), np.float32))
-    agent = make_agent(DummyVecEnv([lambda: env]), policy_kwargs={"features_extractor_class": OneBased})
+    agent = make_agent(env, policy_kwargs={"features_extractor_class": OneBased})
     agent.learn(agent.n_steps)
     if fails:
         th.nn.init.constant_(agent.policy.features_extractor.table.weight[1:], th.nan)

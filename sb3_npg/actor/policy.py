@@ -5,6 +5,7 @@ from copy import copy
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
 
 from sb3_npg.actor.base import ActingRows, Objective
 from sb3_npg.fisher import (
@@ -105,7 +106,7 @@ class PolicyActor:
         return self.metric.noise_jacobian(distribution, self.policy.log_std)
 
 
-def acting_parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> ParameterVector:
+def acting_parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> list[nn.Parameter]:
     """
     Find the parameters that the action distribution depends on.
 
@@ -114,7 +115,7 @@ def acting_parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> Pa
     :return: those that are trained and that one of the rows reaches, in the policy's order
     """
     with th.enable_grad():
-        return ParameterVector(reached_parameters(_outputs(policy, observations), policy.parameters()))
+        return reached_parameters(_outputs(policy, observations), policy.parameters())
 
 
 @th.no_grad()
