@@ -1,5 +1,5 @@
 """
-What the defaults of ``target_kl`` and ``damping`` rest on: one argument varied at a time, over tasks and seeds.
+What the defaults rest on: NPG as it is, and with one argument at a time changed, over tasks and seeds.
 
 ``python -m benchmarks.defaults`` does the runs that are missing and writes ``docs/defaults.md``.
 """
@@ -10,19 +10,54 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
+import gymnasium as gym
+from stable_baselines3.common.preprocessing import get_action_dim
+
 from benchmarks.environments import EVALUATION_EPISODES, N_ENVS
-from benchmarks.report import Store, command_line, markdown_table, measure_missing, preamble, write_document
+from benchmarks.report import (
+    Store,
+    command_line,
+    markdown_table,
+    mean_and_spread,
+    measure_missing,
+    preamble,
+    write_document,
+)
 from benchmarks.training import train
+from sb3_npg.arguments import DEFAULT_DAMPING
 
 #: Environment steps of each task.
-TASKS = {"CartPole-v1": 50_000, "Pendulum-v1": 100_000, "HalfCheetah-v5": 200_000, "Hopper-v5": 200_000}
-#: Rollouts of 2,048 rows, and what is not under study.
-SHARED: dict[str, Any] = {"n_steps": 256, "batch_size": 128}
-BASE = {"target_kl": 0.02, "damping": 0.1}
-VARIATIONS = {"target_kl": (0.005, 0.01, 0.02, 0.05, 0.1), "damping": (0.01, 0.1, 1.0)}
+TASKS = {
+    "CartPole-v1": 50_000,
+    "Acrobot-v1": 50_000,
+    "Pendulum-v1": 100_000,
+    "HalfCheetah-v5": 200_000,
+    "Hopper-v5": 200_000,
+    "Walker2d-v5": 200_000,
+}
+SEEDS = (0, 1, 2)
+#: Rollouts of 1,024 rows, as the default's are with one environment.
+N_STEPS = 128
+#: What is changed, by the name that the table shows. "damping_factor" multiplies the default damping.
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "target_kl 0.005": {"target_kl": 0.005},
+    "target_kl 0.02": {"target_kl": 0.02},
+    "target_kl 0.05": {"target_kl": 0.05},
+    "damping × 0.1": {"damping_factor": 0.1},
+    "damping × 10": {"damping_factor": 10.0},
+    "adaptive_damping": {"adaptive_damping": True},
+    "relative_damping": {"relative_damping": True},
+    "gae_lambda 0.9": {"gae_lambda": 0.9},
+    "gae_lambda 0.98": {"gae_lambda": 0.98},
+    "rollouts of 512": {"n_steps": 64},
+    "rollouts of 2,048": {"n_steps": 256},
+    "critic_solver adam": {"critic_solver": "adam"},
+    "log_std_init 0": {"policy_kwargs": {"log_std_init": 0.0}},
+}
 
 
 @dataclass(frozen=True)
@@ -32,81 +67,102 @@ class Run:
 
     :param env_id: the task
     :param seed: of environments, networks and actions
-    :param target_kl: δ in nats
-    :param damping: λ
+    :param candidate: key of ``CANDIDATES``
     :param steps: environment steps over all environments
     """
 
     env_id: str
     seed: int
-    target_kl: float
-    damping: float
+    candidate: str
     steps: int
 
     def settings(self) -> dict[str, Any]:
         """Return all that the run depends on."""
-        return {**asdict(self), **SHARED, "n_envs": N_ENVS, "episodes": EVALUATION_EPISODES, "threads": 1}
+        fixed = {"n_envs": N_ENVS, "n_steps": N_STEPS, "episodes": EVALUATION_EPISODES, "threads": 1}
+        return {**asdict(self), **fixed, "arguments": CANDIDATES[self.candidate]}
+
+    def arguments(self) -> dict[str, Any]:
+        """Return NPG's arguments."""
+        arguments = {"n_steps": N_STEPS, **CANDIDATES[self.candidate]}
+        factor = arguments.pop("damping_factor", None)
+        if factor is not None:
+            arguments["damping"] = factor * DEFAULT_DAMPING * get_action_dim(gym.make(self.env_id).action_space)
+        return arguments
 
 
 def measure(store: Store, run: Run) -> None:
     """Train, evaluate, and keep the final policy's mean return."""
-    arguments = {"target_kl": run.target_kl, "damping": run.damping, **SHARED}
-    training = train(run.env_id, run.seed, run.steps, critic_solver="adam", n_critic_updates=10, **arguments)
-    store.save(run.settings(), {"return": training.final})
+    training = train(run.env_id, run.seed, run.steps, **run.arguments())
+    store.save(run.settings(), {"return": training.final, "training_return": training.training_return()})
 
 
-def settings_under_study() -> list[dict[str, float]]:
-    """Return the base and, for each argument, the base with that argument varied."""
-    varied = [{**BASE, name: value} for name, values in VARIATIONS.items() for value in values]
-    return [one for i, one in enumerate(varied) if one not in varied[:i]]
+def all_runs(
+    seeds: Sequence[int] = SEEDS,
+    tasks: Sequence[str] = tuple(TASKS),
+    candidates: Sequence[str] = tuple(CANDIDATES),
+    steps: int | None = None,
+) -> list[Run]:
+    """Return the runs, those of the first seed first, so that an unfinished study says something."""
+    return [Run(task, seed, name, steps or TASKS[task]) for seed, name, task in product(seeds, candidates, tasks)]
 
 
-def table(store: Store, runs: Sequence[Run]) -> str:
+def table(store: Store, runs: Sequence[Run], figure: str) -> str:
     """
-    Write mean ± standard deviation over seeds, and each setting's mean place among all on the four tasks.
+    Write mean ± standard deviation over seeds, and each candidate's mean place among all.
 
     :param store: where the returns are
     :param runs: all runs, done
+    :param figure: what was measured
     """
-    figures = {run: found["return"] for run in runs if (found := store.load(run.settings())) is not None}
     tasks = list(dict.fromkeys(run.env_id for run in runs))
-    by_setting: dict[tuple[float, float], dict[str, list[float]]] = {}
-    for run, value in figures.items():
-        returns = by_setting.setdefault((run.target_kl, run.damping), {task: [] for task in tasks})
-        returns[run.env_id].append(value)
-    means = {setting: {task: fmean(values[task]) for task in tasks} for setting, values in by_setting.items()}
-    rows = []
-    for setting, values in by_setting.items():
-        places = [1 + sum(other[task] > means[setting][task] for other in means.values()) for task in tasks]
-        cells = [f"{fmean(values[t]):.0f} ± {stdev(values[t]) if len(values[t]) > 1 else 0.0:.0f}" for t in tasks]
-        rows.append([f"{setting[0]:g}", f"{setting[1]:g}", *cells, f"{fmean(places):.1f}"])
-    return markdown_table(["target_kl", "damping", *tasks, "mean place"], rows)
+    candidates = list(dict.fromkeys(run.candidate for run in runs))
+    found = store.found(runs, lambda run: (run.candidate, run.env_id))
+    returns = {key: [figures[figure] for figures in runs_of_key] for key, runs_of_key in found.items()}
+    means = {key: fmean(values) for key, values in returns.items()}
+
+    def place(candidate: str, task: str) -> int:
+        return 1 + sum(means[other, task] > means[candidate, task] for other in candidates)
+
+    rows = [
+        [
+            candidate,
+            *(mean_and_spread(returns[candidate, task]) for task in tasks),
+            f"{fmean(place(candidate, task) for task in tasks):.1f}",
+        ]
+        for candidate in candidates
+    ]
+    return markdown_table(["changed", *tasks, "mean place"], rows)
 
 
 def main(argv: Sequence[str]) -> None:
     """Do what is missing, then write the document from what is stored."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.defaults", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
     parser.add_argument("--steps", type=int, help="environment steps of every task, by default each task's own")
     parser.add_argument("--processes", type=int, default=2, help="runs at once")
     parser.add_argument("--out", type=Path, default=Path("docs/defaults.md"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/defaults"))
     arguments = parser.parse_args(argv)
-    runs = [
-        Run(task, seed, steps=arguments.steps or TASKS[task], **setting)
-        for setting, seed, task in product(settings_under_study(), arguments.seeds, arguments.tasks)
-    ]
+    runs = all_runs(arguments.seeds, arguments.tasks, arguments.candidates, arguments.steps)
     store = Store(arguments.results)
     measure_missing(store, runs, measure, arguments.processes)
-    about = (
-        f"Return of the final policy over {EVALUATION_EPISODES} deterministic episodes, mean ± standard deviation over "
-        f"seeds {arguments.seeds}; {N_ENVS} environments, VecNormalize, {SHARED}, all else NPG's defaults, one thread. "
-        f"Steps: {', '.join(f'{task} {arguments.steps or TASKS[task]:,}' for task in arguments.tasks)}. "
-        "Mean place: among all settings, averaged over tasks; 1 is best."
-    )
-    command = command_line("benchmarks.defaults", argv)
-    write_document(arguments.out, [preamble("What the defaults rest on", command), about, table(store, runs)])
+    steps = ", ".join(f"{task} {arguments.steps or TASKS[task]:,}" for task in arguments.tasks)
+    about = f"""\
+Mean ± standard deviation over seeds {arguments.seeds}; {N_ENVS} environments, VecNormalize, rollouts of
+{N_ENVS * N_STEPS:,} rows, all else NPG's defaults but for what the first column names, one thread. The default damping
+is {DEFAULT_DAMPING:g} for each action dimension. Steps: {steps}. Mean place: among all lines,
+averaged over tasks; 1 is best."""
+    document = [
+        preamble("What the defaults rest on", command_line("benchmarks.defaults", argv)),
+        about,
+        f"## Return of the final policy, {EVALUATION_EPISODES} deterministic episodes",
+        table(store, runs, "return"),
+        "## Return while training, last tenth of the rollouts",
+        table(store, runs, "training_return"),
+    ]
+    write_document(arguments.out, document)
 
 
 if __name__ == "__main__":

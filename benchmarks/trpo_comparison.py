@@ -140,7 +140,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trpo_comparison", description=__doc__)
     parser.add_argument("--steps", type=int, default=300_000, help="environment steps of each run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v5", "Hopper-v5"])
     parser.add_argument("--target-kl", type=float, default=0.02, help="δ in nats, summed over action dimensions")
     parser.add_argument("--damping", type=float, default=0.1, help="λ, added to the Fisher of that KL")

@@ -168,22 +168,23 @@ def test_memory_table_tells_what_does_not_fit():
     assert "does **not** keep" in memory.verdict(1024, costs["TRPO"][1024])
 
 
-def test_study_of_the_defaults_tells_settings_apart(tmp_path):
+def test_study_of_the_defaults_tells_candidates_apart(tmp_path):
     store = report.Store(tmp_path)
-    runs = [
-        defaults.Run(task, seed, target_kl, 0.1, 2048)
-        for target_kl in (0.01, 0.02)
-        for task in ("CartPole-v1", "Pendulum-v1")
-        for seed in (0, 1)
-    ]
+    runs = defaults.all_runs((0, 1), ("CartPole-v1", "Pendulum-v1"), ("target_kl 0.005", "target_kl 0.02"))
     for run in runs:
-        store.save(run.settings(), {"return": 100.0 * run.target_kl + run.seed})
-    rows = defaults.table(store, runs).splitlines()[2:]
-    assert rows == ["| 0.01 | 0.1 | 2 ± 1 | 2 ± 1 | 2.0 |", "| 0.02 | 0.1 | 2 ± 1 | 2 ± 1 | 1.0 |"]
+        store.save(run.settings(), {"return": 100.0 * run.arguments()["target_kl"] + run.seed})
+    rows = defaults.table(store, runs, "return").splitlines()[2:]
+    assert rows == ["| target_kl 0.005 | 1 ± 1 | 1 ± 1 | 2.0 |", "| target_kl 0.02 | 2 ± 1 | 2 ± 1 | 1.0 |"]
+
+
+def test_study_of_the_defaults_multiplies_the_default_damping():
+    run = defaults.Run("HalfCheetah-v5", 0, "damping × 10", 2048)
+    assert run.arguments() == {"n_steps": defaults.N_STEPS, "damping": pytest.approx(10 * 0.1 * 6)}
+    assert defaults.Run("HalfCheetah-v5", 0, "defaults", 2048).arguments() == {"n_steps": defaults.N_STEPS}
 
 
 def test_run_of_the_defaults_is_kept(tmp_path):
-    store, run = report.Store(tmp_path), defaults.Run("CartPole-v1", 0, 0.02, 0.1, 2048)
+    store, run = report.Store(tmp_path), defaults.Run("CartPole-v1", 0, "defaults", 2048)
     report.in_fresh_process(defaults.measure, store, run)
     figures = store.load(run.settings())
     assert figures is not None
