@@ -1,8 +1,9 @@
 """K-FAC: each layer's block of the Fisher as a Kronecker product."""
 
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch as th
 
@@ -36,6 +37,26 @@ from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
 
 #: Rows of a factor from which on it pays to leave it as what it is the product of, where that is shorter by half.
 SMALLEST_GRAM = 1024
+
+
+class _Inverses(NamedTuple):
+    """
+    Inverses of the large layers' damped factors, by the layer's name.
+
+    :param damping: λ
+    :param factors: A and G that they are of
+    :param by_name: (A + λ_A I)⁻¹ and (G + λ_G I)⁻¹
+    """
+
+    damping: float
+    factors: dict[str, tuple[th.Tensor | Gram, th.Tensor | Gram]]
+    by_name: dict[str, tuple[DampedInverse, DampedInverse]]
+
+    def belong_to(self, factors: dict[str, tuple[th.Tensor | Gram, th.Tensor | Gram]], damping: float) -> bool:
+        """Tell whether they are of these very tensors at this damping."""
+        return damping == self.damping and all(
+            name in self.factors and all(map(operator.is_, pair, self.factors[name])) for name, pair in factors.items()
+        )
 
 
 class KFACSolver(BlockDiagonalSolver):
@@ -78,7 +99,7 @@ class KFACSolver(BlockDiagonalSolver):
         self.inverse_interval = inverse_interval
         self.weight_sharing = weight_sharing
         self.largest_eigen = largest_eigen
-        self._inverses: tuple[float, dict[str, tuple[DampedInverse, DampedInverse]]] | None = None
+        self._inverses: _Inverses | None = None
         #: Factors of this update's rows alone that were not multiplied out.
         self._grams: dict[str, Gram] = {}
         self._factored: FactoredChain | None = None
@@ -205,20 +226,21 @@ class KFACSolver(BlockDiagonalSolver):
             at_once = self.linalg.factored_solves(pairs, list(rights.values()), damping)
             if at_once is not None:
                 return at_once
-        known = self._damped_inverses(rights, damping)
+        known = self._damped_inverses(list(rights), damping)
         return [kronecker_solve(*known[name], right) for name, right in rights.items()]
 
     def _system(self, block: LayerBlock, right: th.Tensor) -> KroneckerSystem:
         a, g = self._eigenbasis(block)
         return KroneckerSystem(g, a, self.memory.tensors.get(f"{block.name}.S"), right)
 
-    def _damped_inverses(self, names: Iterable[str], damping: float) -> dict[str, tuple[DampedInverse, DampedInverse]]:
-        """Return the inverses of A + λ_A I and G + λ_G I of large layers, made once for a damping."""
-        if self._inverses is None or self._inverses[0] != damping:
+    def _damped_inverses(self, names: Sequence[str], damping: float) -> dict[str, tuple[DampedInverse, DampedInverse]]:
+        """Return the inverses of A + λ_A I and G + λ_G I of large layers, made once for their factors and a damping."""
+        pairs = {name: (self._factor(name, "A"), self._factor(name, "G")) for name in names}
+        # Factors also change by what is loaded, or moved to another device.
+        if self._inverses is None or not self._inverses.belong_to(pairs, damping):
             found: dict[str, tuple[DampedInverse, DampedInverse]] = {}
             succeeded: list[th.Tensor] = []
-            for name in names:
-                factors = self._factor(name, "A"), self._factor(name, "G")
+            for name, factors in pairs.items():
                 dampings = factored_damping(*factors, damping)
                 (a, a_is_good), (g, g_is_good) = map(DampedInverse.of, factors, dampings)
                 found[name] = a, g
@@ -226,8 +248,8 @@ class KFACSolver(BlockDiagonalSolver):
             # One look at the device for all of them.
             if not bool(th.stack(succeeded).all()):
                 raise ArithmeticError(f"a factor of a layer is not positive definite at damping {damping:g}")
-            self._inverses = damping, found
-        return self._inverses[1]
+            self._inverses = _Inverses(damping, pairs, found)
+        return self._inverses.by_name
 
     def _factor(self, name: str, factor: str) -> th.Tensor | Gram:
         """Return a large layer's A or G, as it was when the others were decomposed."""

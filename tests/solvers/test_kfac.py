@@ -310,6 +310,20 @@ def test_outputs_or_noise_of_another_shape_are_measured_at_once(distributions, n
     th.testing.assert_close(ours, fresh)
 
 
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
+@pytest.mark.parametrize("largest_eigen", [0, 1024])
+def test_state_that_is_loaded_into_a_solver_in_use_is_what_it_solves_with(name, largest_eigen):
+    first, second = (make_problem("categorical", "Mlp", 12, seed) for seed in (0, 1))
+    kwargs = {"inverse_interval": 100, "largest_eigen": largest_eigen}
+    ours, theirs = updated(name, first, **kwargs), updated(name, second, **kwargs)
+    gradient = second.surrogate_gradient()
+    before = ours.solve(second, gradient, 0.1).natural_gradient
+    ours.load_state_dict(theirs.state_dict())
+    after, expected = (solver.solve(second, gradient, 0.1).natural_gradient for solver in (ours, theirs))
+    assert not th.allclose(before, expected)
+    assert th.equal(after, expected)
+
+
 @pytest.mark.parametrize("name", ["diagonal", "kfac", "ekfac"])
 def test_solver_that_never_saw_the_curvature_says_so(name):
     problem = make_problem("Gaussian", "Mlp", 6)
