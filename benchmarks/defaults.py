@@ -27,7 +27,7 @@ from benchmarks.report import (
     write_document,
 )
 from benchmarks.training import train
-from sb3_npg.arguments import DEFAULT_DAMPING
+from sb3_npg.defaults import DEFAULT_DAMPING
 
 #: Environment steps of each task.
 TASKS = {

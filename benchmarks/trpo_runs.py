@@ -44,7 +44,7 @@ SHARED: dict[str, Any] = {
     "gae_lambda": 0.95,
     "line_search_shrinking_factor": 0.8,
     "line_search_max_iter": 10,
-    "policy_kwargs": {"net_arch": [64, 64]},
+    "policy_kwargs": {"net_arch": [64, 64], "log_std_init": 0.0},  # NPG has less noise of its own accord
 }
 RANDOM = "random"
 ALGORITHMS = ("TRPO", "NPG")

@@ -1,9 +1,8 @@
 """What ``NPG`` accepts: hyperparameters, policy classes and spaces, checked before any training starts."""
 
 import inspect
-import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,35 +10,30 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_npg.checks import check_choice, check_flag, check_integer, check_number
+from sb3_npg.defaults import DEFAULT_LEARNING_RATE, DEFAULT_TARGET_KL
 from sb3_npg.linalg import BACKENDS
 from sb3_npg.schedules import make_schedule
 from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 
-#: Radius of the trust region in nats when neither ``target_kl`` nor ``step_size`` is given.
-DEFAULT_TARGET_KL = 0.01
-#: Of the critic's optimizer, where a critic solver has one.
-DEFAULT_LEARNING_RATE = 1e-3
-#: λ for each action dimension when ``damping`` is not given.
-DEFAULT_DAMPING = 0.1
-#: The same for policies that see images, by some solvers, and by others.
-IMAGE_DAMPINGS, IMAGE_DAMPING = {"kfac": 0.001, "ekfac": 0.001}, 0.01
-#: Outputs of the largest policy that "auto" leaves to K-FAC.
-MOST_KFAC_OUTPUTS = 64
-#: λ of GAE when ``gae_lambda`` is not given, and the same for continuous actions of up to so many dimensions.
-DEFAULT_GAE_LAMBDA = 0.95
-CONTINUOUS_GAE_LAMBDAS = {3: 0.98, 6: 0.95, math.inf: 0.9}
-
 #: Arguments of a policy that do not come from ``policy_kwargs``.
 _GIVEN_TO_POLICIES = ("observation_space", "action_space", "lr_schedule", "use_sde")
+#: Arguments that an update reads from the agent, or that belong to what it is made of.
+HEEDED = (
+    "n_steps", "batch_size", "gamma", "gae_lambda", "ent_coef", "n_critic_updates", "normalize_advantage", "use_sde",
+    "sde_sample_freq", "target_kl", "step_size", "damping", "adaptive_damping", "relative_damping",
+    "line_search_shrinking_factor", "line_search_max_iter", "sub_sampling_factor", "fast_paths", "fisher_solver",
+    "fisher_solver_kwargs", "critic_solver", "critic_solver_kwargs", "backend",
+)  # fmt: skip
+#: Those that ``NPG`` builds solvers of, once.
+CHOSEN_ONCE = ("fisher_solver", "fisher_solver_kwargs", "critic_solver", "critic_solver_kwargs", "backend")
 _SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-def check_hyperparameters(arguments: dict[str, Any], n_envs: int) -> None:
+def check_hyperparameters(arguments: Mapping[str, Any], n_envs: int) -> None:
     """
     Check every plain hyperparameter of ``NPG``.
 
@@ -63,9 +57,9 @@ def check_hyperparameters(arguments: dict[str, Any], n_envs: int) -> None:
     _check_rollout_size(arguments, n_envs)
 
 
-def _check_rollout_size(arguments: dict[str, Any], n_envs: int) -> None:
+def _check_rollout_size(arguments: Mapping[str, Any], n_envs: int) -> None:
     """Check what depends on the number of rows in a rollout."""
-    n_steps, batch_size = arguments["n_steps"], arguments["batch_size"]
+    n_steps = arguments["n_steps"]
     n_rows = n_steps * n_envs
     if arguments["normalize_advantage"] and n_rows < 2:
         raise ValueError(
@@ -77,93 +71,59 @@ def _check_rollout_size(arguments: dict[str, Any], n_envs: int) -> None:
             f"`sub_sampling_factor`={arguments['sub_sampling_factor']} is more than the {n_rows} rows of a rollout "
             f"(n_steps={n_steps}, {n_envs} environments). Use a smaller factor; 1 uses all rows for the Fisher."
         )
-    if arguments["critic_solver"] == "adam" and arguments["env"] is not None and 0 < n_rows % batch_size < n_rows:
+
+
+def check_chosen_once(chosen: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """
+    Refuse a change of what an agent was made of, which its attributes no longer change.
+
+    :param chosen: the arguments that the agent was made with
+    :param arguments: its attributes now
+    :raises ValueError: naming the first that is another one
+    """
+    for name in CHOSEN_ONCE:
+        if arguments[name] is not chosen[name] and arguments[name] != chosen[name]:
+            raise ValueError(
+                f"`{name}`={arguments[name]!r} was set on an agent that is made with {chosen[name]!r}, which that does "
+                f"not change. Set it back, or save the agent and use NPG.load(path, {name}={arguments[name]!r})."
+            )
+
+
+def warn_of_uneven_minibatches(batch_size: int, n_rows: int) -> None:
+    """
+    Say that the last minibatch of each of the critic's epochs is a smaller one.
+
+    :param batch_size: rows in a minibatch
+    :param n_rows: rows in a rollout
+    """
+    if 0 < n_rows % batch_size < n_rows:
         warnings.warn(
             f"The critic's minibatches of `batch_size`={batch_size} do not divide the rollout of n_steps × n_envs = "
-            f"{n_steps} × {n_envs} = {n_rows} rows: the last of each epoch holds {n_rows % batch_size}. "
-            "A `batch_size` that divides it evenly is better.",
+            f"{n_rows} rows: the last of each epoch holds {n_rows % batch_size}. A `batch_size` that divides it evenly "
+            "is better.",
             UserWarning,
             stacklevel=2,
         )
 
 
-def warn_of_unused_learning_rate(learning_rate: Any, critic_solver: str) -> None:
+def warn_of_unused_optimizer(learning_rate: Any, policy_kwargs: dict[str, Any]) -> None:
     """
-    Say that a learning rate does nothing, where the user chose one and the critic has none.
+    Say that a learning rate or an optimizer does nothing where the critic's solver sets its own steps.
 
     :param learning_rate: what the user passed; 0 is what the zoo loads agents with that are not to learn
-    :param critic_solver: name of the critic's solver
+    :param policy_kwargs: what the user passed
     """
-    if critic_solver == "gauss_newton" and learning_rate not in (0.0, DEFAULT_LEARNING_RATE):
+    unused = [f"policy_kwargs[{name!r}]" for name in ("optimizer_class", "optimizer_kwargs") if name in policy_kwargs]
+    if learning_rate not in (0.0, DEFAULT_LEARNING_RATE):
+        unused.insert(0, f"`learning_rate`={learning_rate!r}")
+    if unused:
         warnings.warn(
-            f"`learning_rate`={learning_rate!r} has no effect: it is the critic's with critic_solver='adam', and "
+            f"{' and '.join(unused)} has no effect: that is the critic's with critic_solver='adam', and "
             "critic_solver='gauss_newton' sets its own steps. How far the policy moves is set by `target_kl` or "
             "`step_size`.",
             UserWarning,
             stacklevel=2,
         )
-
-
-def default_fisher_solver(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> str:
-    """
-    Return what "auto" stands for: K-FAC for images, of which it learns more and faster, else conjugate gradient.
-
-    K-FAC's factors take a pass backwards for each output, so that it is not for hundreds of actions to choose from.
-
-    :param observation_space: the policy's
-    :param action_space: the policy's
-    """
-    return "kfac" if _has_images(observation_space) and _n_outputs(action_space) <= MOST_KFAC_OUTPUTS else "cg"
-
-
-def _n_outputs(space: spaces.Space[Any]) -> int:
-    """Return how many logits or means a policy has."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    return int(space.nvec.sum()) if isinstance(space, spaces.MultiDiscrete) else get_action_dim(space)
-
-
-def default_damping(
-    observation_space: spaces.Space[Any], action_space: spaces.Space[Any], fisher_solver: str, relative: bool
-) -> float:
-    """
-    Return λ where the user leaves it open: 0.1 for each action dimension, as F is a sum over them, and less for images.
-
-    What tells one image from another is little of what a policy of images sees, and has small eigenvalues. Relative
-    damping measures F's scale itself, and is 0.1 whatever the spaces.
-
-    :param observation_space: the policy's
-    :param action_space: the policy's
-    :param fisher_solver: name of the solver
-    :param relative: whether the damping is relative to F's blocks
-    """
-    if relative:
-        return DEFAULT_DAMPING
-    has_images = _has_images(observation_space)
-    each = IMAGE_DAMPINGS.get(fisher_solver, IMAGE_DAMPING) if has_images else DEFAULT_DAMPING
-    return each * get_action_dim(action_space)
-
-
-def _has_images(space: spaces.Space[Any]) -> bool:
-    """Tell whether observations hold an array of three dimensions, which SB3 need not take for an image of bytes."""
-    if isinstance(space, spaces.Dict):
-        return any(map(_has_images, space.spaces.values()))
-    return isinstance(space, spaces.Box) and len(space.shape) == 3
-
-
-def default_gae_lambda(action_space: spaces.Space[Any]) -> float:
-    """
-    Return λ of GAE where the user leaves it open: for continuous actions the less the more dimensions they have.
-
-    An advantage is what one action changes, among what all that follow it do within 1/(1 − γλ) steps. The more
-    dimensions, the less noise each of them begins with, and the less of the signal it has to itself.
-
-    :param action_space: the policy's
-    """
-    if not isinstance(action_space, spaces.Box):
-        return DEFAULT_GAE_LAMBDA
-    n_dimensions = get_action_dim(action_space)
-    return next(gae_lambda for limit, gae_lambda in CONTINUOUS_GAE_LAMBDAS.items() if n_dimensions <= limit)
 
 
 def make_damping(damping: Any, adaptive: bool, default: float) -> Schedule:

@@ -22,8 +22,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_npg.acting import FastForward, Recorder, acting
 from sb3_npg.actor import require_distribution
 from sb3_npg.arguments import (
-    DEFAULT_LEARNING_RATE,
+    HEEDED,
     assertions_as_value_errors,
+    check_chosen_once,
     check_device,
     check_features_extractor,
     check_hyperparameters,
@@ -31,15 +32,14 @@ from sb3_npg.arguments import (
     check_policy_kwargs,
     check_policy_name,
     check_spaces,
-    default_damping,
-    default_fisher_solver,
-    default_gae_lambda,
     make_damping,
     make_step_rule,
-    warn_of_unused_learning_rate,
+    warn_of_uneven_minibatches,
+    warn_of_unused_optimizer,
 )
 from sb3_npg.attention import twice_differentiable_attention
 from sb3_npg.critic import CriticSolver, make_critic_solver
+from sb3_npg.defaults import DEFAULT_LEARNING_RATE, default_damping, default_fisher_solver, default_gae_lambda
 from sb3_npg.exploration import set_initial_noise
 from sb3_npg.figures import policy_step_figures
 from sb3_npg.linalg import make_linalg
@@ -54,8 +54,16 @@ from sb3_npg.search_line import SearchLine
 from sb3_npg.solvers import Direction, FisherSolver, find_direction, make_fisher_solver
 from sb3_npg.trust_region import LineSearch, StepRule, adapted_damping_factor, backtrack, increased_damping_factor
 
-#: What ``_setup_model`` derives from the arguments.
-_DERIVED = ("_critic_solver", "_last_skipped_update", "_recorder")
+#: What is derived from the arguments, which are saved.
+_DERIVED = (
+    "_critic_solver",
+    "_damping_schedule",
+    "_has_backend",
+    "_heeded",
+    "_last_skipped_update",
+    "_recorder",
+    "_step_rule",
+)
 
 SelfNPG = TypeVar("SelfNPG", bound="NPG")
 
@@ -95,8 +103,8 @@ class NPG(OnPolicyAlgorithm):
         dimensions) and has up to 64 outputs, else "cg"
     :param fisher_solver_kwargs: arguments of the solver, such as ``{"max_steps": 15, "rtol": 0.01}`` for "cg"
     :param damping: λ ≥ 0, added to F in the solve and nowhere else; number or schedule; None means 0.1 for each action
-        dimension, as F is a sum over them, or 0.01 if the policy sees images, 0.001 by K-FAC or EKFAC;
-        0.1 with ``relative_damping``
+        dimension, as F is a sum over them; 0.01 for each if the policy sees images, or 0.001 where K-FAC or EKFAC
+        solves; 0.1 in all with ``relative_damping``
     :param adaptive_damping: multiply λ by a factor that follows how well F predicts the measured KL
     :param relative_damping: take λ as a multiple of the mean eigenvalue of each layer's block of F, so that layers of
         every scale are damped alike
@@ -143,8 +151,12 @@ class NPG(OnPolicyAlgorithm):
     }
     fisher: FisherSolver
     _critic_solver: CriticSolver
+    _damping_schedule: Schedule
+    _has_backend: bool
+    _heeded: dict[str, Any]
     _last_skipped_update: int | None
     _recorder: Recorder | None
+    _step_rule: StepRule
 
     def __init__(
         self,
@@ -234,6 +246,7 @@ class NPG(OnPolicyAlgorithm):
 
         if _init_setup_model:
             self._setup_model()
+            self._use_backend()
 
     def _setup_model(self) -> None:
         """Check the arguments, then build what is derived from them. Called by ``__init__`` and by ``load``."""
@@ -243,21 +256,18 @@ class NPG(OnPolicyAlgorithm):
             self.gae_lambda = default_gae_lambda(self.action_space)
         if self.fisher_solver == "auto":
             self.fisher_solver = default_fisher_solver(self.observation_space, self.action_space)
-        check_hyperparameters(vars(self), self.n_envs)
+        self._heeded = {}
+        self._heed_attributes()
         check_policy_kwargs(self.policy_class, self.policy_kwargs)
         check_features_extractor(self.policy_class, self.policy_kwargs, self.observation_space)
-        self._damping_schedule()
-        self._step_rule()
         self._critic_solver = make_critic_solver(self.critic_solver, self.critic_solver_kwargs, self.gamma)
+        self._has_backend = False
         self._last_skipped_update = None
         self._recorder = Recorder.on(self.device)
         with assertions_as_value_errors("policy_kwargs" if self.policy_kwargs else "policy"):
             super()._setup_model()
         set_initial_noise(self.policy, self.policy_kwargs)
         self.fisher = make_fisher_solver(self.fisher_solver, self.fisher_solver_kwargs).to(self.device)
-        linalg = make_linalg(self.backend, self.device)
-        self.fisher.use(linalg)
-        self._critic_solver.use(linalg)
         self.policy.set_training_mode(False)
         example, _ = self.policy.obs_to_tensor(zero_observation(self.observation_space))
         require_distribution(self.policy, example)
@@ -267,19 +277,42 @@ class NPG(OnPolicyAlgorithm):
         n_rows = self.n_steps * self.n_envs
         self.fisher.check_size(len(parts.acting), -(-n_rows // self.sub_sampling_factor))
         self._critic_solver.check_size(sum(p.numel() for p in parts.criticising), n_rows)
+        if self.critic_solver == "gauss_newton":
+            warn_of_unused_optimizer(self.learning_rate, self.policy_kwargs)
+        elif self.env is not None:
+            warn_of_uneven_minibatches(self.batch_size, n_rows)
 
-    def _damping_schedule(self) -> Schedule:
-        """Read λ from the attributes, which may be set while the agent trains."""
+    def _heed_attributes(self) -> None:
+        """
+        Check what has been set on the agent, and read from it what λ and the step's length are from now on.
+
+        :raises ValueError: for a bad value, or one that comes too late
+        """
+        attributes = {name: getattr(self, name) for name in HEEDED}
+        if self._heeded and all(value is self._heeded[name] for name, value in attributes.items()):
+            return
+        check_hyperparameters(attributes, self.n_envs)
+        check_chosen_once(self._heeded or attributes, attributes)
         default = default_damping(self.observation_space, self.action_space, self.fisher_solver, self.relative_damping)
-        return make_damping(self.damping, self.adaptive_damping, default)
+        self._damping_schedule = make_damping(self.damping, self.adaptive_damping, default)
+        self._step_rule = make_step_rule(self.target_kl, self.step_size)
+        self._heeded = attributes
 
-    def _step_rule(self) -> StepRule:
-        """Read how long a step is from the attributes, which may be set while the agent trains."""
-        return make_step_rule(self.target_kl, self.step_size)
+    def _get_ready(self) -> None:
+        """Heed the attributes, and choose who solves where that is open."""
+        self._heed_attributes()
+        if not self._has_backend:
+            self._use_backend()
+
+    def _use_backend(self) -> None:
+        """Choose who solves: for a new agent at once, for a loaded one when it learns, as it may only be to act."""
+        linalg = make_linalg(self.backend, self.device)
+        self.fisher.use(linalg)
+        self._critic_solver.use(linalg)
+        self._has_backend = True
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = make_schedule("learning_rate", self.learning_rate, minimum=0.0)
-        warn_of_unused_learning_rate(self.learning_rate, self.critic_solver)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -296,6 +329,7 @@ class NPG(OnPolicyAlgorithm):
         The symbols are those of the class's docstring. The two phases do not depend on each other: each is
         skipped by itself when it fails numerically, and what it would have moved stays as it was.
         """
+        self._get_ready()
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
         rollout = read_rollout(self.rollout_buffer, self.action_space)
@@ -333,11 +367,11 @@ class NPG(OnPolicyAlgorithm):
 
     def _step_length(self, curvature: th.Tensor) -> th.Tensor:
         """Return β for xᵀFx."""
-        return self._step_rule().length(curvature, self._current_progress_remaining)
+        return self._step_rule.length(curvature, self._current_progress_remaining)
 
     def _find_direction(self, problem: LocalProblem, gradient: th.Tensor, line: SearchLine) -> Direction:
         """Solve (F + λI) x = g, and take the full step along x, as both are looked at together."""
-        damping = self._damping_factor * self._damping_schedule()(self._current_progress_remaining)
+        damping = self._damping_factor * self._damping_schedule(self._current_progress_remaining)
         if not damping >= 0.0:
             raise NumericalFailure(f"`damping` is {damping:g} at a progress of {self._current_progress_remaining:g}")
         start = time.perf_counter()
@@ -347,7 +381,7 @@ class NPG(OnPolicyAlgorithm):
 
     def _search(self, line: SearchLine) -> LineSearch:
         """Move the policy along the step as far as the line search allows."""
-        kl_limit = self._step_rule().kl_limit(self._current_progress_remaining)
+        kl_limit = self._step_rule.kl_limit(self._current_progress_remaining)
         try:
             return backtrack(line, kl_limit, self.line_search_shrinking_factor, self.line_search_max_iter)
         except NumericalFailure:
@@ -413,6 +447,7 @@ class NPG(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfNPG:
         """Train as SB3's algorithms do; see ``BaseAlgorithm.learn``."""
+        self._get_ready()
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,

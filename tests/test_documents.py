@@ -119,7 +119,7 @@ def test_readme_names_only_arguments_that_exist():
 def test_readme_tells_the_defaults():
     table = README.read_text(encoding="utf-8").split("## Coming from")[1].split("Other differences")[0]
     defaults = {name: parameter.default for name, parameter in inspect.signature(NPG.__init__).parameters.items()}
-    defaults["target_kl"] = sb3_npg.arguments.DEFAULT_TARGET_KL  # what None means
+    defaults["target_kl"] = sb3_npg.defaults.DEFAULT_TARGET_KL  # what None means
     told = re.findall(r"^\|[^|]*\| `(\w+)` \(([\w.]+)\) \|", table, flags=re.MULTILINE)
     assert told
     assert told == [(name, str(defaults[name])) for name, _ in told]

@@ -1,11 +1,13 @@
 """Bad arguments: a ``ValueError`` before any training, naming the argument, its value and the way out."""
 
+import math
 import re
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -83,6 +85,79 @@ def test_learning_rate_without_an_effect_is_told(learning_rate):
     with pytest.warns(UserWarning, match=r"`learning_rate`=.* has no effect.*critic_solver='adam'"):
         make_agent(learning_rate=learning_rate)
     make_agent(learning_rate=learning_rate, critic_solver="adam")  # warnings are errors
+
+
+@pytest.mark.parametrize("kwargs", [{"optimizer_class": th.optim.SGD}, {"optimizer_kwargs": {"eps": 1e-5}}], ids=str)
+def test_optimizer_without_an_effect_is_told(kwargs):
+    with pytest.warns(UserWarning, match=rf"policy_kwargs\['{next(iter(kwargs))}'\] has no effect"):
+        make_agent(policy_kwargs=kwargs)
+    make_agent(policy_kwargs=kwargs, critic_solver="adam")  # warnings are errors
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("line_search_shrinking_factor", 1.5),
+        ("line_search_max_iter", -1),
+        ("n_critic_updates", -1),
+        ("sub_sampling_factor", 10**6),
+        ("normalize_advantage", "no"),
+        ("ent_coef", math.nan),
+        ("target_kl", -0.01),
+        ("damping", -1.0),
+        ("step_size", 0.1),
+    ],
+)
+def test_bad_value_that_is_set_on_an_agent_is_refused_before_it_acts(name, value):
+    agent = make_agent(target_kl=0.01)
+    setattr(agent, name, value)
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        agent.learn(N_STEPS)
+    assert agent.num_timesteps == 0
+
+
+def test_bad_value_that_a_callback_sets_is_refused_at_the_next_update():
+    def shrink(found: dict[str, Any], _globals: dict[str, Any]) -> bool:
+        found["self"].line_search_shrinking_factor = 0.0
+        return True
+
+    agent = make_agent()
+    with pytest.raises(ValueError, match="`line_search_shrinking_factor`=0"):
+        agent.learn(2 * N_STEPS, callback=shrink)
+    assert agent.num_timesteps == N_STEPS
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fisher_solver", "kfac"),
+        ("fisher_solver_kwargs", {"max_steps": 3}),
+        ("critic_solver", "adam"),
+        ("critic_solver_kwargs", {"damping": 1.0}),
+        ("backend", "torch"),
+    ],
+)
+def test_what_an_agent_is_made_of_is_not_changed_by_an_attribute(name, value, tmp_path):
+    agent = make_agent()
+    setattr(agent, name, value)
+    with pytest.raises(ValueError, match=rf"`{name}`=.* NPG.load\(path, {name}="):
+        agent.learn(N_STEPS)
+    agent.save(tmp_path / "agent")
+    NPG.load(tmp_path / "agent", env=agent.get_env(), device="cpu").learn(N_STEPS)
+
+
+def test_attributes_that_are_set_to_the_same_are_taken():
+    agent = make_agent(fisher_solver_kwargs={"max_steps": 3})
+    agent.fisher_solver_kwargs = {"max_steps": 3}
+    agent.learn(N_STEPS)
+
+
+def test_schedules_are_asked_once_an_update_and_not_for_the_start_again():
+    asked: list[float] = []
+    agent = make_agent(damping=lambda progress: asked.append(progress) or 0.1)
+    asked.clear()
+    agent.learn(4 * N_STEPS)
+    assert asked == pytest.approx([0.75, 0.5, 0.25, 0.0])
 
 
 def test_agent_that_the_zoo_loads_to_watch_is_not_told():

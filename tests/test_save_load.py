@@ -78,7 +78,10 @@ def test_file_may_be_a_buffer_and_load_without_environment():
         {"adaptive_damping": True, "line_search_max_iter": 0},
         {"critic_solver": "adam", "learning_rate": lambda progress: 1e-3 * progress, "target_kl": "lin_0.02"},
         {"fisher_solver": "exact", "policy_kwargs": {"net_arch": [8]}},
-        {"policy_kwargs": {"optimizer_class": th.optim.SGD, "optimizer_kwargs": {"momentum": 0.9}}},
+        {
+            "critic_solver": "adam",
+            "policy_kwargs": {"optimizer_class": th.optim.SGD, "optimizer_kwargs": {"momentum": 0.9}},
+        },
         {"fisher_solver": "diagonal", "fisher_solver_kwargs": {"decay": 0.9}},
         {"fisher_solver": "ekfac", "fisher_solver_kwargs": {"decay": 0.9, "inverse_interval": 3}},
         {"fisher_solver": "ekfac", "fisher_solver_kwargs": {"statistics_interval": 3, "columns": "propagated"}},
@@ -221,8 +224,8 @@ def test_overrides_change_solver_and_step_rule(path):
     (update,) = train(loaded, 1)
     assert update["train/step_size"] == pytest.approx(0.02)
     assert update["train/solver_steps"] == 2
-    assert isinstance(loaded._step_rule(), FixedStep)
-    assert isinstance(NPG.load(path, device="cpu")._step_rule(), TrustRegion)
+    assert isinstance(loaded._step_rule, FixedStep)
+    assert isinstance(NPG.load(path, device="cpu")._step_rule, TrustRegion)
 
 
 @pytest.mark.parametrize("n_envs", [1, 4])
