@@ -45,18 +45,23 @@ class CriticNetwork(NamedTuple):
     share is the actor's, and what it extracts does not change while the critic learns.
 
     :param policy: the policy, whose extractor is in evaluation mode
-    :param layers: from what it is applied to to the value
+    :param network: from what it is applied to to the value
     :param shares: whether it begins at features that the actor learns
     """
 
     policy: ActorCriticPolicy
-    layers: FeedForward
+    network: FeedForward
     shares: bool
+
+    @property
+    def extracts(self) -> bool:
+        """Whether it begins with a features extractor that learns, and is applied to observations."""
+        return self.network.prepare is not None
 
     @th.no_grad()
     def inputs(self, observations: PyTorchObs) -> th.Tensor:
         """Return what the network is applied to, n rows."""
-        if self.layers.prepare is not None and isinstance(observations, th.Tensor):
+        if self.extracts and isinstance(observations, th.Tensor):
             return observations
         return _features(self.policy, observations, self.policy.vf_features_extractor)
 
@@ -137,7 +142,7 @@ class PolicyNetworks(NamedTuple):
 
     def criticising_parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters that the value depends on, in the policy's order."""
-        mine = {id(parameter) for parameter in self.critic.layers.parameters()}
+        mine = {id(parameter) for parameter in self.critic.network.parameters()}
         return [p for p in self.policy.parameters() if id(p) in mine and is_trained(p)]
 
 
@@ -162,7 +167,7 @@ def read_networks(policy: ActorCriticPolicy) -> PolicyNetworks | None:
     if isinstance(noise, StateDependentNoise) and _first_leaf(policy.action_net) is not actor.layers[-1].linear:
         return None  # the noise's features are what goes into `action_net`
     noises = [] if noise is None else [noise.parameter]
-    owned = [id(parameter) for parameter in (*actor.parameters(), *critic.layers.parameters(), *noises)]
+    owned = [id(parameter) for parameter in (*actor.parameters(), *critic.network.parameters(), *noises)]
     if len(set(owned)) < len(owned):  # two of them share one
         return None
     return PolicyNetworks(policy, actor, critic, metric, noise, front)
@@ -181,8 +186,8 @@ def read_critic(policy: ActorCriticPolicy) -> CriticNetwork | None:
     front = [] if shared else _front(policy, extractor)
     if front is None:
         return None
-    layers = _read(policy, [*front, policy.mlp_extractor.value_net, policy.value_net], observes=bool(front))
-    return None if layers is None else CriticNetwork(policy, layers, shares=shared and not _is_constant(extractor))
+    network = _read(policy, [*front, policy.mlp_extractor.value_net, policy.value_net], observes=bool(front))
+    return None if network is None else CriticNetwork(policy, network, shares=shared and not _is_constant(extractor))
 
 
 def preparation(policy: ActorCriticPolicy) -> Callable[[th.Tensor], th.Tensor]:

@@ -64,7 +64,7 @@ def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths
     acting = ParameterVector([parameter for parameter in policy.parameters() if parameter in reached.acting])
     criticising = [p for p in policy.parameters() if p in reached.criticising and p not in reached.acting]
     critic = read_critic(policy) if fast_paths else None
-    if critic is not None and set(critic.layers.parameters()) != set(criticising):
+    if critic is not None and set(critic.network.parameters()) != set(criticising):
         critic = None
     return PolicyParts(acting, criticising, _called_modules(policy, reached), critic=critic)
 

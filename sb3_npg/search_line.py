@@ -33,14 +33,21 @@ class SearchLine:
     The full step, c = 1, is taken on the device as soon as there is an x, whether or not that is of any use: so the
     figures of both are read in one transfer. What is not finite of a step is left out until they are.
 
+    ``step`` is βx, shape (p,), once the full step is taken, and ``length`` β once it is read.
+
     :param problem: at θ₀
     :param length: xᵀFx ↦ β, both of shape ()
     """
+
+    step: th.Tensor
+    length: float
 
     def __init__(self, problem: MovableProblem, length: Callable[[th.Tensor], th.Tensor]):
         self.problem = problem
         self._length_of = length
         self._start = problem.vector.get()
+        #: Where the parameters are, as a multiple of the step, and the figures there.
+        self._coefficient, self._figures = 0.0, list[float]()
 
     def take(self, natural_gradient: th.Tensor, curvature: th.Tensor) -> th.Tensor:
         """
@@ -52,7 +59,7 @@ class SearchLine:
         """
         length = self._length_of(curvature)
         self.step = th.nan_to_num(length * natural_gradient, nan=0.0, posinf=0.0, neginf=0.0)
-        self.problem.vector.set(self._start + self.step)
+        self._move(1.0)
         return th.cat([length.view(1), self.problem.figures()])
 
     def read(self, figures: Sequence[float], norm: float) -> None:
@@ -63,7 +70,7 @@ class SearchLine:
         :param norm: ‖x‖
         :raises NumericalFailure: if the step is not finite
         """
-        self.length, *self._first = figures
+        self.length, *self._figures = figures
         # No number of a vector is larger than its norm.
         if not self.length * norm <= th.finfo(self.step.dtype).max:
             raise NumericalFailure("the step is not finite")
@@ -72,16 +79,20 @@ class SearchLine:
         """
         Move to θ₀ + cβx, and look.
 
-        :param coefficient: c; 1 first, where the parameters are already
+        :param coefficient: c > 0; 1 first, where the parameters are already
         :return: the problem's figures there
         """
-        if coefficient == 1.0:
-            return self._first
-        self.problem.vector.set(self._start + coefficient * self.step)
-        figures: list[float] = self.problem.figures().tolist()
-        return figures
+        if coefficient != self._coefficient:
+            self._move(coefficient)
+            self._figures = self.problem.figures().tolist()
+        return self._figures
 
     def back(self) -> None:
         """Move back to θ₀, bit for bit."""
         self.problem.vector.set(self._start)
         self.problem.refresh()
+        self._coefficient = 0.0
+
+    def _move(self, coefficient: float) -> None:
+        self.problem.vector.set(self._start + coefficient * self.step)
+        self._coefficient = coefficient

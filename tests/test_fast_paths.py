@@ -379,7 +379,7 @@ def test_training_behind_an_extractor_of_layers_is_the_same(environment, shares)
     networks = read_networks(by_hand.policy)
     assert networks is not None
     assert len(networks.actor.layers) == 4
-    assert len(networks.critic.layers.layers) == (2 if shares else 4)
+    assert len(networks.critic.network.layers) == (2 if shares else 4)
     for one, other in zip(figures, expected, strict=True):
         assert one["train/kl_divergence_loss"] == pytest.approx(other["train/kl_divergence_loss"], rel=1e-2)
         assert one["train/value_loss"] == pytest.approx(other["train/value_loss"], rel=1e-3)

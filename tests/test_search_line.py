@@ -76,6 +76,8 @@ def test_full_step_is_where_a_second_look_would_have_put_it(distribution, relati
     shorter = line.go(0.5)
     assert th.equal(problem.vector.get(), start + 0.5 * line.step)
     assert shorter == list(problem.evaluate())
+    line.go(1.0)
+    assert th.equal(problem.vector.get(), start + line.step)
 
 
 @pytest.mark.usefixtures("float64")

@@ -66,7 +66,7 @@ class FastForward:
     def is_recordable(self) -> bool:
         """Tell whether :meth:`act` is all there is to a step, and never waits for the device."""
         critic = self.networks.critic
-        extracts = self.networks.extracts and (critic.shares or critic.layers.prepare is not None)
+        extracts = self.networks.extracts and (critic.shares or critic.extracts)
         is_known = isinstance(self.networks.policy.observation_space, spaces.Box) and (
             extracts or self._observes_vectors
         )
@@ -94,7 +94,7 @@ class FastForward:
     def signature(self) -> tuple[object, ...]:
         """Return what :meth:`act` does with which addresses, but for the observations'."""
         policy = self.networks.policy
-        layers = [*self.networks.actor.layers, *self.networks.critic.layers.layers]
+        layers = [*self.networks.actor.layers, *self.networks.critic.network.layers]
         noise = [] if self.networks.noise is None else [self.networks.noise.parameter]
         tensors = [*(tensor for layer in layers for tensor in layer.linear.parameters()), *noise]
         modules = [repr(module) for layer in layers for module in (layer.linear, layer.activation)]
@@ -121,7 +121,7 @@ class FastForward:
             inputs = critic_inputs = obs.float()
         else:
             inputs, critic_inputs = self.networks.inputs(obs)
-        return actor.hidden(inputs), critic.layers(critic_inputs)
+        return actor.hidden(inputs), critic.network(critic_inputs)
 
     def _extracted(self, obs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Do the same through an extractor that learns; what actor and critic begin with is computed once."""
@@ -130,9 +130,9 @@ class FastForward:
         features = actor.through(prepared, slice(self._n_shared_layers))
         hidden = actor.through(features, slice(self._n_shared_layers, -1))
         if critic.shares:
-            values = critic.layers(features)
-        elif critic.layers.prepare is not None:
-            values = critic.layers.through(prepared, slice(None))
+            values = critic.network(features)
+        elif critic.extracts:
+            values = critic.network.through(prepared, slice(None))
         else:
-            values = critic.layers(critic.inputs(obs))
+            values = critic.network(critic.inputs(obs))
         return hidden, values

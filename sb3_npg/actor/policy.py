@@ -9,12 +9,12 @@ from torch import nn
 
 from sb3_npg.actor.base import ActingRows, Objective
 from sb3_npg.fisher import (
-    Acting,
-    ActingModel,
     LayeredFisher,
+    LayeredModel,
     Linearization,
     OutputModel,
     RolloutFisher,
+    RowOutputs,
     rows_within,
 )
 from sb3_npg.numerics import NumericalFailure, refusals_as_failures
@@ -78,14 +78,14 @@ class PolicyActor:
 
     def layers(self, chunk_rows: int, memory_budget: int) -> LayeredFisher:
         """Return F layer by layer."""
-        acting = ActingModel(
+        model = LayeredModel(
             module=self.policy,
-            act=self._parts,
-            model=self._model(),
+            of_rows=self._parts,
+            whole=self._model(),
             noise=getattr(self.policy, "log_std", None),
             noise_jacobian=self._noise_jacobian,
         )
-        return LayeredFisher(acting, chunk_rows, memory_budget)
+        return LayeredFisher(model, chunk_rows, memory_budget)
 
     def every(self, step: int) -> "PolicyActor":
         """Return the same on every so-many-th row."""
@@ -97,9 +97,9 @@ class PolicyActor:
     def _model(self) -> OutputModel:
         return OutputModel(lambda rows: self.act(rows).outputs, self.n_rows, self.parameters, self.metric)
 
-    def _parts(self, rows: slice) -> Acting:
+    def _parts(self, rows: slice) -> RowOutputs:
         distribution = self.policy.get_distribution(take_rows(self.observations, rows))
-        return Acting(self.metric.parts(distribution), distribution.log_prob(self.actions[rows]))
+        return RowOutputs(self.metric.parts(distribution), distribution.log_prob(self.actions[rows]))
 
     def _noise_jacobian(self, rows: slice) -> th.Tensor | None:
         distribution = self.policy.get_distribution(take_rows(self.observations, rows))

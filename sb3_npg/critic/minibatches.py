@@ -89,7 +89,7 @@ def _backward_by_hand(critic: CriticNetwork, parameters: ParameterVector, rollou
         if n in jacobians:
             jacobians[n].linearize(inputs[rows])
         else:
-            jacobians[n] = FeedForwardJacobian(critic.layers, inputs[rows], parameters)
+            jacobians[n] = FeedForwardJacobian(critic.network, inputs[rows], parameters)
         error = jacobians[n].outputs - returns[rows]
         jacobians[n].pull_into(error * (2.0 / n), gradient)
         return error.square().mean()

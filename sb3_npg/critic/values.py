@@ -7,15 +7,15 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_npg.fisher import (
-    Acting,
-    ActingModel,
     FeedForward,
     FeedForwardLayers,
     FeedForwardModel,
     FeedForwardRows,
     KeptJacobian,
     LayeredFisher,
+    LayeredModel,
     OutputModel,
+    RowOutputs,
     UnitMetric,
     rows_within,
 )
@@ -68,16 +68,16 @@ class PolicyValues:
 
     def layers(self, chunk_rows: int, memory_budget: int) -> LayeredFisher:
         """Return F layer by layer."""
-        acting = ActingModel(self.policy, self._act, self.model(), None, lambda rows: None)
-        return LayeredFisher(acting, chunk_rows, memory_budget)
+        model = LayeredModel(self.policy, self._outputs, self.model(), None, lambda rows: None)
+        return LayeredFisher(model, chunk_rows, memory_budget)
 
     def _values(self, rows: slice) -> th.Tensor:
         return self.policy.predict_values(take_rows(self.observations, rows))
 
-    def _act(self, rows: slice) -> Acting:
+    def _outputs(self, rows: slice) -> RowOutputs:
         values = self._values(rows)
         # F_out has a single column, the number one: what stands for a sampled score is exact too.
-        return Acting((values,), values.squeeze(1))
+        return RowOutputs((values,), values.squeeze(1))
 
 
 class FeedForwardValues:
@@ -135,4 +135,4 @@ def make_values(
     """
     if critic is None:
         return PolicyValues(policy, observations, parameters)
-    return FeedForwardValues(critic.layers, critic.inputs(observations), parameters)
+    return FeedForwardValues(critic.network, critic.inputs(observations), parameters)

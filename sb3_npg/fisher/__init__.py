@@ -8,7 +8,7 @@ from sb3_npg.fisher.feed_forward import FeedForward, FeedForwardJacobian, is_hoo
 from sb3_npg.fisher.feed_forward_layers import FeedForwardLayers, FeedForwardModel, FeedForwardRows
 from sb3_npg.fisher.gaussian_jacobian import GaussianJacobian
 from sb3_npg.fisher.kept_jacobian import KeptJacobian
-from sb3_npg.fisher.layers import Acting, ActingModel, LayeredFisher
+from sb3_npg.fisher.layers import LayeredFisher, LayeredModel, RowOutputs
 from sb3_npg.fisher.rollout_fisher import OutputModel, RolloutFisher, UnitMetric
 from sb3_npg.fisher.sequences import sequence_of
 from sb3_npg.fisher.statistics import (
@@ -22,8 +22,6 @@ from sb3_npg.fisher.statistics import (
 
 __all__ = [
     "LARGEST_TEMPORARY",
-    "Acting",
-    "ActingModel",
     "Block",
     "Columns",
     "DenseBlock",
@@ -37,9 +35,11 @@ __all__ = [
     "LayerBlock",
     "LayerRecord",
     "LayeredFisher",
+    "LayeredModel",
     "Linearization",
     "OutputModel",
     "RolloutFisher",
+    "RowOutputs",
     "UnitMetric",
     "WeightSharing",
     "dense_blocks",

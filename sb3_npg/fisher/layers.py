@@ -19,9 +19,9 @@ from sb3_npg.fisher.statistics import ChunkedRecords, LayerRecord, WeightSharing
 from sb3_npg.parameters import ParameterVector
 
 
-class Acting(NamedTuple):
+class RowOutputs(NamedTuple):
     """
-    What some rows' actions are distributed by, with graphs.
+    What a model makes of some rows, with graphs.
 
     :param parts: the outputs z in parts of shape (n, k_i) that have graphs of their own
     :param log_prob: of the actions taken, shape (n,)
@@ -31,20 +31,20 @@ class Acting(NamedTuple):
     log_prob: th.Tensor
 
 
-class ActingModel(NamedTuple):
+class LayeredModel(NamedTuple):
     """
-    A policy on N rows, as its layers are seen.
+    A policy, or its critic, on N rows, as its layers are seen.
 
     :param module: where the layers are found
-    :param act: rows ↦ outputs and log-probabilities
-    :param model: the same outputs joined, with N, θ and F_out
+    :param of_rows: rows ↦ outputs and log-probabilities
+    :param whole: the same outputs joined, with N, θ and F_out
     :param noise: the parameter that scales the exploration noise, if it acts
     :param noise_jacobian: rows ↦ its Jacobian, shape (n, m, b, r); None where no closed form is known
     """
 
     module: nn.Module
-    act: Callable[[slice], Acting]
-    model: OutputModel
+    of_rows: Callable[[slice], RowOutputs]
+    whole: OutputModel
     noise: nn.Parameter | None
     noise_jacobian: Callable[[slice], th.Tensor | None]
 
@@ -57,14 +57,14 @@ class LayeredFisher(ChunkedRecords):
     reproduce autograd's gradient row by row: names and types alone decide nothing. Other parameters become
     blocks that are formed.
 
-    :param acting: the policy on the rows
+    :param model: the policy on the rows
     :param chunk_rows: largest number of rows to differentiate at once
     :param memory_budget: bytes that the records of one chunk may take
     """
 
-    def __init__(self, acting: ActingModel, chunk_rows: int, memory_budget: int):
-        self.acting = acting
-        self.n_rows = acting.model.n_rows
+    def __init__(self, model: LayeredModel, chunk_rows: int, memory_budget: int):
+        self.model = model
+        self.n_rows = model.whole.n_rows
         found, bytes_per_row, self._reached = self._probe()
         self._chunk_rows = min(chunk_rows, max(1, memory_budget // max(1, bytes_per_row)))
         super().__init__(split_rows(self.n_rows, self._chunk_rows))
@@ -74,15 +74,15 @@ class LayeredFisher(ChunkedRecords):
     @cached_property
     def blocks(self) -> list[Block]:
         """The blocks, which cover the parameter vector once."""
-        parameters = self.acting.model.parameters
+        parameters = self.model.whole.parameters
         spans = parameters.spans()
         covered = {span.start for use in self._layers for span in (use.block.weight, use.block.bias) if span}
-        names = {id(parameter): name for name, parameter in self.acting.module.named_parameters()}
+        names = {id(parameter): name for name, parameter in self.model.module.named_parameters()}
         blocks: list[Block] = [use.block for use in self._layers]
         for parameter, span in zip(parameters.tensors, spans, strict=True):
             if span.start not in covered:
                 name = names[id(parameter)]
-                closed = self._noise_block(span, name) if parameter is self.acting.noise else None
+                closed = self._noise_block(span, name) if parameter is self.model.noise else None
                 blocks.append(closed or untreated_block(name, span))
         return blocks
 
@@ -93,7 +93,7 @@ class LayeredFisher(ChunkedRecords):
         :param block: one of :attr:`blocks`
         :return: shape (b, m, m)
         """
-        return self._formed(block).to(self.acting.model.parameters.dtype)
+        return self._formed(block).to(self.model.whole.parameters.dtype)
 
     def scores(self, block: DenseBlock) -> th.Tensor:
         """
@@ -103,7 +103,7 @@ class LayeredFisher(ChunkedRecords):
         :return: shape (N, size of the block)
         """
         log_prob = OutputModel(
-            lambda rows: self.acting.act(rows).log_prob.unsqueeze(1),
+            lambda rows: self.model.of_rows(rows).log_prob.unsqueeze(1),
             self.n_rows,
             self._vector_of(block.span),
             UnitMetric(),
@@ -113,11 +113,11 @@ class LayeredFisher(ChunkedRecords):
     def _probe(self) -> tuple[list[LayerUse], int, list[bool]]:
         """Find layers on a few rows, the bytes that a row's records take, and the parts that depend on a layer."""
         n = min(PROBE_ROWS, self.n_rows)
-        modules = [module for module in self.acting.module.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+        modules = [module for module in self.model.module.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
         with th.enable_grad():
             with recorded_calls(modules) as calls:
-                parts = self.acting.act(slice(0, n)).parts
-            layers = find_layers(calls, parts, self.acting.model.parameters, self.acting.module)
+                parts = self.model.of_rows(slice(0, n)).parts
+            layers = find_layers(calls, parts, self.model.whole.parameters, self.model.module)
         calls = [call for call in calls if any(use.made(call) for use in layers)]
         n_columns = sum(part.shape[1] for part in parts)
         numbers = sum(call.inputs().numel() + n_columns * call.output.numel() for call in calls)
@@ -130,7 +130,7 @@ class LayeredFisher(ChunkedRecords):
         modules = {layer for use in layers for layer in use.layers}
         mixing: set[nn.Module] = set()
         for rows in self.chunks:
-            mixing |= layers_that_mix_rows(modules, partial(self.acting.act, rows), rows.stop - rows.start)
+            mixing |= layers_that_mix_rows(modules, partial(self.model.of_rows, rows), rows.stop - rows.start)
         return mixing
 
     def _records_of(
@@ -139,26 +139,26 @@ class LayeredFisher(ChunkedRecords):
         layers = {layer for use in self._layers for layer in use.layers}
         with th.enable_grad():
             with recorded_calls(layers) as calls:
-                acting = self.acting.act(rows)
+                found = self.model.of_rows(rows)
             if not calls:
                 return []
-            gradients = self._backpropagated(acting, columns, generator, [call.output for call in calls])
+            gradients = self._backpropagated(found, columns, generator, [call.output for call in calls])
         deltas = [call.derivatives(gradient) for call, gradient in zip(calls, gradients, strict=True)]
         # A layer may compute in another type than the vector, which holds all of them.
-        dtype = self.acting.model.parameters.dtype
+        dtype = self.model.whole.parameters.dtype
         return [use.record(calls, deltas, weight_sharing).to(dtype) for use in self._layers]
 
     def _backpropagated(
-        self, acting: Acting, columns: Columns, generator: th.Generator, targets: Sequence[th.Tensor]
+        self, found: RowOutputs, columns: Columns, generator: th.Generator, targets: Sequence[th.Tensor]
     ) -> tuple[th.Tensor, ...]:
         """Differentiate each column by the layers' outputs: shapes (c, *target.shape)."""
         if columns == "sampled":
-            gradients = th.autograd.grad(acting.log_prob.sum(), targets, materialize_grads=True)
+            gradients = th.autograd.grad(found.log_prob.sum(), targets, materialize_grads=True)
             return tuple(gradient.unsqueeze(0) for gradient in gradients)
-        outputs = th.cat(acting.parts, dim=1)
+        outputs = th.cat(found.parts, dim=1)
         with th.no_grad():
-            reached = [th.full((part.shape[1],), r) for part, r in zip(acting.parts, self._reached, strict=True)]
-            root = propagated_root(self.acting.model.metric.root(outputs.detach()), th.cat(reached), columns, generator)
+            reached = [th.full((part.shape[1],), r) for part, r in zip(found.parts, self._reached, strict=True)]
+            root = propagated_root(self.model.whole.metric.root(outputs.detach()), th.cat(reached), columns, generator)
         if root.shape[2] == 0:
             return tuple(target.new_zeros(0, *target.shape) for target in targets)
         return batched_gradients(outputs, targets, root.permute(2, 0, 1).contiguous())
@@ -166,7 +166,7 @@ class LayeredFisher(ChunkedRecords):
     def _noise_block(self, span: slice, name: str) -> DenseBlock | None:
         """Return the closed form's block, if the noise's parameter does what SB3 lets it do."""
         n = min(PROBE_ROWS, self.n_rows)
-        jacobian = self.acting.noise_jacobian(slice(0, n))
+        jacobian = self.model.noise_jacobian(slice(0, n))
         if jacobian is None:
             return None
         block = DenseBlock(name, span, n_groups=jacobian.shape[2])
@@ -180,19 +180,19 @@ class LayeredFisher(ChunkedRecords):
 
     def _formed(self, block: DenseBlock) -> th.Tensor:
         if block.note is None:
-            chunks = (self.acting.noise_jacobian(rows) for rows in self.chunks)
+            chunks = (self.model.noise_jacobian(rows) for rows in self.chunks)
             return noise_fisher(chunk for chunk in chunks if chunk is not None) / self.n_rows
         fisher = self._fisher_of(block.span, self.n_rows)
         return fisher.dense().unsqueeze(0) if block.n_groups == 1 else fisher.diagonal().view(-1, 1, 1)
 
     def _vector_of(self, span: slice) -> ParameterVector:
-        parameters = self.acting.model.parameters
+        parameters = self.model.whole.parameters
         pairs = zip(parameters.tensors, parameters.spans(), strict=True)
         return ParameterVector([tensor for tensor, other in pairs if other == span])
 
     def _fisher_of(self, span: slice, n_rows: int) -> RolloutFisher:
-        model = self.acting.model._replace(parameters=self._vector_of(span), n_rows=n_rows)
-        return RolloutFisher(model, min(n_rows, self._chunk_rows))
+        part = self.model.whole._replace(parameters=self._vector_of(span), n_rows=n_rows)
+        return RolloutFisher(part, min(n_rows, self._chunk_rows))
 
 
 def _reaches(part: th.Tensor, outputs: Sequence[th.Tensor]) -> bool:

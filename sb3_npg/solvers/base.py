@@ -73,7 +73,7 @@ class Problem(Protocol):
         ...
 
 
-class Figures(Mapping[str, float]):
+class LazyFigures(Mapping[str, float]):
     """
     Figures that are worked out when somebody asks for one: those on a GPU are not waited for before.
 

@@ -11,7 +11,7 @@ import torch as th
 from sb3_npg.checks import check_choice, check_integer, check_number
 from sb3_npg.fisher import Block, Columns, LayerRecord, WeightSharing, dense_blocks
 from sb3_npg.numerics import require_finite
-from sb3_npg.solvers.base import Figures, FisherSolver, Layers, Problem, S, Solution, means_over_rows
+from sb3_npg.solvers.base import FisherSolver, Layers, LazyFigures, Problem, S, Solution, means_over_rows
 from sb3_npg.solvers.memory import Memory
 
 
@@ -54,7 +54,7 @@ class BlockDiagonalSolver(FisherSolver):
     def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:
         """Solve block by block. The condition number is that of the last update when it is asked for."""
         x = self.apply_inverse(gradient, damping)
-        return Solution(x, Figures(lambda: {"condition": self._condition(damping)}))
+        return Solution(x, LazyFigures(lambda: {"condition": self._condition(damping)}))
 
     def apply_inverse(self, vector: th.Tensor, damping: float) -> th.Tensor:
         """

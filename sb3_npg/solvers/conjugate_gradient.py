@@ -7,7 +7,7 @@ from typing import Any
 import torch as th
 
 from sb3_npg.checks import check_choice, check_flag, check_integer, check_number
-from sb3_npg.solvers.base import Figures, FisherSolver, Problem, Solution, fisher_chain
+from sb3_npg.solvers.base import FisherSolver, LazyFigures, Problem, Solution, fisher_chain
 from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
 from sb3_npg.solvers.construction import construct
 from sb3_npg.solvers.diagonal import DiagonalSolver
@@ -96,7 +96,7 @@ class ConjugateGradientSolver(FisherSolver):
             result = solve(gradient)
         if self.memory.carries_over and 0.0 < float(gradient @ result.x) < math.inf:
             self.memory.tensors["latest"] = result.x / problem.scale
-        figures = Figures(lambda: {"steps": float(result.steps), "condition": result.condition})
+        figures = LazyFigures(lambda: {"steps": float(result.steps), "condition": result.condition})
         return Solution(result.x, figures, result.product)
 
     def _system(self, problem: Problem, gradient: th.Tensor, damping: float) -> tuple[th.Tensor, th.Tensor | None]:

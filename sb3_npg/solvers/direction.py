@@ -9,7 +9,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # torch expo
 
 from sb3_npg.numerics import NumericalFailure, require_finite
 from sb3_npg.search_line import SearchLine
-from sb3_npg.solvers.base import Figures, FisherSolver, Problem, Solution
+from sb3_npg.solvers.base import FisherSolver, LazyFigures, Problem, Solution
 from sb3_npg.solvers.scaling import ScaledProblem, block_scale
 
 #: Multiples of the damping to try, in this order, while the solver fails.
@@ -123,5 +123,5 @@ def _usable(
     if line is not None:
         line.read(found, norm)
     residual = left_norm / right_norm if right_norm > 0.0 else math.nan
-    stats = Figures(lambda: {**solution.stats, "residual": residual})
+    stats = LazyFigures(lambda: {**solution.stats, "residual": residual})
     return Direction(x, norm, curvature, slope, damping, stats)
