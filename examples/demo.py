@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 from sb3_npg import NPG
@@ -38,6 +39,13 @@ class Result(NamedTuple):
     picture: Path
 
 
+def policy_for(observations: gym.Space[Any]) -> str:
+    """Return the name of SB3's policy for a space of observations."""
+    if isinstance(observations, gym.spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if is_image_space(observations) else "MlpPolicy"
+
+
 def main(
     total_timesteps: int | None = None, env_id: str = "CartPole-v1", seed: int = SEED, folder: str | Path = "runs"
 ) -> Result:
@@ -52,11 +60,11 @@ def main(
     folder = Path(folder) / env_id
     folder.mkdir(parents=True, exist_ok=True)
     env, evaluation_env = make_vec_env(env_id, N_ENVS, seed), make_vec_env(env_id, N_ENVS, seed)
-    continuous = isinstance(env.action_space, gym.spaces.Box)
+    policy, continuous = policy_for(env.observation_space), isinstance(env.action_space, gym.spaces.Box)
     if continuous:
-        env = VecNormalize(env)
-        evaluation_env = VecNormalize(evaluation_env, training=False, norm_reward=False)
-    policy = "MultiInputPolicy" if isinstance(env.observation_space, gym.spaces.Dict) else "MlpPolicy"
+        norm_obs = policy != "CnnPolicy"  # images are scaled by the policy
+        env = VecNormalize(env, norm_obs=norm_obs)
+        evaluation_env = VecNormalize(evaluation_env, training=False, norm_obs=norm_obs, norm_reward=False)
     model = NPG(policy, env, **(CONTINUOUS if continuous else DISCRETE), seed=seed, device="cpu")
 
     before = evaluate("before training", model, evaluation_env)

@@ -252,10 +252,7 @@ class NPG(OnPolicyAlgorithm):
         """Check the arguments, then build what is derived from them. Called by ``__init__`` and by ``load``."""
         check_policy_class(self.policy_class)
         check_spaces(self.observation_space, self.action_space, self.use_sde)
-        if self.gae_lambda is None:
-            self.gae_lambda = default_gae_lambda(self.action_space)
-        if self.fisher_solver == "auto":
-            self.fisher_solver = default_fisher_solver(self.observation_space, self.action_space)
+        self._fill_in_defaults()
         self._heeded = {}
         self._heed_attributes()
         check_policy_kwargs(self.policy_class, self.policy_kwargs)
@@ -282,6 +279,20 @@ class NPG(OnPolicyAlgorithm):
         elif self.env is not None:
             warn_of_uneven_minibatches(self.batch_size, n_rows)
 
+    def _fill_in_defaults(self) -> None:
+        """Choose what the user leaves open and depends on the spaces, and tell it."""
+        if self.gae_lambda is None:
+            self.gae_lambda = default_gae_lambda(self.action_space)
+        if self.fisher_solver == "auto":
+            self.fisher_solver = default_fisher_solver(self.observation_space, self.action_space)
+        if self.verbose >= 1:
+            damping = f"{self._default_damping():g}" if self.damping is None else repr(self.damping)
+            print(f"Using fisher_solver={self.fisher_solver!r}, damping={damping}, gae_lambda={self.gae_lambda}")
+
+    def _default_damping(self) -> float:
+        """Return what None means for ``damping``."""
+        return default_damping(self.observation_space, self.action_space, self.fisher_solver, self.relative_damping)
+
     def _heed_attributes(self) -> None:
         """
         Check what has been set on the agent, and read from it what λ and the step's length are from now on.
@@ -293,8 +304,7 @@ class NPG(OnPolicyAlgorithm):
             return
         check_hyperparameters(attributes, self.n_envs)
         check_chosen_once(self._heeded or attributes, attributes)
-        default = default_damping(self.observation_space, self.action_space, self.fisher_solver, self.relative_damping)
-        self._damping_schedule = make_damping(self.damping, self.adaptive_damping, default)
+        self._damping_schedule = make_damping(self.damping, self.adaptive_damping, self._default_damping())
         self._step_rule = make_step_rule(self.target_kl, self.step_size)
         self._heeded = attributes
 

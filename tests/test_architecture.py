@@ -10,7 +10,7 @@ import sb3_npg
 ROOT = Path(sb3_npg.__file__).parent
 #: Every room, and the rooms it may import. Arrows point down this list.
 ROOMS = {
-    "zoo": {"npg", "schedules"},
+    "zoo": {"critic", "npg", "schedules"},
     "callbacks": set(),
     "npg": {
         "acting", "actor", "arguments", "attention", "critic", "defaults", "exploration", "figures", "linalg",

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -28,6 +29,15 @@ def test_demo_learns_saves_reloads_and_draws(
     assert (tmp_path / env_id / "vec_normalize.pkl").exists() == (env_id == "Pendulum-v1")
     if env_id == "CartPole-v1":
         assert result.after > result.before + 50
+
+
+def test_demo_takes_the_policy_that_reads_the_observations():
+    image = gym.spaces.Box(0, 255, (96, 96, 3), np.uint8)
+    assert demo.policy_for(image) == "CnnPolicy"
+    assert demo.policy_for(gym.spaces.Dict(image=image)) == "MultiInputPolicy"
+    assert (
+        demo.policy_for(gym.spaces.Box(-1.0, 1.0, (7, 7, 3))) == demo.policy_for(gym.spaces.Discrete(3)) == "MlpPolicy"
+    )
 
 
 def test_demo_names_an_unknown_environment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -1,5 +1,6 @@
 """NaN and infinity: the run goes on, the update is skipped, nothing that it would have moved has moved."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -416,6 +417,44 @@ def test_what_interrupts_an_update_leaves_the_agent_as_it_was(error, monkeypatch
     with pytest.raises(error):
         agent.train()
     assert same(snapshot(agent), before)
+
+
+@pytest.mark.parametrize("fast_paths", [True, False], ids=["by hand", "autograd"])
+@pytest.mark.parametrize("optimizer", [th.optim.Adam, th.optim.SGD])
+def test_what_interrupts_the_critic_leaves_it_as_it_was(optimizer, fast_paths, monkeypatch):
+    """Also what the optimizer remembers, and which flags it has."""
+    kwargs = {"optimizer_class": optimizer}
+    options = {"critic_solver": "adam", "n_critic_updates": 5, "policy_kwargs": kwargs, "fast_paths": fast_paths}
+    agent = make_agent("vector", **options)
+    train(agent, 2)
+    monkeypatch.setattr("sb3_npg.npg.backtrack", fail)  # the policy stays too
+    critic = parameters(agent, critic=True)
+    state = copy.deepcopy(agent.policy.optimizer.state_dict())
+    steps: list[None] = []
+    step = optimizer.step
+
+    def interrupted(self: th.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        steps.append(None)
+        if len(steps) == 3:
+            assert not same(parameters(agent, critic=True), critic)
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(optimizer, "step", interrupted)
+    with pytest.warns(RuntimeWarning, match="skipped"), pytest.raises(KeyboardInterrupt):
+        agent.train()
+    assert same(parameters(agent, critic=True), critic)
+    after = agent.policy.optimizer.state_dict()
+    assert after["param_groups"] == state["param_groups"]
+    assert after["state"].keys() == state["state"].keys()
+    for index, kept in state["state"].items():
+        for name, value in kept.items():
+            assert after["state"][index][name] is value is None or th.equal(after["state"][index][name], value)
+    assert not any(module.training for module in agent.policy.modules())
+
+
+def fail(*_args: Any) -> None:
+    raise NumericalFailure("on purpose")
 
 
 def test_a_full_step_that_is_not_finite_raises_the_adaptive_damping():

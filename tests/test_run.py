@@ -594,6 +594,23 @@ def test_tensorboard_has_the_figures(tmp_path):
     assert set(events.Tags()["scalars"]) >= FIGURES - {"train/n_updates"} | {"train/std"}
 
 
+@pytest.mark.parametrize(
+    ("env", "chosen"),
+    [
+        ("vector", "fisher_solver='cg', damping=0.2, gae_lambda=0.98"),
+        ("image", "fisher_solver='kfac', damping=0.001, gae_lambda=0.95"),
+        ("Discrete", "fisher_solver='cg', damping=0.1, gae_lambda=0.95"),
+    ],
+)
+def test_verbose_agent_tells_what_it_has_chosen(env, chosen, capsys):
+    make_agent(env, verbose=0)
+    assert capsys.readouterr().out == ""
+    make_agent(env, verbose=1)
+    assert f"Using {chosen}\n" in capsys.readouterr().out
+    make_agent(env, verbose=1, damping="lin_0.3", gae_lambda=0.5, fisher_solver="diagonal")
+    assert "Using fisher_solver='diagonal', damping='lin_0.3', gae_lambda=0.5\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("verbose", [1, 2])
 def test_verbose_agent_prints_its_figures(verbose, capsys):
     make_agent("vector", verbose=verbose).learn(2 * N_STEPS)

@@ -210,6 +210,19 @@ def test_overrides_take_effect(path):
     assert loaded.num_timesteps == 2 * N_STEPS
 
 
+def test_agent_of_a_gpu_acts_without_one_and_says_what_it_needs_to_learn(path):
+    agent = make_agent("vector")
+    agent.backend = "cupy"
+    agent.save(path)
+    loaded = NPG.load(path, env=agent.get_env(), device="cpu")
+    observations = agent.get_env().reset()
+    assert np.array_equal(*(one.predict(observations, deterministic=True)[0] for one in (agent, loaded)))
+    with pytest.raises(ValueError, match=r"`backend`='cupy' needs .* backend='torch'"):
+        loaded.learn(N_STEPS)
+    assert loaded.num_timesteps == 0
+    NPG.load(path, env=agent.get_env(), device="cpu", backend="torch").learn(N_STEPS)
+
+
 def test_overrides_change_solver_and_step_rule(path):
     make_agent(target_kl=0.01).save(path)
     loaded = NPG.load(

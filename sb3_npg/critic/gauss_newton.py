@@ -23,7 +23,8 @@ WORTHWHILE = 0.02
 
 class GaussNewtonSolver(CriticSolver):
     """
-    Minimises ½ mean (V(s) − R)² + ½ λ‖w − w₀‖² over the whole rollout, w₀ being the critic's parameters.
+    Minimises ½ mean (V(s) − R)² + ½ λ‖w − w₀‖² over the whole rollout, w₀ being the critic's parameters
+    once its intercept has moved.
 
     Each step is along (JᵀJ/N + λI)⁻¹ (Jᵀ(R − V)/N − λ(w − w₀)), shortened until the objective falls. One or two do
     at the default damping; with less of it the objective is less like a quadratic one, and more are taken, until the
@@ -31,10 +32,10 @@ class GaussNewtonSolver(CriticSolver):
     R − V, 1/(1 + damping), as its own eigenvalue is one: what all states have in common tells no action from another,
     and must not be spread over what does.
 
-    The damping is a multiple of the mean eigenvalue of JᵀJ/N at w₀, so it needs no tuning to the scale of rewards,
-    observations or the network. It is what keeps the critic from fitting the noise of one rollout: directions with
-    less curvature than λ hardly move. The critic is in evaluation mode, its own BatchNorm averages renewed on the
-    rollout before the first step.
+    The damping is a multiple of the mean eigenvalue of JᵀJ/N as the rollout finds it, so it needs no tuning to the
+    scale of rewards, observations or the network. It is what keeps the critic from fitting the noise of one rollout:
+    directions with less curvature than λ hardly move. The critic is in evaluation mode, its own BatchNorm averages
+    renewed on the rollout before the first step.
 
     Schulman et al. (2016), High-Dimensional Continuous Control Using Generalized Advantage Estimation, section 5;
     Martens (2010), Deep learning via Hessian-free optimization, section 4; Parikh and Boyd (2014), Proximal

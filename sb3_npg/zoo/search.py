@@ -5,6 +5,8 @@ from typing import Any
 import optuna
 from rl_zoo3.hyperparams_opt import convert_onpolicy_params
 
+from sb3_npg.critic import GaussNewtonSolver
+
 #: Arguments of NPG by the name that a trial shows.
 SEARCHED_SOLVERS: dict[str, dict[str, Any]] = {
     "cg": {"fisher_solver": "cg"},
@@ -36,7 +38,7 @@ def sample_npg_params(
         "cg_max_steps": trial.suggest_int("cg_max_steps", 3, 25),
         "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
         "critic_solver": trial.suggest_categorical("critic_solver", ["gauss_newton", "adam"]),
-        "critic_damping": trial.suggest_float("critic_damping", 0.1, 100.0, log=True),
+        "critic_damping_factor": trial.suggest_float("critic_damping_factor", 0.01, 10.0, log=True),
         "critic_steps": trial.suggest_int("critic_steps", 1, 5),
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
         "n_epochs": trial.suggest_int("n_epochs", 5, 20),
@@ -65,8 +67,9 @@ def convert_npg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     if solver["fisher_solver"] == "cg":
         kwargs = {"max_steps": cg_max_steps, **(solver["fisher_solver_kwargs"] or {})}
         solver = {**solver, "fisher_solver_kwargs": kwargs}
-    damping, steps, n_epochs = (sampled.pop(name) for name in ("critic_damping", "critic_steps", "n_epochs"))
+    factor, steps, n_epochs = (sampled.pop(name) for name in ("critic_damping_factor", "critic_steps", "n_epochs"))
     if sampled["critic_solver"] == "gauss_newton":
+        damping = factor * GaussNewtonSolver.defaults(sampled["gamma"])["damping"]  # which a long horizon wants less of
         critic: dict[str, Any] = {"n_critic_updates": steps, "critic_solver_kwargs": {"damping": damping}}
         for unused in ("learning_rate", "batch_size"):
             del sampled[unused]

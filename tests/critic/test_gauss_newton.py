@@ -19,7 +19,7 @@ from sb3_npg.networks import read_critic
 from sb3_npg.numerics import NumericalFailure
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts, split_policy
-from sb3_npg.rollout import Samples
+from sb3_npg.rollout import Samples, read_rollout
 from sb3_npg.solvers import FisherSolver, Problem, Solution
 from sb3_npg.solvers.direction import Direction, find_direction
 from sb3_npg.solvers.scaling import mean_eigenvalue
@@ -407,16 +407,17 @@ def test_returns_of_nan_are_a_numerical_failure():
 
 @pytest.mark.parametrize("fisher_solver", ["cg", "kfac", "ekfac", "diagonal", "exact", "woodbury", "identity"])
 @pytest.mark.parametrize("env", list(ENVIRONMENTS))
-def test_agents_of_every_kind_train_and_fit_better_than_their_mean(env, fisher_solver):
+def test_agents_of_every_kind_fit_their_rollout_better_than_before(env, fisher_solver):
     if "image" in env and fisher_solver in ("exact", "woodbury", "ekfac"):
         pytest.skip("too large for this solver")
     kwargs = {"fisher_solver": fisher_solver}
     agent = make_agent(env, critic_solver="gauss_newton", critic_solver_kwargs=kwargs, policy_kwargs=SMALL.get(env))
-    before = parameters(agent, critic=True)
     updates = train(agent, 2)
-    assert all(math.isfinite(update["train/value_loss"]) for update in updates)
     assert updates[-1]["train/skipped_updates"] == 0
-    assert any(not th.equal(before[name], tensor) for name, tensor in parameters(agent, critic=True).items())
+    rollout = read_rollout(agent.rollout_buffer, agent.action_space)
+    with th.no_grad():
+        values = agent.policy.predict_values(rollout.observations).squeeze(1)
+    assert float((values - rollout.returns).square().mean()) < updates[-1]["train/value_loss"]
 
 
 SMALL = {name: {"net_arch": [8]} for name in ENVIRONMENTS if "image" not in name}

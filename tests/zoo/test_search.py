@@ -57,7 +57,9 @@ def test_what_is_drawn_goes_to_the_solver_that_takes_it(fisher_solver, critic_so
         assert arguments["batch_size"] == 2 ** drawn["batch_size_pow"]
     else:
         assert arguments["n_critic_updates"] == drawn["critic_steps"]
-        assert arguments["critic_solver_kwargs"] == {"damping": drawn["critic_damping"]}
+        default = 10.0 * min(1.0, 100.0 * drawn["one_minus_gamma"])
+        expected = pytest.approx(drawn["critic_damping_factor"] * default)
+        assert arguments["critic_solver_kwargs"] == {"damping": expected}
         assert not {"learning_rate", "batch_size"} & set(arguments)
 
 
