@@ -16,6 +16,7 @@ from benchmarks.report import Store, command_line, markdown_table, measure_missi
 from benchmarks.trpo_runs import (
     ALGORITHMS,
     CG_STEPS,
+    OWN_NOISE,
     RANDOM,
     SHARED,
     Figures,
@@ -96,6 +97,8 @@ SB3's `kl_divergence` of a Box action has one value per action dimension, and TR
 dimensions. For d action dimensions the same trust region is NPG(target_kl={run.target_kl:g}, damping={run.damping:g})
 and TRPO(target_kl={run.target_kl:g}/d, cg_damping={run.damping:g}/d).
 
+{OWN_NOISE}: without that `log_std_init`, which begins at σ = min(1, 2/d).
+
 - final return: mean of {EVALUATION_EPISODES} deterministic episodes of the final policy, statistics of VecNormalize
   frozen, reward not normalised
 - training return: mean of the last 100 training episodes
@@ -140,7 +143,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trpo_comparison", description=__doc__)
     parser.add_argument("--steps", type=int, default=300_000, help="environment steps of each run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5])
     parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v5", "Hopper-v5"])
     parser.add_argument("--target-kl", type=float, default=0.02, help="δ in nats, summed over action dimensions")
     parser.add_argument("--damping", type=float, default=0.1, help="λ, added to the Fisher of that KL")

@@ -44,10 +44,12 @@ SHARED: dict[str, Any] = {
     "gae_lambda": 0.95,
     "line_search_shrinking_factor": 0.8,
     "line_search_max_iter": 10,
-    "policy_kwargs": {"net_arch": [64, 64], "log_std_init": 0.0},  # NPG has less noise of its own accord
+    "policy_kwargs": {"net_arch": [64, 64], "log_std_init": 0.0},
 }
 RANDOM = "random"
-ALGORITHMS = ("TRPO", "NPG")
+#: NPG with the noise that it begins with of its own accord, σ = min(1, 2/d).
+OWN_NOISE = "NPG, its own σ"
+ALGORITHMS = ("TRPO", "NPG", OWN_NOISE)
 Figures = dict[str, Any]
 
 
@@ -56,7 +58,7 @@ class Run:
     """
     One run.
 
-    :param algorithm: "TRPO", "NPG" or "random", actions drawn from the action space
+    :param algorithm: one of ``ALGORITHMS``, or "random", actions drawn from the action space
     :param env_id: an environment with a Box action space
     :param seed: of the environments, the networks and the actions
     :param steps: environment steps to train for, over all environments; rounded up to whole rollouts
@@ -160,7 +162,9 @@ def make_model(run: Run, env: VecEnv) -> OnPolicyAlgorithm:
     if not isinstance(env.action_space, spaces.Box):
         raise ValueError(f"`{run.env_id}` has the action space {env.action_space}; the comparison is for Box spaces.")
     shared = {**SHARED, "seed": run.seed, "device": "cpu"}
-    if run.algorithm == "NPG":
+    if run.algorithm == OWN_NOISE:
+        shared["policy_kwargs"] = {"net_arch": [64, 64]}
+    if run.algorithm != "TRPO":
         solver = {"max_steps": CG_STEPS, "rtol": 0.0}
         return NPG(
             "MlpPolicy",

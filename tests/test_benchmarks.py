@@ -38,6 +38,7 @@ from benchmarks import (
     training,
     trpo_comparison,
     trpo_runs,
+    trpo_runs,
     tuning,
     tuning_report,
     update_speed,
@@ -58,8 +59,8 @@ def test_trpo_comparison_writes_tables_and_resumes(tmp_path):
 
     files = sorted(results.iterdir())
     runs = {run["settings"]["algorithm"]: run["figures"] for run in map(json.loads, (f.read_text() for f in files))}
-    assert set(runs) == {"TRPO", "NPG", "random"}
-    for algorithm in ("TRPO", "NPG"):
+    assert set(runs) == {*trpo_runs.ALGORITHMS, "random"}
+    for algorithm in trpo_runs.ALGORITHMS:
         assert runs[algorithm]["steps"] == 4096
         assert len(runs[algorithm]["updates"]) == 2
         assert len(runs[algorithm]["returns"]) == environments.EVALUATION_EPISODES
