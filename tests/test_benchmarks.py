@@ -38,7 +38,6 @@ from benchmarks import (
     training,
     trpo_comparison,
     trpo_runs,
-    trpo_runs,
     tuning,
     tuning_report,
     update_speed,
