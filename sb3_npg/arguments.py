@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from traceback import walk_tb
 from typing import Any
 
 import numpy as np
@@ -336,12 +337,15 @@ def _check_numbers(kind: str, space: spaces.Space[Any]) -> None:
 @contextmanager
 def assertions_as_value_errors(name: str) -> Iterator[None]:
     """
-    Turn SB3's assertions on what users pass into the ``ValueError`` that this package promises.
+    Turn SB3's assertions on what users pass into the ``ValueError`` that this package promises; theirs stay theirs.
 
     :param name: the argument that is being looked at
-    :raises ValueError: in the place of an ``AssertionError``
+    :raises ValueError: in the place of an ``AssertionError`` of SB3
     """
     try:
         yield
     except AssertionError as error:
+        *_, (raised_in, _) = walk_tb(error.__traceback__)
+        if not raised_in.f_globals.get("__name__", "").startswith("stable_baselines3."):
+            raise
         raise ValueError(f"`{name}` is not supported: {error}") from error

@@ -20,7 +20,7 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_npg.acting import FastForward, Recorder, acting
-from sb3_npg.actor import require_distribution
+from sb3_npg.actor import known_observation
 from sb3_npg.arguments import (
     HEEDED,
     assertions_as_value_errors,
@@ -45,9 +45,14 @@ from sb3_npg.figures import policy_step_figures
 from sb3_npg.linalg import make_linalg
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.numerics import NumericalFailure, refusals_as_failures, restored_on_failure
-from sb3_npg.observations import zero_observation
 from sb3_npg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_npg.policy_parts import PolicyParts, refresh_running_statistics, require_actor, split_policy
+from sb3_npg.policy_parts import (
+    PolicyParts,
+    refresh_running_statistics,
+    require_actor,
+    split_policy,
+    warn_without_critic,
+)
 from sb3_npg.rollout import Samples, normalized, read_rollout, require_finite_rollout
 from sb3_npg.schedules import make_schedule
 from sb3_npg.search_line import SearchLine
@@ -63,6 +68,7 @@ _DERIVED = (
     "_last_skipped_update",
     "_recorder",
     "_step_rule",
+    "fisher",
 )
 
 SelfNPG = TypeVar("SelfNPG", bound="NPG")
@@ -247,6 +253,10 @@ class NPG(OnPolicyAlgorithm):
         if _init_setup_model:
             self._setup_model()
             self._use_backend()
+            if self.critic_solver == "gauss_newton":
+                warn_of_unused_optimizer(self.learning_rate, self.policy_kwargs)
+            else:
+                warn_of_uneven_minibatches(self.batch_size, self.n_steps * self.n_envs)
 
     def _setup_model(self) -> None:
         """Check the arguments, then build what is derived from them. Called by ``__init__`` and by ``load``."""
@@ -266,18 +276,14 @@ class NPG(OnPolicyAlgorithm):
         set_initial_noise(self.policy, self.policy_kwargs)
         self.fisher = make_fisher_solver(self.fisher_solver, self.fisher_solver_kwargs).to(self.device)
         self.policy.set_training_mode(False)
-        example, _ = self.policy.obs_to_tensor(zero_observation(self.observation_space))
-        require_distribution(self.policy, example)
+        example = known_observation(self.policy)
         parts = split_policy(self.policy, example, self.fast_paths)
         with twice_differentiable_attention:
             require_actor(self.policy, example, parts)
+        warn_without_critic(self.policy, parts)
         n_rows = self.n_steps * self.n_envs
         self.fisher.check_size(len(parts.acting), -(-n_rows // self.sub_sampling_factor))
         self._critic_solver.check_size(sum(p.numel() for p in parts.criticising), n_rows)
-        if self.critic_solver == "gauss_newton":
-            warn_of_unused_optimizer(self.learning_rate, self.policy_kwargs)
-        elif self.env is not None:
-            warn_of_uneven_minibatches(self.batch_size, n_rows)
 
     def _fill_in_defaults(self) -> None:
         """Choose what the user leaves open and depends on the spaces, and tell it."""
@@ -485,7 +491,7 @@ class NPG(OnPolicyAlgorithm):
         device: th.device | str = "auto",
     ) -> None:
         """
-        Take parameters as SB3's algorithms do, also those of PPO or TRPO, which have no Fisher solver.
+        Take parameters as SB3's algorithms do, also those of an agent whose solver remembers more or less, as PPO's.
 
         :param load_path_or_dict: a saved agent's path, or what ``get_parameters`` returned
         :param exact_match: refuse parameters of which one is missing or unknown
@@ -495,13 +501,15 @@ class NPG(OnPolicyAlgorithm):
         if not isinstance(load_path_or_dict, dict):
             _, load_path_or_dict, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
         parameters: dict[Any, Any] = {"fisher": self.fisher.state_dict(), **load_path_or_dict}
+        if not self.fisher.remembers():
+            del parameters["fisher"]
         super().set_parameters(parameters, exact_match, device)
         self.fisher.to(self.device)  # what it remembers comes on the device that it was saved from or loaded to
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        """Save what the solver has learnt beside policy and optimizer."""
+        """Save what the solver remembers beside policy and optimizer."""
         state_dicts, variables = super()._get_torch_save_params()
-        return [*state_dicts, "fisher"], variables
+        return [*state_dicts, *(["fisher"] if self.fisher.remembers() else [])], variables
 
     def _excluded_save_params(self) -> list[str]:
         """Leave out what ``_setup_model`` derives from the arguments."""

@@ -1,11 +1,16 @@
 """Batches of observations, a tensor or a dict of tensors: some of their rows, and what stands for a NaN in them."""
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
+
+#: Observations that are drawn for a policy that knows no zeros.
+_N_DRAWN = 8
 
 
 def count_rows(observations: PyTorchObs) -> int:
@@ -27,6 +32,15 @@ def finite_observations(observations: PyTorchObs) -> PyTorchObs:
     return _finite(observations)
 
 
+def examples(space: spaces.Space[Any]) -> Iterator[Any]:
+    """Yield observations that a policy may be tried on: zeros, and where it knows none of these, what it may meet."""
+    yield zero_observation(space)
+    drawn = copy.deepcopy(space)  # whose generator is nobody else's
+    drawn.seed(0)
+    for _ in range(_N_DRAWN):
+        yield drawn.sample()
+
+
 def zero_observation(space: spaces.Space[Any]) -> Any:
     """Return an observation of zeros, or of what is nearest to them within the bounds of a space."""
     if isinstance(space, spaces.Dict):
@@ -35,11 +49,11 @@ def zero_observation(space: spaces.Space[Any]) -> Any:
     return np.clip(zeros, space.low, space.high) if isinstance(space, spaces.Box) else zeros
 
 
-def zero_observations(observations: PyTorchObs, space: spaces.Space[Any]) -> PyTorchObs:
-    """Return as many observations of zeros, or of what is nearest to them within the bounds of their space."""
-    if isinstance(observations, dict) and isinstance(space, spaces.Dict):
-        return {key: _filled(tensor, zero_observation(space[key])) for key, tensor in observations.items()}
-    return _filled(observations, zero_observation(space))  # type: ignore[arg-type]  # not a dict
+def filled(observations: PyTorchObs, example: Any) -> PyTorchObs:
+    """Return as many observations that are all one."""
+    if isinstance(observations, dict):
+        return {key: _filled(tensor, example[key]) for key, tensor in observations.items()}
+    return _filled(observations, example)
 
 
 def uneven_observations(observations: PyTorchObs) -> PyTorchObs:
@@ -49,8 +63,8 @@ def uneven_observations(observations: PyTorchObs) -> PyTorchObs:
     return _uneven(observations)
 
 
-def _filled(tensor: th.Tensor, observation: np.ndarray) -> th.Tensor:
-    if not observation.any():
+def _filled(tensor: th.Tensor, observation: Any) -> th.Tensor:
+    if not np.any(observation):
         return th.zeros_like(tensor)
     return th.as_tensor(observation, device=tensor.device).to(tensor.dtype).expand_as(tensor).clone()
 

@@ -7,6 +7,7 @@ averages of the modules that act are renewed once per rollout, before the step, 
 its own; the critic's regression must not touch them.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from sb3_npg.actor import acting_parameters, require_products
 from sb3_npg.fisher import split_rows
 from sb3_npg.networks import CriticNetwork, PolicyNetworks, read_critic, read_networks
 from sb3_npg.numerics import NumericalFailure, kept_finite, refusals_as_failures
-from sb3_npg.observations import count_rows, finite_observations, take_rows, zero_observations
+from sb3_npg.observations import count_rows, examples, filled, finite_observations, take_rows
 from sb3_npg.parameters import ParameterVector, is_trained, reached_parameters
 
 #: Rows that are followed at once.
@@ -67,6 +68,22 @@ def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths
     if critic is not None and set(critic.network.parameters()) != set(criticising):
         critic = None
     return PolicyParts(acting, criticising, _called_modules(policy, reached), critic=critic)
+
+
+def warn_without_critic(policy: ActorCriticPolicy, parts: PolicyParts) -> None:
+    """
+    Say that there is nothing for the critic's regression to move.
+
+    :param policy: SB3 actor-critic policy
+    :param parts: its parts
+    """
+    if not parts.criticising:
+        warnings.warn(
+            f"`policy`={type(policy).__name__} has no trained parameter that its values depend on and its actions do "
+            "not: its critic will stay as it is. Let `predict_values` not detach what it returns.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def require_actor(policy: ActorCriticPolicy, observations: PyTorchObs, parts: PolicyParts) -> None:
@@ -153,8 +170,12 @@ class _Reached(NamedTuple):
                 reached.follow(policy, finite_observations(take_rows(observations, rows)))
             if trained <= reached.acting | reached.criticising:
                 break
-        if not reached.batches:
-            reached.follow(policy, zero_observations(take_rows(observations, slice(0, 1)), policy.observation_space))
+        one = take_rows(observations, slice(0, 1))
+        for example in examples(policy.observation_space):
+            if reached.batches:
+                break
+            with suppress(NumericalFailure), refusals_as_failures():
+                reached.follow(policy, filled(one, example))
         return reached
 
     def follow(self, policy: ActorCriticPolicy, rows: PyTorchObs) -> None:

@@ -1,16 +1,30 @@
 """Reading a rollout whatever the environment sends."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
+from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_npg.numerics import NumericalFailure
 
-Samples = RolloutBufferSamples | DictRolloutBufferSamples
+
+class Samples(NamedTuple):
+    """
+    What an update reads of a rollout, whatever else a buffer of one's own hands out.
+
+    :param observations: n rows, a tensor or a dict of tensors
+    :param actions: shape (n, action_dim), or (n,) for a Discrete space
+    :param advantages: shape (n,)
+    :param returns: shape (n,)
+    """
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
 
 
 def read_rollout(buffer: RolloutBuffer, action_space: spaces.Space[Any]) -> Samples:
@@ -21,11 +35,10 @@ def read_rollout(buffer: RolloutBuffer, action_space: spaces.Space[Any]) -> Samp
     :param action_space: the environment's
     :return: the samples; a NaN in them is the caller's to find
     """
-    samples: Samples = next(iter(buffer.get(batch_size=None)))
-    if isinstance(action_space, spaces.Discrete):
-        # SB3 stores actions as float, in a column.
-        return samples._replace(actions=samples.actions.long().flatten())
-    return samples
+    found = next(iter(buffer.get(batch_size=None)))
+    # SB3 stores actions as float, in a column.
+    actions = found.actions.long().flatten() if isinstance(action_space, spaces.Discrete) else found.actions
+    return Samples(found.observations, actions, found.advantages, found.returns)
 
 
 def require_finite_rollout(buffer: RolloutBuffer) -> None:
@@ -46,9 +59,16 @@ def require_finite_rollout(buffer: RolloutBuffer) -> None:
         raise NumericalFailure("the advantages hold a NaN or an infinity, from the critic or the last observation")
 
 
-def _all_finite(*arrays: np.ndarray[Any, Any]) -> bool:
-    """Tell whether no array holds a NaN or an infinity. Integers always do well."""
-    return all(np.isfinite(array).all() for array in arrays if np.issubdtype(array.dtype, np.floating))
+def _all_finite(*stored: Any) -> bool:
+    """Tell whether nothing holds a NaN or an infinity."""
+    return all(map(_is_finite, stored))
+
+
+def _is_finite(stored: Any) -> bool:
+    if isinstance(stored, th.Tensor):  # in a buffer of one's own, which may also hold lists
+        return bool(stored.isfinite().all())
+    array = np.asarray(stored)
+    return not np.issubdtype(array.dtype, np.floating) or bool(np.isfinite(array).all())  # integers always do well
 
 
 def normalized(advantages: th.Tensor) -> th.Tensor:

@@ -1,5 +1,7 @@
 """Policies that are built in a way of their own, as SB3's class allows: they act by autograd, and train like all."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -426,19 +428,60 @@ def test_a_policy_learns_beside_an_impossible_action(ent_coef, solver):
     assert moved[1].abs().max() < 1e-6 * moved.abs().max() + 1e-7
 
 
-class ObservedMask(ActorCriticPolicy):
-    """Takes the actions that the observation allows."""
+class DetachedValues(ActorCriticPolicy):
+    """Its values have no graph."""
+
+    @th.no_grad()
+    def predict_values(self, obs: th.Tensor) -> th.Tensor:
+        return super().predict_values(obs)
+
+
+def test_a_critic_that_nothing_will_move_is_told():
+    with pytest.warns(UserWarning, match="`policy`=DetachedValues has no trained parameter that its values depend on"):
+        make_agent("vector", DetachedValues)
+
+
+class ImpossibleMask(ActorCriticPolicy):
+    """Allows no action at all."""
 
     def get_distribution(self, obs: th.Tensor) -> Any:
         logits = self.action_net(self.mlp_extractor.forward_actor(self.extract_features(obs)))
-        return self.action_dist.proba_distribution(logits.masked_fill(obs == 0.0, -th.inf))
+        return self.action_dist.proba_distribution(logits.masked_fill(obs >= 0.0, -th.inf))
 
 
 @pytest.mark.parametrize("validates", [True, False])  # torch.compile switches it off
-def test_a_policy_that_needs_more_than_zeros_is_refused(validates, monkeypatch):
+def test_a_policy_that_knows_nothing_it_may_observe_is_refused(validates, monkeypatch):
     monkeypatch.setattr(th.distributions.Distribution, "_validate_args", validates)
-    with pytest.raises(ValueError, match="`policy`=ObservedMask has no action distribution"):
-        make_agent("Discrete", ObservedMask)
+    with pytest.raises(ValueError, match="`policy`=ImpossibleMask has no action distribution"):
+        make_agent("Discrete", ImpossibleMask)
+
+
+class UnknownAtZeros(BaseFeaturesExtractor):
+    """Features that an observation of zeros does not have."""
+
+    def __init__(self, space: spaces.Space[Any], of: Callable[[th.Tensor], th.Tensor]):
+        super().__init__(space, 4)
+        self.of, self.layer = of, nn.Linear(space.shape[0], 4)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.layer(self.of(observations))
+
+
+@pytest.mark.parametrize("validates", [True, False])
+@pytest.mark.parametrize(
+    "of", [lambda o: o / o.norm(dim=1, keepdim=True), lambda o: o.abs().log()], ids=["direction", "logarithm"]
+)
+def test_a_policy_that_knows_no_zeros_trains_and_acts_on_a_nan(of, validates, monkeypatch):
+    monkeypatch.setattr(th.distributions.Distribution, "_validate_args", validates)
+    kwargs = {"features_extractor_class": UnknownAtZeros, "features_extractor_kwargs": {"of": of}}
+    agent = make_agent("vector", policy_kwargs=kwargs)
+    updates = train(agent, 2)
+    assert updates[-1]["train/skipped_updates"] == 0
+    with acting(agent.policy):
+        actions, values, log_prob = agent.policy(th.full((3, agent.observation_space.shape[0]), math.nan))
+    assert actions.isfinite().all()
+    assert values.isfinite().all()
+    assert log_prob.isfinite().all()
 
 
 class Demanding(ActorCriticPolicy):

@@ -11,6 +11,7 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.sac.policies import SACPolicy
@@ -158,6 +159,26 @@ def test_schedules_are_asked_once_an_update_and_not_for_the_start_again():
     asked.clear()
     agent.learn(4 * N_STEPS)
     assert asked == pytest.approx([0.75, 0.5, 0.25, 0.0])
+
+
+class PickyBuffer(RolloutBuffer):
+    """Has an assertion of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        assert self.n_envs > 1, "needs several environments"
+
+
+def test_assertions_of_the_users_own_stay_what_they_are():
+    with pytest.raises(AssertionError, match="needs several environments"):
+        make_agent(rollout_buffer_class=PickyBuffer)
+
+
+def test_agent_that_is_loaded_is_not_told_again(tmp_path):
+    with pytest.warns(UserWarning, match="no effect"):
+        agent = make_agent(learning_rate=3e-4)
+    agent.save(tmp_path / "agent")
+    NPG.load(tmp_path / "agent", env=agent.get_env(), device="cpu")  # warnings are errors
 
 
 def test_agent_that_the_zoo_loads_to_watch_is_not_told():

@@ -569,6 +569,20 @@ def test_every_array_of_a_rollout_is_looked_at(name, words, value):
         require_finite_rollout(agent.rollout_buffer)
 
 
+@pytest.mark.parametrize("keep", [np.ndarray.tolist, th.as_tensor], ids=["list", "tensor"])
+@pytest.mark.parametrize("value", [NAN, INFINITY])
+def test_a_buffer_of_ones_own_may_keep_its_arrays_otherwise(keep, value):
+    agent = make_agent("vector")
+    train(agent, 1)
+    good = agent.rollout_buffer.observations.copy()
+    agent.rollout_buffer.observations = keep(good)
+    require_finite_rollout(agent.rollout_buffer)
+    good.flat[3] = value
+    agent.rollout_buffer.observations = keep(good)
+    with pytest.raises(NumericalFailure, match=r"^the environment's observations"):
+        require_finite_rollout(agent.rollout_buffer)
+
+
 def test_action_that_is_not_finite_is_the_one_for_zeros():
     acted = FiniteForward(lambda obs: (10.0 * obs, obs, obs), spaces.Box(-1.0, 1.0, (3,)))(th.full((1, 3), 3e38))
     assert not acted[0].any()

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -408,6 +409,30 @@ class ScaledBuffer(RolloutBuffer):
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         super().compute_returns_and_advantage(last_values, dones)
         self.advantages *= self.scale
+
+
+class HandsOutObjects(RolloutBuffer):
+    """A buffer whose samples are of a class of the user's own."""
+
+    def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> Any:
+        return SimpleNamespace(**super()._get_samples(batch_inds, env)._asdict())
+
+
+class KeepsTensors(RolloutBuffer):
+    """A buffer whose observations are a tensor, once there are all of them."""
+
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
+        super().compute_returns_and_advantage(last_values, dones)
+        self.observations = th.as_tensor(self.observations)  # type: ignore[assignment]
+
+    def to_torch(self, array: Any, copy: bool = True) -> th.Tensor:
+        return array if isinstance(array, th.Tensor) else super().to_torch(array, copy)
+
+
+@pytest.mark.parametrize("buffer", [HandsOutObjects, KeepsTensors])
+@pytest.mark.parametrize("env", ["vector", "Discrete"])
+def test_buffers_of_ones_own_that_keep_and_hand_out_what_they_like(env, buffer):
+    assert_trains(make_agent(env, rollout_buffer_class=buffer))
 
 
 @pytest.mark.parametrize(("normalize_advantage", "ratio"), [(False, 10.0), (True, 1.0)])

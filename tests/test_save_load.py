@@ -309,8 +309,44 @@ def test_wrong_parameters_are_refused(change, named):
         make_agent().set_parameters(given)
 
 
+def test_agent_whose_solver_remembers_nothing_has_ppos_parameters(path):
+    agent = make_agent(seed=1)
+    ppo = PPO("MlpPolicy", make_env(), n_steps=16, batch_size=16, device="cpu")
+    assert agent.get_parameters().keys() == ppo.get_parameters().keys()
+    ppo.set_parameters(agent.get_parameters())
+    assert same(ppo.policy.state_dict(), agent.policy.state_dict())
+    agent.save(path)
+    assert same(PPO.load(path, device="cpu").policy.state_dict(), agent.policy.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("solver", "kwargs", "remembers"),
+    [
+        ("cg", {}, False),
+        ("cg", {"warm_start": True}, True),
+        ("cg", {"momentum": 0.5}, True),
+        ("cg", {"preconditioner": "kfac"}, False),
+        ("cg", {"preconditioner": "kfac", "preconditioner_kwargs": {"decay": 0.5}}, True),
+        ("kfac", {}, False),
+        ("kfac", {"inverse_interval": 2}, True),
+        ("ekfac", {"columns": "propagated"}, True),
+        ("diagonal", {"statistics_interval": 2}, True),
+        ("exact", {}, False),
+        ("woodbury", {}, False),
+        ("identity", {}, False),
+    ],
+)
+def test_what_updates_depend_on_is_among_the_parameters_and_nothing_else(solver, kwargs, remembers, path):
+    agent, plain = make_agent(fisher_solver=solver, fisher_solver_kwargs=kwargs), make_agent()
+    assert ("fisher" in agent.get_parameters()) == remembers
+    agent.set_parameters(plain.get_parameters())
+    plain.set_parameters(agent.get_parameters())
+    agent.save(path)
+    NPG.load(path, device="cpu", fisher_solver="cg", fisher_solver_kwargs=None)
+
+
 def test_parameters_go_to_ppo():
-    parameters = make_agent(seed=1).get_parameters()
+    parameters = make_agent(seed=1, fisher_solver_kwargs={"warm_start": True}).get_parameters()
     del parameters["fisher"]
     ppo = PPO("MlpPolicy", make_env(), n_steps=16, batch_size=16, device="cpu")
     ppo.set_parameters(parameters)

@@ -23,9 +23,9 @@ def normalizing_agent(
         "features_extractor_kwargs": {"momentum": momentum},
         "share_features_extractor": shared,
         "net_arch": [8],
-        "optimizer_class": th.optim.AdamW,
-        "optimizer_kwargs": {"weight_decay": 0.1},
     }
+    if critic_solver == "adam":
+        policy_kwargs |= {"optimizer_class": th.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.1}}
     return make_agent(env, policy_kwargs=policy_kwargs, critic_solver=critic_solver, **kwargs)
 
 

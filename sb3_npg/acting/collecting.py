@@ -6,8 +6,9 @@ checks its arguments. SB3's own loop stays what collects; within it ``policy.for
 operations on the same random numbers.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from gymnasium import spaces
@@ -17,7 +18,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from sb3_npg.acting.forward import Acted, FastForward
 from sb3_npg.acting.recorder import Recorder
 from sb3_npg.numerics import NumericalFailure, refusals_as_failures
-from sb3_npg.observations import finite_observations, zero_observations
+from sb3_npg.observations import examples, filled, finite_observations, zero_observation
 
 
 @contextmanager
@@ -93,7 +94,7 @@ class FirstStep:
 
 class FiniteForward:
     """
-    A policy's own forward pass, on zeros where it finds no finite action for what it observes.
+    A policy's own forward pass, on zeros, or what else it knows, where it finds no finite action for what it observes.
 
     :param forward: the policy's
     :param space: of observations
@@ -105,14 +106,13 @@ class FiniteForward:
 
     def __call__(self, obs: PyTorchObs, *others: Any, **more: Any) -> Acted:
         """Act; see ``ActorCriticPolicy.forward``."""
-        try:
-            with refusals_as_failures():
-                acted = self._forward(finite_observations(obs), *others, **more)
-        except NumericalFailure:
-            acted = None
-        if acted is None or not acted[0].isfinite().all():
-            acted = self._forward(zero_observations(obs, self._space), *others, **more)
-        return acted
+        observed = itertools.chain([finite_observations(obs)], (filled(obs, one) for one in examples(self._space)))
+        for each in observed:
+            with suppress(NumericalFailure), refusals_as_failures():
+                acted = self._forward(each, *others, **more)
+                if acted[0].isfinite().all():
+                    return acted
+        return self._forward(filled(obs, zero_observation(self._space)), *others, **more)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let a copy of the policy act by its own forward pass."""

@@ -6,7 +6,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_npg.actor.base import ActingRows, Actor
 from sb3_npg.actor.feed_forward import FeedForwardActor
-from sb3_npg.actor.policy import PolicyActor, acting_parameters, require_distribution, require_products
+from sb3_npg.actor.policy import PolicyActor, acting_parameters, known_observation, require_products
 from sb3_npg.networks import PolicyNetworks
 from sb3_npg.parameters import ParameterVector
 
@@ -15,8 +15,8 @@ __all__ = [
     "FeedForwardActor",
     "PolicyActor",
     "acting_parameters",
+    "known_observation",
     "make_actor",
-    "require_distribution",
     "require_products",
 ]
 

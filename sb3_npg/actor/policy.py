@@ -1,5 +1,6 @@
 """Any policy as an actor, through autograd."""
 
+from contextlib import suppress
 from copy import copy
 
 import torch as th
@@ -18,7 +19,7 @@ from sb3_npg.fisher import (
     rows_within,
 )
 from sb3_npg.numerics import NumericalFailure, refusals_as_failures
-from sb3_npg.observations import take_rows, uneven_observations
+from sb3_npg.observations import examples, take_rows, uneven_observations
 from sb3_npg.output_fisher import make_output_fisher
 from sb3_npg.parameters import ParameterVector, reached_parameters
 
@@ -119,24 +120,24 @@ def acting_parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> li
 
 
 @th.no_grad()
-def require_distribution(policy: ActorCriticPolicy, observations: PyTorchObs) -> None:
+def known_observation(policy: ActorCriticPolicy) -> PyTorchObs:
     """
-    Check that a policy knows what to do where it is tried, before any environment is asked.
+    Return an observation that a policy knows what to do with, before any environment is asked.
 
     :param policy: SB3 actor-critic policy
-    :param observations: of zeros
-    :raises ValueError: if its distribution there is one of NaN
+    :return: one row: of zeros if it can be, else drawn from the policy's observation space
+    :raises ValueError: if the distribution is one of NaN wherever the policy is tried
     """
-    try:
-        with refusals_as_failures():
-            is_known = not _outputs(policy, observations).isnan().any()
-    except NumericalFailure:
-        is_known = False
-    if not is_known:
-        raise ValueError(
-            f"`policy`={type(policy).__name__} has no action distribution for an observation of zeros, which it "
-            "is tried on. Let it have one, of equally likely actions where a mask that is observed excludes all, say."
-        )
+    for example in examples(policy.observation_space):
+        observations, _ = policy.obs_to_tensor(example)
+        with suppress(NumericalFailure), refusals_as_failures():
+            if not _outputs(policy, observations).isnan().any():
+                return observations
+    raise ValueError(
+        f"`policy`={type(policy).__name__} has no action distribution for observations of zeros, nor for those drawn "
+        "from its observation space, which it is tried on. Let it have one, of equally likely actions where a mask "
+        "that is observed excludes all, say."
+    )
 
 
 def require_products(policy: ActorCriticPolicy, observations: PyTorchObs, parameters: ParameterVector) -> None:

@@ -33,12 +33,26 @@ def symmetric_eigen(matrix: th.Tensor) -> Eigen:
     if not bool(th.isfinite(matrix).all()):
         raise ArithmeticError("a matrix to decompose is not finite")
     try:
-        values, vectors = th.linalg.eigh(matrix.double())
+        values, vectors = _eigh(matrix.double())
     except RuntimeError as error:  # LinAlgError, or what a backend raises in its place
         raise ArithmeticError(f"an eigendecomposition failed: {error}") from error
     if not bool(th.isfinite(values).all()) or not bool(th.isfinite(vectors).all()):
         raise ArithmeticError("an eigendecomposition is not finite")
     return Eigen(values.clamp_min(0.0).to(matrix.dtype), vectors.to(matrix.dtype))
+
+
+def _eigh(matrix: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Decompose; if that fails, with rows and columns the other way round.
+
+    LAPACK's divide and conquer now and then gives up on a matrix of low rank, and goes through from its other end.
+    """
+    try:
+        values, vectors = th.linalg.eigh(matrix)
+    except RuntimeError:
+        values, vectors = th.linalg.eigh(matrix.flip(-2, -1))
+        vectors = vectors.flip(-2)
+    return values, vectors
 
 
 def damped_solve(eigen: Eigen, vectors: th.Tensor, damping: float | th.Tensor) -> th.Tensor:

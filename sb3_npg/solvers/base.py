@@ -150,6 +150,10 @@ class FisherSolver(nn.Module, ABC):
         """
         return
 
+    def remembers(self) -> bool:
+        """Tell whether updates depend on earlier ones: what they depend on is then among the agent's parameters."""
+        return not all(isinstance(value, str) for value in self.state_dict().values())
+
     def get_extra_state(self) -> str:
         """Return what kind of solver this is, which is saved beside what it has learnt."""
         return type(self).__name__

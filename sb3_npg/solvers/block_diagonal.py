@@ -38,7 +38,8 @@ class BlockDiagonalSolver(FisherSolver):
         self.columns: Columns = columns
         self.decay = decay
         self.statistics_interval = statistics_interval
-        self.memory = Memory(carries_over or decay > 0.0 or statistics_interval > 1)
+        carries_over = carries_over or decay > 0.0 or statistics_interval > 1
+        self.memory = Memory(carries_over, counts=columns == "propagated")  # which are drawn anew each time
         self._blocks: Sequence[Block] = ()
         self._is_updated = False
         self._announced: set[str] = set()

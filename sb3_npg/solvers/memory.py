@@ -16,13 +16,14 @@ class Memory(nn.Module):
     A module that follows ``.to(device)``. The names are known only once the policy is, so the tensors are no
     buffers: the state is one dict that loads whatever it holds.
 
-    :param carries_over: whether an update uses what earlier ones measured; then the tensors are saved with the agent,
-        and otherwise the count of updates alone
+    :param carries_over: whether an update uses what earlier ones measured; then the tensors are saved with the agent
+    :param counts: whether an update depends on how many there were; then their count is saved in any case
     """
 
-    def __init__(self, carries_over: bool):
+    def __init__(self, carries_over: bool, counts: bool = False):
         super().__init__()
         self.carries_over = carries_over
+        self.counts = counts
         #: Whether they are of :class:`~sb3_npg.solvers.scaling.ScaledProblem`'s coordinates.
         self.is_scaled = False
         self.tensors: dict[str, th.Tensor] = {}
@@ -69,8 +70,10 @@ class Memory(nn.Module):
             self.tensors.pop(name, None)
             self.weights.pop(name, None)
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def get_extra_state(self) -> dict[str, Any] | str:
         """Return what is to be saved."""
+        if not (self.carries_over or self.counts):
+            return "nothing"
         kept = (self.tensors, self.weights) if self.carries_over else ({}, {})
         return {
             "tensors": dict(kept[0]),
@@ -79,8 +82,10 @@ class Memory(nn.Module):
             "count": self.count,
         }
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: dict[str, Any] | str) -> None:
         """Remember what was saved, as far as it will be used, and nothing else."""
+        if isinstance(state, str):
+            return
         kept = (state["tensors"], state["weights"]) if self.carries_over else ({}, {})
         self.tensors, self.weights = dict(kept[0]), dict(kept[1])
         self.is_scaled, self.count = state["is_scaled"], state["count"]

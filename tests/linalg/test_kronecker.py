@@ -1,5 +1,7 @@
 """Factors, their Kronecker products and their damped inverses against dense algebra."""
 
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 import torch as th
@@ -187,3 +189,24 @@ def test_inverse_in_the_space_of_rows_is_the_matrix_s(n, r, seed, log_damping):
 def test_inverse_in_the_space_of_rows_tells_that_there_is_none(value, damping):
     _, succeeded = DampedInverse.of(Gram(value * th.eye(2, 3)), th.tensor(damping))
     assert not succeeded
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_decomposition_that_gives_up_is_made_from_the_other_end(batched, monkeypatch):
+    """LAPACK does so now and then where a matrix has a low rank."""
+    matrix = semidefinite(5, 2, 0)
+    matrix = th.stack([matrix, semidefinite(5, 5, 1)]) if batched else matrix
+    calls, decompose = [], th.linalg.eigh
+
+    def gives_up_once(one: th.Tensor) -> Any:
+        calls.append(one)
+        if len(calls) == 1:
+            raise th.linalg.LinAlgError("the algorithm failed to converge")
+        return decompose(one)
+
+    monkeypatch.setattr(th.linalg, "eigh", gives_up_once)
+    values, vectors = symmetric_eigen(matrix)
+    assert len(calls) == 2
+    assert (values.diff(dim=-1) >= 0.0).all()
+    th.testing.assert_close(vectors @ th.diag_embed(values) @ vectors.mT, matrix)
+    th.testing.assert_close(vectors.mT @ vectors, th.eye(5, dtype=matrix.dtype).expand_as(matrix))

@@ -47,7 +47,7 @@ def test_measurements_are_not_written_over():
 
 @pytest.mark.parametrize("saved", [True, False])
 def test_state_holds_what_is_saved_and_the_count(saved):
-    memory, other = Memory(saved), Memory(saved)
+    memory, other = (Memory(saved, counts=True) for _ in range(2))
     memory.average("one", th.ones(3), 0.5)
     memory.put_eigen("two", Eigen(th.zeros(2), th.eye(2)))
     memory.count = 7
@@ -116,10 +116,21 @@ def test_saved_state_is_of_the_moment():
 
 
 def test_what_no_update_will_use_is_not_loaded():
-    memory, other = Memory(True), Memory(False)
+    memory, other, third = Memory(True), Memory(False, counts=True), Memory(False)
     memory.average("one", th.ones(3), 0.5)
     memory.count = 7
+    for forgetful, count in ((other, 7), (third, 7)):
+        forgetful.load_state_dict(memory.state_dict())
+        assert forgetful.count == count
+        assert not forgetful.tensors
+        assert not forgetful.weights
+
+
+def test_memory_that_keeps_nothing_saves_nothing():
+    memory, other = Memory(False), Memory(False)
+    memory.average("one", th.ones(3), 0.5)
+    memory.count = 7
+    assert memory.get_extra_state() == "nothing"
     other.load_state_dict(memory.state_dict())
-    assert other.count == 7
+    assert other.count == 0
     assert not other.tensors
-    assert not other.weights
