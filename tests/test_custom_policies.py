@@ -1,5 +1,6 @@
 """Policies that are built in a way of their own, as SB3's class allows: they act by autograd, and train like all."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -517,3 +518,79 @@ def test_errors_of_a_policy_s_own_are_not_taken_for_a_nan_in_updates(kind):
     with pytest.raises(kind, match="once too often"):
         train(agent, 1)
     assert same(snapshot(agent), before)
+
+
+class Doubled(th.autograd.Function):
+    """x, with a derivative whose own derivative is twice what it should be."""
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
+        return DoubledGradient.apply(gradient)
+
+
+class DoubledGradient(th.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
+        return 2.0 * gradient
+
+
+def test_derivatives_that_count_twice_are_refused():
+    kwargs = {"activation_fn": activation(Doubled), "net_arch": [8]}
+    with pytest.raises(ValueError, match="cannot differentiate twice"):
+        make_agent("vector", policy_kwargs=kwargs)
+
+
+class Remembering(BaseFeaturesExtractor):
+    """Holds on to the features that it made last."""
+
+    def __init__(self, observation_space: gym.Space[Any]):
+        super().__init__(observation_space, 4)
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.latest = self.linear(observations).tanh()
+        return self.latest
+
+
+def test_a_policy_that_holds_on_to_what_it_computed_can_be_copied_once_it_is_made():
+    policy = make_agent("vector", policy_kwargs={"features_extractor_class": Remembering}).policy
+    assert same(copy.deepcopy(policy).state_dict(), policy.state_dict())
+
+
+class OtherLogStd(ActorCriticPolicy):
+    """Has a parameter of that name which is no noise."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.log_std = nn.Parameter(th.zeros(3))
+
+
+def test_parameter_that_is_called_like_the_noise_of_a_gaussian_is_left_alone():
+    assert not make_agent("Discrete", OtherLogStd).policy.log_std.any()
+
+
+@pytest.mark.usefixtures("float64")
+def test_chunks_of_rows_that_do_not_reach_every_layer_change_nothing():
+    env = TargetEnv()
+    policy = ActorCriticPolicy(
+        env.observation_space, env.action_space, lambda _: 1e-3, features_extractor_class=Routed, net_arch=[]
+    ).double()
+    policy.set_training_mode(False)
+    observations = make_observations(env.observation_space, N)
+    assert 0 < int((observations[:, 0] < 0.0).sum()) < N
+    actions, advantages = make_actions(policy, observations), th.randn(N, dtype=th.float64)
+    whole, chunked = (
+        LocalProblem(policy, observations, actions, advantages, memory_budget=budget) for budget in (2**28, 1)
+    )
+    fisher, vector = whole.dense_fisher(), th.randn(len(whole.vector), dtype=th.float64)
+    for problem in (whole, chunked):
+        th.testing.assert_close(problem.fisher_vector_product(vector), fisher @ vector, rtol=1e-10, atol=1e-12)
+        th.testing.assert_close(problem.dense_fisher(), fisher, rtol=1e-10, atol=1e-12)

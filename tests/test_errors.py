@@ -13,7 +13,7 @@ from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import CombinedExtractor
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
@@ -796,3 +796,23 @@ def test_what_sb3_and_torch_would_complain_about_later_is_refused_by_name(argume
     message = error(**arguments)
     for word in words:
         assert word in message
+
+
+def test_critic_s_solver_sees_every_row_whatever_the_fisher_uses():
+    def make(max_rows: int) -> NPG:
+        kwargs = {"fisher_solver": "woodbury", "fisher_solver_kwargs": {"max_rows": max_rows}}
+        return make_agent(critic_solver_kwargs=kwargs, sub_sampling_factor=4)
+
+    with pytest.raises(ValueError, match=rf"`critic_solver_kwargs` .* {N_STEPS} × {N_STEPS} rows"):
+        make(N_STEPS - 1)
+    make(N_STEPS)
+
+
+@pytest.mark.parametrize(
+    ("env", "policy", "extractor"),
+    [("vector", "MlpPolicy", CombinedExtractor), ("Dict", "MultiInputPolicy", FlattenExtractor)],
+)
+def test_features_extractor_derived_from_one_that_does_not_fit_is_refused(env, policy, extractor):
+    own = type("Own", (extractor,), {})
+    message = error(env=env, policy=policy, policy_kwargs={"features_extractor_class": own})
+    assert "with the features extractor Own cannot read" in message

@@ -18,7 +18,7 @@ from torch import nn
 
 from sb3_npg.acting import FastForward, acting
 from sb3_npg.actor import FeedForwardActor, PolicyActor
-from sb3_npg.fisher import dense_blocks
+from sb3_npg.fisher import FeedForwardJacobian, dense_blocks
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.networks import read_critic, read_networks
 from sb3_npg.policy_parts import split_policy
@@ -666,3 +666,23 @@ def test_extractor_that_decides_anew_takes_the_generic_path_and_no_number_is_dra
     random.seed(0)
     np.random.seed(0)
     assert drawn == (random.random(), np.random.rand())
+
+
+@pytest.mark.parametrize("critic_solver", ["gauss_newton", "adam"])
+def test_without_fast_paths_nothing_is_computed_by_hand(critic_solver, monkeypatch):
+    made = []
+    linearize = FeedForwardJacobian.linearize
+    monkeypatch.setattr(FeedForwardJacobian, "linearize", lambda *args: (made.append(None), linearize(*args)))
+    train(make_agent("vector", critic_solver=critic_solver, fast_paths=False), 1)
+    assert not made
+    train(make_agent("vector", critic_solver=critic_solver), 1)
+    assert made
+
+
+def test_observation_of_nan_ends_no_rollout_of_a_wrapped_forward_pass():
+    policy = make_agent("vector").policy
+    with th.no_grad(), acting(policy):
+        wrap_forward(policy)
+        for _ in range(2):
+            found = policy(th.full((1, 3), th.nan))
+            assert all(bool(th.isfinite(tensor).all()) for tensor in found)

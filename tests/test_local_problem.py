@@ -6,6 +6,8 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
+from sb3_npg.fisher import second_moments
+from sb3_npg.fisher.autograd import batched_gradients
 from sb3_npg.local_problem import LocalProblem
 from tests import reference
 from tests.cases import (
@@ -247,9 +249,39 @@ def test_dense_fisher_of_operations_that_cannot_be_batched_is_the_same():
     th.testing.assert_close(*fishers, rtol=1e-12, atol=1e-14)
 
 
-def test_a_single_action_has_no_fisher(monkeypatch):
+@pytest.mark.parametrize("fast_paths", [True, False])
+def test_a_single_action_has_no_fisher(fast_paths, monkeypatch):
     monkeypatch.setitem(DISTRIBUTIONS, "single", DistributionCase(spaces.Discrete(1)))
-    problem = make_problem("single", "Mlp")
+    problem = make_problem("single", "Mlp", fast_paths=fast_paths)
+    assert not any(second_moments(record).any() for records in problem.layers.records() for record in records)
     assert not problem.dense_fisher().any()
     assert not problem.fisher_vector_product(problem.vector.get()).any()
     assert not problem.surrogate_gradient().any()
+
+
+@pytest.mark.parametrize("log_std", [1e3, -1e3])
+@pytest.mark.parametrize("fast_paths", [True, False])
+def test_evaluation_of_a_spread_of_zero_or_infinity_is_not_finite(fast_paths, log_std):
+    problem = make_problem("Gaussian", "Mlp", N, fast_paths=fast_paths)
+    with th.no_grad():
+        problem.policy.log_std.fill_(log_std)
+    found = problem.evaluate()
+    assert not (math.isfinite(found.surrogate) and math.isfinite(found.mean_kl))
+
+
+@pytest.mark.parametrize("fast_paths", [True, False])
+def test_products_do_not_ask_whether_gradients_are_enabled(fast_paths):
+    problem, twin = (make_problem("gSDE", "Mlp", N, fast_paths=fast_paths) for _ in range(2))
+    vector = th.randn(len(problem.vector), dtype=th.float64)
+    with th.no_grad():
+        product = problem.fisher_vector_product(vector)
+    assert th.equal(product, twin.fisher_vector_product(vector))
+
+
+@pytest.mark.parametrize("cube", [CubeWithoutBatchingRule.apply, lambda x: x**3], ids=["one at a time", "batched"])
+def test_gradients_of_what_is_not_reached_are_zeros(cube):
+    x, other = (th.randn(3, dtype=th.float64, requires_grad=True) for _ in range(2))
+    cotangents = th.randn(4, 3, dtype=th.float64)
+    by_x, by_other = batched_gradients(cube(x), (x, other), cotangents)
+    th.testing.assert_close(by_x, 3.0 * cotangents * x.detach().square())
+    assert th.equal(by_other, th.zeros(4, 3, dtype=th.float64))

@@ -624,3 +624,17 @@ def test_numbers_that_single_precision_does_not_hold_are_zeros():
     expected = th.tensor([0.0, 0.0, 0.0, 0.0, 0.0, largest, -largest, 0.5], dtype=th.float64)
     assert th.equal(finite_observations(observations), expected)
     assert th.equal(finite_observations({"one": observations})["one"], expected)
+
+
+@pytest.mark.parametrize("fast_paths", [True, False])
+def test_critic_that_its_last_step_makes_infinite_is_put_back(fast_paths):
+    """The loss was that of the step before, and finite."""
+    kwargs = {"optimizer_class": th.optim.SGD}
+    agent = make_agent(
+        critic_solver="adam", n_critic_updates=1, learning_rate=3e38, policy_kwargs=kwargs, fast_paths=fast_paths
+    )
+    critic = parameters(agent, critic=True)
+    with pytest.warns(RuntimeWarning, match="the critic after its regression is not finite"):
+        (update,) = train(agent, 1)
+    assert update["train/skipped_updates"] == 1
+    assert same(parameters(agent, critic=True), critic)

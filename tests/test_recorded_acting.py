@@ -236,3 +236,12 @@ def test_images_that_are_prepared_otherwise_are_recorded_anew():
     agent.policy.normalize_images = False
     agent.learn(16)
     assert [replay.call_count for replay in camera.replays] == [16, 16]
+
+
+def test_a_critic_whose_features_do_not_learn_is_not_recorded():
+    """Where its extractor keeps its tensors is not looked at."""
+    camera = Camera()
+    agent = agent_of("two extractors", Recorder(camera))
+    agent.policy.vf_features_extractor.requires_grad_(False)
+    agent.learn(16)
+    assert camera.replays == []

@@ -28,6 +28,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sb3_npg import NPG
 from sb3_npg.solvers import FISHER_SOLVERS
+from sb3_npg.solvers.identity import IdentitySolver
 from sb3_npg.trust_region import LineSearch
 from tests.agents import ACTION_SPACES, ENVIRONMENTS, N_STEPS, TargetEnv, make_agent, make_env, parameters, train
 from tests.cases import LearnFeaturesPolicy
@@ -690,3 +691,50 @@ def test_explained_variance_is_the_critics():
     (update,) = train(agent, 1)
     values, returns = agent.rollout_buffer.values, agent.rollout_buffer.returns
     assert update["train/explained_variance"] == pytest.approx(1.0 - np.var(returns - values) / np.var(returns))
+
+
+def test_improvement_is_predicted_to_first_order():
+    for update in train(make_agent("vector", n_steps=128, target_kl=1e-5, line_search_max_iter=0)):
+        assert update["train/improvement"] == pytest.approx(update["train/improvement_predicted"], rel=0.05)
+
+
+def test_rejected_step_is_predicted_to_improve_nothing():
+    (update,) = train(make_agent("vector", step_size=1e3, line_search_max_iter=1), 1)
+    assert update["train/improvement"] == update["train/improvement_predicted"] == 0.0
+
+
+def test_std_is_the_mean_over_actions():
+    agent = make_agent("vector", policy_kwargs={"net_arch": []})
+    agent.policy.log_std.data = th.tensor([0.0, -3.0])
+    agent.policy.log_std.requires_grad_(False)
+    (update,) = train(agent, 1)
+    assert update["train/std"] == pytest.approx(0.5 + 0.5 * math.exp(-3.0))
+
+
+class Counting(IdentitySolver):
+    """Notes how many rows the Fisher is a mean over."""
+
+    def update(self, problem: Any) -> None:
+        self.n_rows = problem.layers.n_rows
+
+
+@pytest.mark.parametrize(("factor", "rows"), [(1, N_STEPS), (3, 11)])
+def test_fisher_is_of_every_so_many_th_row(factor, rows):
+    agent = make_agent("vector", sub_sampling_factor=factor)
+    agent.fisher = Counting()
+    train(agent, 1)
+    assert agent.fisher.n_rows == rows
+
+
+@pytest.mark.parametrize("critic_solver", ["gauss_newton", "adam"])
+@pytest.mark.parametrize("fast_paths", [True, False])
+def test_frozen_critic_stays_while_the_actor_learns(critic_solver, fast_paths):
+    agent = make_agent("vector", critic_solver=critic_solver, fast_paths=fast_paths)
+    for module in (agent.policy.mlp_extractor.value_net, agent.policy.value_net):
+        module.requires_grad_(False)
+    critic = parameters(agent, critic=True)
+    for update in train(agent):
+        assert update["train/is_line_search_success"] == 1.0
+        assert update["train/skipped_updates"] == 0
+        assert math.isnan(update["train/value_loss"])
+    assert all(th.equal(tensor, critic[name]) for name, tensor in parameters(agent, critic=True).items())

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch as th
+from torch import nn
 
 from sb3_npg.numerics import NumericalFailure
+from sb3_npg.parameters import ParameterVector
 from sb3_npg.search_line import SearchLine
 from sb3_npg.solvers import make_fisher_solver
 from sb3_npg.solvers.base import Solution
@@ -112,3 +114,37 @@ def test_length_that_is_no_number_is_a_numerical_failure(rule):
     x = th.ones_like(problem.vector.get())
     with pytest.raises(NumericalFailure, match="the step is not finite"):
         line.read(line.take(x, th.ones(())).tolist(), float(x.norm()))
+
+
+@pytest.mark.usefixtures("float64")
+def test_line_that_went_back_goes_its_full_step_again():
+    problem = make_problem("Gaussian", "Mlp", 20)
+    line = make_line(problem)
+    find_direction(make_fisher_solver("cg"), problem, problem.surrogate_gradient(), 0.1, line=line)
+    there, figures = problem.vector.get(), line.go(1.0)
+    line.back()
+    assert line.go(1.0) == figures
+    assert th.equal(problem.vector.get(), there)
+
+
+class Point:
+    """Three parameters without a policy."""
+
+    def __init__(self, dtype):
+        self.vector = ParameterVector([nn.Parameter(th.zeros(3, dtype=dtype))])
+
+    def figures(self):
+        return th.zeros(3, dtype=self.vector.dtype)
+
+    def refresh(self):
+        pass
+
+
+@pytest.mark.parametrize("dtype", [th.float32, th.float64])
+def test_a_step_beyond_the_precision_of_the_parameters_is_a_numerical_failure(dtype):
+    """β and x are finite, and the entries of βx are not."""
+    line = SearchLine(Point(dtype), lambda curvature: FixedStep(lambda _: 1e20).length(curvature, 1.0))
+    x = th.full((3,), th.finfo(dtype).max / 1e10, dtype=dtype)
+    figures = line.take(x, th.ones((), dtype=dtype)).tolist()
+    with pytest.raises(NumericalFailure, match="the step is not finite"):
+        line.read(figures, float(x.double().abs().max()) * 3.0**0.5)

@@ -11,6 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_npg.critic import GaussNewtonSolver, MinibatchSolver
+from sb3_npg.policy_parts import refresh_running_statistics
 from tests.agents import N_STEPS, NormalizingExtractor, make_agent, make_env, same, snapshot, train
 
 
@@ -305,3 +306,32 @@ def test_rollout_of_one_row_has_no_variance_to_renew_averages_by(shared):
     train(agent, 2)
     assert agent._n_updates == 2
     assert same(averages(agent.policy.pi_features_extractor), before)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_critic_of_a_compiled_policy_renews_its_own_averages(compiled):
+    agent = normalizing_agent(shared=False)
+    critic = agent.policy.vf_features_extractor
+    if compiled:
+        agent.policy = th.compile(agent.policy, backend="eager")
+    train(agent, 1)
+    assert int(critic.normalize.num_batches_tracked) == agent.n_critic_updates
+
+
+class Around(nn.Module):
+    """Notes its mode beside a module that remembers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize, self.modes = nn.BatchNorm1d(2), []
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.modes.append(self.training)
+        return self.normalize(observations)
+
+
+def test_what_is_around_a_module_that_remembers_stays_in_evaluation_mode():
+    around = Around().eval()
+    refresh_running_statistics(around, around.modules(), th.randn(12, 2), 6)
+    assert around.modes == [False, False]
+    assert int(around.normalize.num_batches_tracked) == 2

@@ -189,9 +189,16 @@ class Squared(ActorCriticPolicy):
         return super().predict_values(obs).square()
 
 
-def make_squared_problem(returns: float) -> RegressionOfPolicy:
+class Rooted(ActorCriticPolicy):
+    """Has no V where that bias is too low."""
+
+    def predict_values(self, obs):
+        return super().predict_values(obs).add(5.0).sqrt()
+
+
+def make_squared_problem(returns: float, policy_class: type[ActorCriticPolicy] = Squared) -> RegressionOfPolicy:
     env = make_env("vector")
-    policy = Squared(env.observation_space, env.action_space, lambda _: 1e-3).double()
+    policy = policy_class(env.observation_space, env.action_space, lambda _: 1e-3).double()
     observations = th.randn(N, *env.observation_space.shape, dtype=th.float64)
     parts = split_policy(policy, observations)
     values = make_values(policy, observations, ParameterVector(parts.criticising), parts.critic)
@@ -629,3 +636,29 @@ def test_change_of_the_values_is_bounded_by_what_the_intercept_leaves():
     fit(solver, problem)
     change = problem.policy.predict_values(problem.observations).detach() - before
     assert float(change.square().mean().sqrt()) == pytest.approx(0.3 * math.sqrt(left), rel=1e-9)
+
+
+@pytest.mark.usefixtures("float64")
+def test_bias_that_leaves_no_values_is_put_back():
+    problem = make_squared_problem(-20.0, Rooted)
+    loss, before = problem.loss(), problem.vector.get()
+    assert math.isfinite(loss)
+    fit(GaussNewtonSolver(damping=0.1), problem, 0, fast_paths=False)
+    assert problem.loss() == loss
+    assert th.equal(problem.vector.get(), before)
+
+
+@pytest.mark.parametrize(("kwargs", "max_steps"), [(None, 10), ({}, 15), ({"rtol": 0.1}, 15), ({"max_steps": 3}, 3)])
+def test_ten_products_are_for_who_leaves_the_arguments_open(kwargs, max_steps):
+    assert GaussNewtonSolver("cg", kwargs).solver.max_steps == max_steps
+
+
+@both_ways
+def test_gradients_that_somebody_left_move_nothing(fast_paths):
+    agent = make_agent("vector", critic_solver="adam", fast_paths=fast_paths, step_size=1e30, line_search_max_iter=1)
+    actor = parameters(agent, critic=False)
+    for parameter in agent.policy.parameters():
+        parameter.grad = th.ones_like(parameter)
+    (update,) = train(agent, 1)
+    assert update["train/is_line_search_success"] == 0.0
+    assert same(parameters(agent, critic=False), actor)

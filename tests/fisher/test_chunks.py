@@ -7,7 +7,7 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_npg.fisher import Linearization, rows_within, split_rows
+from sb3_npg.fisher import FeedForward, KeptJacobian, Linearization, rows_within, split_rows
 from sb3_npg.fisher.chunks import saved_bytes
 from sb3_npg.parameters import ParameterVector
 
@@ -61,3 +61,13 @@ def test_a_graph_that_was_measured_is_freed():
     left = weakref.ref(made.pop())
     gc.collect()
     assert left() is None
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3, 100])
+def test_records_of_layers_are_made_of_no_more_rows_than_are_differentiated_at_once(chunk_rows):
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    read = FeedForward.read(network, [network])
+    kept = KeptJacobian(read, th.randn(10, 3), ParameterVector([*network.parameters()]))
+    chunks = kept.record_chunks(chunk_rows, 2**28)
+    assert max(rows.stop - rows.start for rows in chunks) <= chunk_rows
+    assert sum(rows.stop - rows.start for rows in chunks) == 10

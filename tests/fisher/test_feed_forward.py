@@ -218,10 +218,11 @@ STRANGE = {
     "convolution after a vector": lambda: nn.Sequential(nn.Linear(3, 3), nn.Conv2d(3, 2, 1), nn.Flatten()),
     "flattened vector": lambda: nn.Sequential(nn.Linear(3, 3), nn.Flatten()),
     "flattened in part": lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(2), nn.Linear(42, 2)),
+    "flattened but for one side": lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(1, 2), nn.Linear(6, 2)),
     "groups": lambda: nn.Sequential(nn.Conv2d(2, 2, 3, groups=2), nn.Flatten(), nn.Linear(8, 2)),
-    "circular padding": lambda: nn.Sequential(nn.Conv2d(3, 2, 3, padding=1, padding_mode="circular"), nn.Flatten()),
-    "padding same": lambda: nn.Sequential(nn.Conv2d(3, 2, 2, padding="same"), nn.Flatten()),
-    "pooling": lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.MaxPool2d(2), nn.Flatten()),
+    "circular padding": lambda: make_convolutional(nn.Conv2d(3, 2, 3, padding=1, padding_mode="circular")),
+    "padding same": lambda: make_convolutional(nn.Conv2d(3, 2, 2, padding="same")),
+    "pooling": lambda: make_convolutional(nn.Conv2d(3, 2, 3), nn.MaxPool2d(2)),
 }
 
 
@@ -248,3 +249,53 @@ def test_identities_and_nested_sequentials_are_passed_through():
     assert_equal = th.testing.assert_close
     inputs = th.randn(5, 3)
     assert_equal(mlp(inputs), network(inputs), rtol=1e-6, atol=1e-7)
+
+
+BACKWARD_HOOKS = ["register_full_backward_hook", "register_full_backward_pre_hook"]
+
+
+@pytest.mark.parametrize("register", BACKWARD_HOOKS)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_hook_on_the_way_back_is_not_passed_over(layer, register):
+    network = make_network(nn.Tanh())
+    handle = getattr(network[layer], register)(lambda *_: None)
+    assert FeedForward.read(network, [network]) is None
+    handle.remove()
+    assert FeedForward.read(network, [network]) is not None
+
+
+@pytest.mark.parametrize("register", BACKWARD_HOOKS)
+def test_hook_on_the_way_back_of_all_modules_is_not_passed_over(register):
+    network = make_network(nn.Tanh())
+    handle = getattr(nn.modules.module, register.replace("register", "register_module"))(lambda *_: None)
+    try:
+        assert FeedForward.read(network, [network]) is None
+    finally:
+        handle.remove()
+    assert FeedForward.read(network, [network]) is not None
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (make_network(nn.Tanh()), (FAN_IN,)),
+        (make_convolutional(nn.Conv2d(3, 2, 3), nn.Tanh(), n_positions=12), (3, 5, 6)),
+    ],
+    ids=["vectors", "images"],
+)
+def test_what_a_jacobian_keeps_is_within_what_is_counted(network, shape):
+    mlp = FeedForward.read(network, [network])
+    jacobian = FeedForwardJacobian(mlp, th.randn(N, *shape, dtype=th.float64), ParameterVector([*network.parameters()]))
+    kept = [tensor for step in jacobian.steps for tensor in (step.inputs, step.slope) if tensor is not None]
+    passing = [step._passing for step in jacobian.steps if hasattr(step, "_passing")]
+    storages = {tensor.data_ptr(): tensor.nbytes for tensor in (*kept, *passing, jacobian.outputs)}
+    assert sum(storages.values()) <= N * mlp.bytes_per_row(th.Size(shape))
+
+
+@pytest.mark.parametrize("activation", ELEMENTWISE, ids=lambda activation: activation.__name__)
+def test_what_a_jacobian_keeps_has_no_graph(activation):
+    network = make_network(activation(), last=True)
+    vector = ParameterVector([*network.parameters()])
+    jacobian = FeedForwardJacobian(FeedForward.read(network, [network]), th.randn(N, FAN_IN).double(), vector)
+    kept = [tensor for step in jacobian.steps for tensor in (step.inputs, step.slope)]
+    assert not any(tensor.requires_grad for tensor in (*kept, jacobian.outputs))

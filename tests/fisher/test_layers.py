@@ -377,3 +377,28 @@ def test_reduced_records_are_means_and_sums_over_all_positions():
         th.testing.assert_close(one.inputs, every.inputs.mean(dim=1, keepdim=True))
         th.testing.assert_close(one.deltas, every.deltas.sum(dim=2, keepdim=True))
     assert {record.inputs.shape[1] for record in expanded} == {1, 9 + 4}
+
+
+@pytest.mark.parametrize(
+    ("policy", "n_actions", "budget"), [("NatureCNN", 4, 80_000), ("Mlp", 20, 15_000)], ids=["positions", "columns"]
+)
+@pytest.mark.parametrize("fast_paths", [True, False])
+def test_records_of_a_chunk_stay_within_the_memory_budget(fast_paths, policy, n_actions, budget, monkeypatch):
+    """A convolution has inputs at every position, and a layer has derivatives of every column of F_out's root."""
+    monkeypatch.setitem(DISTRIBUTIONS, "actions", DistributionCase(spaces.Discrete(n_actions)))
+    problem = make_any_problem("actions", policy, 9, fast_paths=fast_paths, memory_budget=budget)
+    chunks = list(problem.layers.records())
+    assert 1 < len(chunks) < 9
+    for records in chunks:
+        # The columns of ones that biases see are not counted.
+        ones = sum(record.inputs[..., 0].nbytes for record in records)
+        assert sum(record.inputs.nbytes + record.deltas.nbytes for record in records) - ones <= budget
+
+
+@pytest.mark.parametrize("distribution", ["Gaussian", "gSDE", "gSDE full_std=False"])
+def test_chunks_of_different_lengths_change_nothing_of_the_noise(distribution):
+    whole, chunked = (make_any_problem(distribution, "Mlp", 7, memory_budget=budget) for budget in (2**28, 1_500))
+    assert {rows.stop - rows.start for rows in chunked.layers.chunks} == {3, 4}
+    (noise,) = dense_blocks(whole.layers.blocks)
+    th.testing.assert_close(chunked.layers.dense_block(noise), whole.layers.dense_block(noise))
+    th.testing.assert_close(chunked.layers.scores(noise), whole.layers.scores(noise))

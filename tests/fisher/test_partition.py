@@ -154,6 +154,15 @@ class PartlyDetached(Functional):
         return self.layer(x).tanh() + self.layer(2.0 * x).detach()
 
 
+class PartlyWithoutGradients(Functional):
+    """Calls a layer once more without gradients."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        with th.no_grad():
+            shift = self.layer(2.0 * x)
+        return self.layer(x).tanh() + shift
+
+
 class Hooked(Functional):
     """A layer whose output another hook changes."""
 
@@ -254,6 +263,7 @@ ODD: dict[str, Odd] = {
     "embedding": Odd(Looked, ("embedding.weight",)),
     "another kind of Linear": Odd(lambda: nn.Sequential(Scaled(3, 4), nn.Tanh()), ("0.weight", "0.bias")),
     "partly detached": Odd(PartlyDetached, ()),
+    "partly without gradients": Odd(PartlyWithoutGradients, ()),
     "changed by a hook": Odd(Hooked, _WEIGHT_AND_BIAS),
     "written over": Odd(WrittenOver, ()),
     "branches": Odd(Branched, ()),

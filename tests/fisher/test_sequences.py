@@ -40,9 +40,9 @@ def two(forward, **others):
     return Module(forward, first=nn.Linear(3, 4), activation=nn.ReLU(), second=nn.Linear(4, 4), **others)
 
 
-def cnn():
-    layers = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten())
-    return Module(lambda m, x: m.linear(m.layers(x)), layers=layers, linear=nn.Sequential(nn.Linear(8, 4), nn.ReLU()))
+def cnn(fan_in=8):
+    layers, linear = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten()), nn.Linear(fan_in, 4)
+    return Module(lambda m, x: m.linear(m.layers(x)), layers=layers, linear=nn.Sequential(linear, nn.ReLU()))
 
 
 VECTOR, IMAGE = (1, 3), (1, 1, 4, 4)
@@ -98,7 +98,7 @@ OTHERS = {
     "an argument by name": (lambda: two(lambda m, x: m.first(input=x)), VECTOR),
     "an error": (lambda: two(refusing), VECTOR),
     "rows of rows": (lambda: two(lambda m, x: m.first(x)), (1, 2, 3)),
-    "images without a batch": (cnn, (1, 4, 4)),
+    "images without a batch": (lambda: cnn(4), (1, 4, 4)),
     "its own parameter": (lambda: two(lambda m, x: m.first(x) * m.scale, scale=nn.Parameter(th.ones(4))), VECTOR),
     "chance": (lambda: Module(lambda m, x: m.layer(x), layer=nn.Sequential(nn.Linear(3, 4), nn.Dropout())), VECTOR),
     "memory": (
@@ -162,3 +162,22 @@ def test_memory_is_not_moved():
     sequence_of(module, lambda: th.zeros(5, 3))
     assert module.calls == 0
     assert int(module.layers[1].num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("build", [cnn, lambda: two(refusing)])
+def test_modes_are_what_they_were(build, mode):
+    module = build().train(mode)
+    next(module.children()).train(not mode)
+    before = [part.training for part in module.modules()]
+    sequence_of(module, lambda: th.zeros(IMAGE))
+    assert [part.training for part in module.modules()] == before
+
+
+@pytest.mark.parametrize("spoil", [nn.Module.register_full_backward_hook, nn.Module.register_full_backward_pre_hook])
+@pytest.mark.parametrize("part", [lambda m: m, lambda m: m.layers, lambda m: m.layers[0]], ids=["all", "some", "one"])
+def test_a_module_with_hooks_on_the_way_back_is_not_tried(part, spoil):
+    module = cnn()
+    spoil(part(module), lambda *_: None)
+    assert sequence_of(module, lambda: th.zeros(IMAGE)) is None
+    assert module.calls == 0

@@ -1,11 +1,14 @@
 """Conjugate gradient against dense solves."""
 
+import math
+
 import hypothesis.strategies as st
 import pytest
 import torch as th
 from hypothesis import given, settings
 
 from sb3_npg.linalg import conjugate_gradient
+from sb3_npg.linalg.krylov import ritz_condition
 
 
 def spd(n: int, log_condition: float, seed: int) -> tuple[th.Tensor, th.Tensor]:
@@ -219,3 +222,17 @@ def test_right_hand_side_whose_square_has_no_digits_counts_as_zero():
     result = conjugate_gradient(lambda v: 2.0 * v, th.full((5,), 1e-20), max_steps=10)
     assert result.steps == 0
     assert not result.x.any()
+
+
+def test_curvature_that_overflows_ends_the_solve_before_it():
+    b = th.ones(3, dtype=th.float64)
+    result = conjugate_gradient(lambda v: v * math.inf, b, max_steps=5)
+    assert result.steps == 1
+    assert th.equal(result.x, th.zeros_like(b))
+    assert th.equal(result.product, th.zeros_like(b))
+
+
+@pytest.mark.parametrize("last", [1e10, 1e20, 1e30, 1e40])
+@pytest.mark.parametrize("improvement", [1e5, 1e10, 1e15])
+def test_condition_estimate_is_no_less_than_one_where_rounding_leaves_no_digit(last, improvement):
+    assert ritz_condition([1.0, last], [0.0, improvement]) >= 1.0

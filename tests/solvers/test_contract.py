@@ -2,16 +2,18 @@
 
 import functools
 import io
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch as th
+from gymnasium import spaces
 
 from sb3_npg.fisher import LayerRecord, layer_blocks
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.solvers import FISHER_SOLVERS, FisherSolver, make_fisher_solver
-from tests.cases import DISTRIBUTIONS, POLICIES, make_problem
+from tests.cases import DISTRIBUTIONS, POLICIES, DistributionCase, make_problem
 from tests.networks import NETWORKS, expected_layers, make_network_problem
 from tests.reference import (
     Curvature,
@@ -343,3 +345,24 @@ def test_update_that_failed_leaves_nothing_of_the_rollout_before(name):
     fresh.update(second)
     ours, expected = (one.solve(second, gradient, 0.1).natural_gradient for one in (solver, fresh))
     assert th.equal(ours, expected)
+
+
+def test_condition_of_the_exact_solver_is_the_ratio_of_the_pivots():
+    problem = make_problem("categorical", "Mlp", 6)
+    matrix = problem.dense_fisher() + DAMPING * th.eye(len(problem.vector), dtype=th.float64)
+    eigenvalues, pivots = th.linalg.eigvalsh(matrix), th.linalg.cholesky(matrix).diagonal().square()
+    solver = make_fisher_solver("exact")
+    solver.update(problem)
+    condition = solver.solve(problem, problem.surrogate_gradient(), DAMPING).stats["condition"]
+    assert 1.0 < condition <= float(eigenvalues[-1] / eigenvalues[0])
+    assert condition == pytest.approx(float(pivots.max() / pivots.min()), rel=1e-8)
+
+
+@pytest.mark.parametrize("name", ["diagonal", "kfac", "ekfac"])
+def test_condition_of_a_fisher_of_zeros_is_infinite_without_damping(name, monkeypatch):
+    monkeypatch.setitem(DISTRIBUTIONS, "single", DistributionCase(spaces.Discrete(1)))
+    problem, solver = make_problem("single", "Mlp", 6), make_fisher_solver(name)
+    solver.update(problem)
+    gradient = th.ones(len(problem.vector), dtype=th.float64)
+    assert solver.solve(problem, gradient, 0.0).stats["condition"] == math.inf
+    assert solver.solve(problem, gradient, 1.0).stats["condition"] == 1.0

@@ -1,5 +1,7 @@
 """More damping while a solver fails, then a clean failure."""
 
+import math
+
 import pytest
 import torch as th
 
@@ -96,3 +98,35 @@ def test_a_gradient_that_leads_nowhere_is_a_numerical_failure_at_once(gradient, 
     with pytest.raises(NumericalFailure, match=words):
         find_direction(solver, Diagonal(1.0, 1.0), th.tensor(gradient), 0.1)
     assert solver.tried == [0.1]
+
+
+class Unmeasured(Scripted):
+    """Cannot measure the curvature."""
+
+    def update(self, problem):
+        raise ArithmeticError("no decomposition")
+
+
+@pytest.mark.parametrize(
+    ("gradient", "words"),
+    [([1.0, 1.0], "no decomposition"), ([0.0, 0.0], "is zero"), ([float("nan"), 1.0], "gradient is not finite")],
+)
+def test_curvature_that_cannot_be_measured_is_a_numerical_failure_that_names_its_cause(gradient, words):
+    with pytest.raises(NumericalFailure, match=words):
+        find_direction(Unmeasured(0.0, None), Diagonal(1.0, 1.0), th.tensor(gradient), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("entries", "x", "words"), [((1e38, 1e38), 1e10, "xᵀFx = inf"), ((1e-40, 1e-40), 3e38, "gradient is not finite")]
+)
+def test_figures_that_single_precision_does_not_hold_are_a_numerical_failure(entries, x, words):
+    """Each number of x is finite, and so is gᵀx."""
+    solver = Scripted(float("inf"), lambda gradient: Solution(th.full_like(gradient, x), {}))
+    with pytest.raises(NumericalFailure, match=words):
+        find_direction(solver, Diagonal(*entries), th.tensor([1e-3, 1e-3]), 0.0)
+
+
+def test_residual_of_a_gradient_whose_square_has_no_digits_is_not_known():
+    direction = find_direction(Scripted(0.0, None), Diagonal(1e-20, 1e-20), th.tensor([1e-24, 0.0]), 0.0)
+    assert direction.natural_gradient.tolist() == pytest.approx([1e-4, 0.0])
+    assert math.isnan(direction.stats["residual"])

@@ -8,6 +8,7 @@ import torch as th
 from hypothesis import given, settings
 
 from sb3_npg.linalg import Eigen
+from sb3_npg.solvers import make_fisher_solver
 from sb3_npg.solvers.memory import Memory
 
 
@@ -134,3 +135,26 @@ def test_memory_that_keeps_nothing_saves_nothing():
     other.load_state_dict(memory.state_dict())
     assert other.count == 0
     assert not other.tensors
+
+    assert not other.weights
+
+
+@pytest.mark.parametrize("pair", [("kfac", "ekfac"), ("ekfac", "kfac"), ("kfac", "diagonal")], ids=str)
+def test_what_another_kind_of_solver_has_learnt_is_left_out(pair):
+    learnt, other = (make_fisher_solver(name, {"decay": 0.5}) for name in pair)
+    learnt.memory.average("layer.A", th.eye(2), 0.5)
+    learnt.memory.count = 3
+    other.load_state_dict(learnt.state_dict())
+    assert (other.memory.tensors, other.memory.count) == ({}, 0)
+    same_kind = make_fisher_solver(pair[0], {"decay": 0.5})
+    same_kind.load_state_dict(learnt.state_dict())
+    assert ([*same_kind.memory.tensors], same_kind.memory.count) == (["layer.A"], 3)
+
+
+@pytest.mark.parametrize("options", [{"decay": 0.5}, {"statistics_interval": 2}], ids=str)
+@pytest.mark.parametrize("name", ["diagonal", "kfac", "ekfac"])
+def test_what_later_updates_use_is_saved(name, options):
+    solver, loaded = (make_fisher_solver(name, options) for _ in range(2))
+    solver.memory.average("layer.A", th.eye(2), solver.decay)
+    loaded.load_state_dict(solver.state_dict())
+    assert [*loaded.memory.tensors] == ["layer.A"]

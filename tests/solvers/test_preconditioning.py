@@ -282,3 +282,11 @@ def test_natural_gradient_that_overflows_is_not_carried_over(kwargs):
     x = solve(solver, Flat(), th.full((5,), 1e10, dtype=th.float32), 0.0).natural_gradient
     assert not bool(x.isfinite().any())
     assert not solver.memory.tensors
+
+
+def test_what_was_carried_over_is_left_out_where_it_points_downhill():
+    problem = make_problem("Gaussian", "Mlp", 10)
+    gradient, solver = problem.surrogate_gradient(), make_fisher_solver("cg", {**CONVERGED, "momentum": 0.9})
+    solver.memory.tensors["latest"] = -1e3 * gradient
+    solution = solve(solver, problem, gradient)
+    assert relative_error(solution.natural_gradient, th.linalg.solve(damped(problem), gradient)) < 1e-8
