@@ -594,3 +594,43 @@ def test_chunks_of_rows_that_do_not_reach_every_layer_change_nothing():
     for problem in (whole, chunked):
         th.testing.assert_close(problem.fisher_vector_product(vector), fisher @ vector, rtol=1e-10, atol=1e-12)
         th.testing.assert_close(problem.dense_fisher(), fisher, rtol=1e-10, atol=1e-12)
+
+
+class KeyBias(BaseFeaturesExtractor):
+    """Attention among the observed numbers. The keys' bias moves all scores of a query alike, and so nothing."""
+
+    def __init__(self, space: spaces.Box):
+        super().__init__(space, 8)
+        self.positions, self.each = nn.Parameter(th.randn(*space.shape, 8)), nn.Linear(1, 8)
+        self.queries, self.keys, self.values = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        seen = self.each(observations.unsqueeze(-1)) + self.positions
+        weights = (self.queries(seen) @ self.keys(seen).mT).softmax(dim=-1)
+        return (weights @ self.values(seen)).mean(dim=1)
+
+
+class Dueling(ActorCriticPolicy):
+    """Adds a number to all logits, which moves nothing."""
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:
+        return self.action_dist.proba_distribution(self.action_net(latent_pi) + self.shift(latent_pi))
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.shift = nn.Linear(self.mlp_extractor.latent_dim_pi, 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("policy", "actions", "kwargs"),
+    [
+        ("MlpPolicy", spaces.Box(-1.0, 1.0, (2,), np.float32), {"features_extractor_class": KeyBias}),
+        (Dueling, spaces.Discrete(18), {}),
+    ],
+    ids=["attention", "dueling"],
+)
+def test_parameters_whose_derivatives_are_rounding_are_no_loss(policy, actions, kwargs, seed):
+    agent = make_agent(TargetEnv(action_space=actions), policy, policy_kwargs=kwargs, seed=seed)
+    (update,) = train(agent, 1)
+    assert update["train/is_line_search_success"] == 1.0

@@ -25,6 +25,8 @@ from sb3_npg.parameters import ParameterVector, reached_parameters
 
 #: Squared norms of gradients below this say nothing in single precision.
 _LEAST_SQUARE = 1e-24
+#: Norms of gradients below so many roundings of the largest one are taken for zero.
+_ROUNDINGS = 32.0
 #: What rounding may take from all tensors together, a thousandth of each in TF32; a lost one is 1.
 _MOST_MISSING = 0.3
 
@@ -185,7 +187,10 @@ def _require_whole(linearization: Linearization) -> None:
         u = th.cos(th.arange(outputs.numel(), dtype=th.float64, device=outputs.device)).to(outputs).view_as(outputs)
     pulled = [part.double() for part in parameters.split(linearization.pull(u))]
     squares = th.stack([part.square().sum() for part in pulled])
-    reached = (squares > _LEAST_SQUARE) & squares.isfinite()
+    squares = th.where(squares.isfinite(), squares, 0.0)
+    # What is zero but for rounding says nothing either, such as the keys' bias in attention.
+    rounding = (_ROUNDINGS * th.finfo(outputs.dtype).eps) ** 2 * squares.max()
+    reached = squares > rounding.clamp_min(_LEAST_SQUARE)
     parts = [
         th.where(known, part / square, 0.0).flatten()
         for part, square, known in zip(pulled, squares, reached, strict=True)
