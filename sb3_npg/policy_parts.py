@@ -170,12 +170,10 @@ class _Reached(NamedTuple):
                 reached.follow(policy, finite_observations(take_rows(observations, rows)))
             if trained <= reached.acting | reached.criticising:
                 break
-        one = take_rows(observations, slice(0, 1))
-        for example in examples(policy.observation_space):
-            if reached.batches:
-                break
+        others = examples(policy.observation_space)
+        while not reached.batches and (example := next(others, None)) is not None:
             with suppress(NumericalFailure), refusals_as_failures():
-                reached.follow(policy, filled(one, example))
+                reached.follow(policy, filled(take_rows(observations, slice(0, 1)), example))
         return reached
 
     def follow(self, policy: ActorCriticPolicy, rows: PyTorchObs) -> None:
