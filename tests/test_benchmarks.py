@@ -129,7 +129,7 @@ def test_recorder_measures_the_kl_that_the_algorithm_reports(algorithm):
     recorder = trpo_runs.Recorder()
     model.learn(256, callback=recorder)
     logged = model.logger.name_to_value["train/kl_divergence_loss"]
-    if algorithm == "NPG":
+    if algorithm != "TRPO":
         assert recorder.updates[-1]["kl"] == pytest.approx(logged, rel=1e-3)
     else:  # a mean over the three action dimensions, and the other direction of the KL
         assert recorder.updates[-1]["kl"] == pytest.approx(3 * logged, rel=0.1)
@@ -343,7 +343,7 @@ def test_returns_writes_its_document_and_the_table_of_the_readme(tmp_path, monke
     assert readme.read_text().rstrip().endswith("after")
     assert "| CartPole-v1 |" in readme.read_text()
     assert "| Hopper-v5 | – | – | – |" in document
-    assert "Hopper-v5" not in readme.read_text()
+    assert "| Hopper-v5 |" not in readme.read_text()
 
     times = [file.stat().st_mtime_ns for file in files]
     returns.main([*argv, "--report"])
