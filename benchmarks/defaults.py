@@ -14,7 +14,6 @@ from statistics import fmean
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3.common.preprocessing import get_action_dim
 
 from benchmarks.environments import EVALUATION_EPISODES, N_ENVS
 from benchmarks.report import (
@@ -27,7 +26,7 @@ from benchmarks.report import (
     write_document,
 )
 from benchmarks.training import train
-from sb3_npg.defaults import DEFAULT_DAMPING
+from sb3_npg.defaults import DEFAULT_DAMPING, default_damping
 
 #: Environment steps of each task.
 TASKS = {
@@ -101,7 +100,9 @@ class Run:
         arguments = {"n_steps": N_STEPS, **CANDIDATES[self.candidate]}
         factor = arguments.pop("damping_factor", None)
         if factor is not None:
-            arguments["damping"] = factor * DEFAULT_DAMPING * get_action_dim(gym.make(self.env_id).action_space)
+            env = gym.make(self.env_id)
+            arguments["damping"] = factor * default_damping(env.observation_space, env.action_space, "cg", False)
+            env.close()
         return arguments
 
 

@@ -22,15 +22,14 @@ from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
 
 #: Arguments of a policy that do not come from ``policy_kwargs``.
 _GIVEN_TO_POLICIES = ("observation_space", "action_space", "lr_schedule", "use_sde")
-#: Arguments that an update reads from the agent, or that belong to what it is made of.
-HEEDED = (
-    "n_steps", "batch_size", "gamma", "gae_lambda", "ent_coef", "n_critic_updates", "normalize_advantage", "use_sde",
-    "sde_sample_freq", "target_kl", "step_size", "damping", "adaptive_damping", "relative_damping",
-    "line_search_shrinking_factor", "line_search_max_iter", "sub_sampling_factor", "fast_paths", "fisher_solver",
-    "fisher_solver_kwargs", "critic_solver", "critic_solver_kwargs", "backend",
-)  # fmt: skip
-#: Those that ``NPG`` builds solvers of, once.
+#: Arguments that ``NPG`` builds solvers of, once.
 CHOSEN_ONCE = ("fisher_solver", "fisher_solver_kwargs", "critic_solver", "critic_solver_kwargs", "backend")
+#: Arguments that an agent is asked for again once it is made: these, and those that an update reads.
+HEEDED = (
+    *CHOSEN_ONCE, "n_steps", "batch_size", "gamma", "gae_lambda", "ent_coef", "n_critic_updates", "normalize_advantage",
+    "use_sde", "sde_sample_freq", "target_kl", "step_size", "damping", "adaptive_damping", "relative_damping",
+    "line_search_shrinking_factor", "line_search_max_iter", "sub_sampling_factor", "fast_paths",
+)  # fmt: skip
 _SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 

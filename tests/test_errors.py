@@ -151,6 +151,7 @@ def test_attributes_that_are_set_to_the_same_are_taken():
     agent = make_agent(fisher_solver_kwargs={"max_steps": 3})
     agent.fisher_solver_kwargs = {"max_steps": 3}
     agent.learn(N_STEPS)
+    assert agent._n_updates == 1
 
 
 def test_schedules_are_asked_once_an_update_and_not_for_the_start_again():

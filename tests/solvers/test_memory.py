@@ -120,9 +120,9 @@ def test_what_no_update_will_use_is_not_loaded():
     memory, other, third = Memory(True), Memory(False, counts=True), Memory(False)
     memory.average("one", th.ones(3), 0.5)
     memory.count = 7
-    for forgetful, count in ((other, 7), (third, 7)):
+    for forgetful in (other, third):
         forgetful.load_state_dict(memory.state_dict())
-        assert forgetful.count == count
+        assert forgetful.count == 7
         assert not forgetful.tensors
         assert not forgetful.weights
 
