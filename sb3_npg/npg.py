@@ -108,37 +108,37 @@ class NPG(OnPolicyAlgorithm):
         ``sb3_npg.solvers.FISHER_SOLVERS``; "auto" means "kfac" if the policy sees images (a ``Box`` of three
         dimensions) and has up to 64 outputs, else "cg"
     :param fisher_solver_kwargs: arguments of the solver, such as ``{"max_steps": 15, "rtol": 0.01}`` for "cg"
-    :param damping: λ ≥ 0, added to F in the solve and nowhere else; number or schedule; None means 0.1 for each action
-        dimension, as F is a sum over them; 0.01 for each if the policy sees images, or 0.001 where K-FAC or EKFAC
-        solves; 0.1 in all with ``relative_damping``
+    :param damping: λ ≥ 0, added to F in the solve and nowhere else; number or schedule; None means 0.1 per action
+        dimension, as F is a sum over them; 0.01 per dimension if the policy sees images, or 0.001 with K-FAC or EKFAC;
+        0.1 in all with ``relative_damping``
     :param adaptive_damping: multiply λ by a factor that follows how well F predicts the measured KL
     :param relative_damping: take λ as a multiple of the mean eigenvalue of each layer's block of F, so that layers of
         every scale are damped alike
     :param line_search_shrinking_factor: the step is multiplied by this until it is accepted
     :param line_search_max_iter: trials of the line search; 0 takes the full step without a search
     :param n_critic_updates: epochs ("adam") or steps ("gauss_newton", at most) of the critic on each rollout; None for
-        the solver's own choice, 10 or up to 8
+        the solver's default, 10 epochs or up to 8 steps
     :param critic_solver: "adam": minibatches through the policy's optimizer; "gauss_newton": damped Gauss–Newton steps
-        on the whole rollout, which ``learning_rate`` and ``batch_size`` do not concern
+        on the whole rollout, to which ``learning_rate`` and ``batch_size`` do not apply
     :param critic_solver_kwargs: arguments of the critic's solver, such as ``{"damping": 1.0}`` for "gauss_newton",
-        whose default is 10 and falls, to 0.01 at least, as γ rises above 0.99
+        whose damping is 10 by default and falls, to no less than 0.01, as γ rises above 0.99
     :param gae_lambda: trade-off of bias against variance in the advantage estimator; None means 0.95, for
         continuous actions 0.98 up to three dimensions, 0.95 up to six, 0.9 for more
     :param ent_coef: weight of the entropy bonus in the surrogate
     :param use_sde: use generalised state-dependent exploration (gSDE) for Box actions
-    :param sde_sample_freq: draw a new noise matrix every so many steps; -1 only at the start of a rollout
+    :param sde_sample_freq: number of steps between new noise matrices; -1: draw one only at the start of a rollout
     :param rollout_buffer_class: rollout buffer to use, by default SB3's
     :param rollout_buffer_kwargs: keyword arguments of the rollout buffer
     :param normalize_advantage: bring the advantages of a rollout to mean 0 and standard deviation 1
     :param target_kl: δ, radius of the trust region in nats (mean over states, sum over action dimensions);
         number or schedule; None means 0.01
-    :param step_size: α of Kakade's fixed step in the place of the trust region; number or schedule. The line
-        search then asks only that the surrogate improves
-    :param sub_sampling_factor: the Fisher uses every so-many-th row of the rollout; all else uses every row
-    :param backend: who runs the solvers' linear algebra: "torch"; "cupy", on a CUDA device; "auto", which is CuPy
-        there if it is installed. Results are the same to rounding
+    :param step_size: α of Kakade's fixed step instead of the trust region; number or schedule. The line search then
+        only requires the surrogate to improve
+    :param sub_sampling_factor: k: the Fisher uses every k-th row of the rollout; everything else uses all rows
+    :param backend: what runs the solvers' linear algebra: "torch"; "cupy", on a CUDA device; "auto", which means CuPy
+        on a CUDA device if it is installed, and torch otherwise. Results agree to rounding
     :param fast_paths: compute policies of linear layers, and of convolutions before them, by hand, without autograd and
-        without distribution objects. Results are the same to rounding; False is there to compare
+        without distribution objects. Results agree to rounding; False is there for comparison
     :param stats_window_size: number of episodes that the logged reward and length are averaged over
     :param tensorboard_log: folder of the tensorboard log; None for no log
     :param policy_kwargs: keyword arguments of the policy. Without "log_std_init" a Gaussian policy on d action
@@ -286,7 +286,7 @@ class NPG(OnPolicyAlgorithm):
         self._critic_solver.check_size(sum(p.numel() for p in parts.criticising), n_rows)
 
     def _fill_in_defaults(self) -> None:
-        """Choose what the user leaves open and depends on the spaces, and tell it."""
+        """Choose what the user leaves open and what depends on the spaces, and print the choice."""
         if self.gae_lambda is None:
             self.gae_lambda = default_gae_lambda(self.action_space)
         if self.fisher_solver == "auto":
@@ -321,7 +321,7 @@ class NPG(OnPolicyAlgorithm):
             self._use_backend()
 
     def _use_backend(self) -> None:
-        """Choose who solves: for a new agent at once, for a loaded one when it learns, as it may only be to act."""
+        """Choose the backend: at once for a new agent, when it learns for a loaded one, which may only have to act."""
         linalg = make_linalg(self.backend, self.device)
         self.fisher.use(linalg)
         self._critic_solver.use(linalg)
@@ -342,8 +342,8 @@ class NPG(OnPolicyAlgorithm):
         """
         Improve the policy by one natural gradient step on the rollout, then the critic by regression.
 
-        The symbols are those of the class's docstring. The two phases do not depend on each other: each is
-        skipped by itself when it fails numerically, and what it would have moved stays as it was.
+        The symbols are those of the class's docstring. The two phases do not depend on each other: each is skipped on
+        its own when it fails numerically, and what it would have moved is left as it was.
         """
         self._get_ready()
         self.policy.set_training_mode(False)
@@ -425,7 +425,7 @@ class NPG(OnPolicyAlgorithm):
 
     @contextmanager
     def _skipped_on_numerical_failure(self) -> Iterator[None]:
-        """Leave the block at a numerical failure as if it had not begun: count it, and warn the first time."""
+        """Undo the block at a numerical failure, count it, and warn the first time."""
         try:
             with restored_on_failure(self.policy, self.policy.optimizer):
                 yield
@@ -491,7 +491,7 @@ class NPG(OnPolicyAlgorithm):
         device: th.device | str = "auto",
     ) -> None:
         """
-        Take parameters as SB3's algorithms do, also those of an agent whose solver remembers more or less, as PPO's.
+        Set parameters as SB3's algorithms do, also from an agent whose solver remembers more or less, such as PPO.
 
         :param load_path_or_dict: a saved agent's path, or what ``get_parameters`` returned
         :param exact_match: refuse parameters of which one is missing or unknown
