@@ -6,29 +6,16 @@ of :mod:`benchmarks.critic_fit`. The runs share the machine with one another; wh
 is in ``docs/performance.md``.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from benchmarks import critic_fit
-from benchmarks.environments import EVALUATION_EPISODES, N_ENVS
-from benchmarks.report import (
-    Store,
-    command_line,
-    markdown_table,
-    mean_and_spread,
-    measure_missing,
-    preamble,
-    write_document,
-)
-from benchmarks.training import train
+from benchmarks.environments import EVALUATION_EPISODES
+from benchmarks.report import Store, command_line, preamble, write_document
+from benchmarks.study import Run, Study, describe, table
 
-RESULTS = Path("benchmarks/results/critics")
 #: Environment steps of each task.
 TASKS = {
     "HalfCheetah-v5": 300_000,
@@ -37,11 +24,6 @@ TASKS = {
     "Swimmer-v5": 200_000,
     "Ant-v5": 200_000,
 }
-SEEDS = (0, 1, 2)
-#: Rollouts of 2,048 rows.
-SHARED: dict[str, Any] = {"n_steps": 256}
-
-
 #: Arguments of NPG by the name that the tables show.
 CRITICS: dict[str, dict[str, Any]] = {
     "Adam, 10 epochs of 64": {"critic_solver": "adam", "n_critic_updates": 10, "batch_size": 64},
@@ -51,53 +33,8 @@ CRITICS: dict[str, dict[str, Any]] = {
         "critic_solver_kwargs": {"damping": 10.0},
     },
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """
-    One training run.
-
-    :param env_id: the task
-    :param seed: of environments, networks and actions
-    :param critic: key of ``CRITICS``
-    :param steps: environment steps over all environments
-    """
-
-    env_id: str
-    seed: int
-    critic: str
-    steps: int
-
-    def settings(self) -> dict[str, Any]:
-        """Return all that the run depends on."""
-        fixed = {"n_envs": N_ENVS, "episodes": EVALUATION_EPISODES, "threads": 1}
-        return {**asdict(self), **SHARED, **fixed, "arguments": CRITICS[self.critic]}
-
-
-def measure(store: Store, run: Run) -> None:
-    """Train, evaluate, and keep the figures."""
-    training = train(run.env_id, run.seed, run.steps, damping=0.1, **SHARED, **CRITICS[run.critic])
-    figures = {
-        "return": training.final,
-        "training_return": training.training_return(),
-        "explained_variance": training.explained_variance(),
-        "critic_milliseconds": 1e3 * median(training.logged("time/critic")),
-        "cpu_seconds": training.cpu_seconds,
-        "curve": training.curve(),
-        "explained": training.logged("train/explained_variance"),
-    }
-    store.save(run.settings(), figures)
-
-
-def all_runs(
-    seeds: Sequence[int] = SEEDS,
-    tasks: Sequence[str] = tuple(TASKS),
-    critics: Sequence[str] = tuple(CRITICS),
-    steps: int | None = None,
-) -> list[Run]:
-    """Return the runs, those of the first seed first, so that an unfinished study says something."""
-    return [Run(task, seed, critic, steps or TASKS[task]) for seed, task, critic in product(seeds, tasks, critics)]
+#: Rollouts of 2,048 rows.
+STUDY = Study("critics", TASKS, {"n_steps": 256}, CRITICS)
 
 
 def sections(store: Store, runs: Sequence[Run]) -> list[str]:
@@ -108,36 +45,22 @@ def sections(store: Store, runs: Sequence[Run]) -> list[str]:
     :param runs: all runs
     :return: Markdown
     """
-    figures = {run: found for run in runs if (found := store.load(run.settings())) is not None}
-    tasks = list(dict.fromkeys(run.env_id for run in runs))
-    critics = [critic for critic in CRITICS if any(run.critic == critic for run in runs)]
-    seeds = sorted({run.seed for run in runs})
 
-    def cell(critic: str, task: str, figure: str, digits: int) -> str:
-        values = [found[figure] for run, found in figures.items() if (run.critic, run.env_id) == (critic, task)]
-        return mean_and_spread(values, digits)
+    def shown(figure: str, digits: int) -> str:
+        return table(store, runs, figure, digits, places=False)
 
-    def table(figure: str, digits: int) -> str:
-        rows = [[critic, *(cell(critic, task, figure, digits) for task in tasks)] for critic in critics]
-        return markdown_table(["critic", *tasks], rows)
-
-    about = (
-        f"Mean ± standard deviation over seeds {seeds}; {N_ENVS} "
-        f"environments, VecNormalize, {SHARED}, damping 0.1, all else NPG's defaults, one thread, two runs at once. "
-        f"Steps: {', '.join(f'{task} {steps:,}' for task, steps in {run.env_id: run.steps for run in runs}.items())}."
-    )
     return [
-        about,
+        describe(runs),
         f"## Return of the final policy, {EVALUATION_EPISODES} deterministic episodes",
-        table("return", 0),
+        shown("return", 0),
         "## Return while training, last tenth of the rollouts",
-        table("training_return", 0),
+        shown("training_return", 0),
         "## Explained variance of rollouts that the critic has not seen, median of the second half",
-        table("explained_variance", 3),
+        shown("explained_variance", 3),
         "## Seconds of the processor, of training as a whole",
-        table("cpu_seconds", 0),
+        shown("cpu_seconds", 0),
         "## Milliseconds of one regression, median",
-        table("critic_milliseconds", 1),
+        shown("critic_milliseconds", 1),
     ]
 
 
@@ -161,18 +84,10 @@ CONCLUSIONS = """\
 
 def main(argv: Sequence[str]) -> None:
     """Do what is missing, then write the document."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.critics", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--critics", nargs="+", default=list(CRITICS), choices=list(CRITICS))
-    parser.add_argument("--steps", type=int, help="environment steps of every task, by default each task's own")
-    parser.add_argument("--processes", type=int, default=2, help="runs at once")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser = STUDY.parser("benchmarks.critics", __doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/critics.md"))
     arguments = parser.parse_args(argv)
-    runs = all_runs(arguments.seeds, arguments.tasks, arguments.critics, arguments.steps)
-    store = Store(arguments.results)
-    measure_missing(store, runs, measure, arguments.processes)
+    store, runs = STUDY.measure_missing(arguments)
     head = preamble("Critic solvers side by side", command_line("benchmarks.critics", argv))
     fits = critic_fit.sections(Store(critic_fit.RESULTS), [critic_fit.Run(task) for task in critic_fit.TASKS])
     write_document(

@@ -13,19 +13,20 @@ from benchmarks.report import markdown_table
 Stored = Mapping[str, Any]
 
 ABOUT = """\
-Milliseconds are medians by the host's clock, from one synchronisation with the device to the next, and in brackets the
-quartiles; *by events*: the same by the device's own events. Contestants take turns, and get a new problem each time;
-making it, its gradient and the graph that TRPO differentiates are not timed. TRPO's conjugate gradient makes eleven
-products, the first of them of zero. *× first*: the median divided by that of the first line that ran. The floor is
-what the arithmetic alone takes, and *share* the floor divided by the median: for multilayer perceptrons the matrix
-products of ten products with F (40.2 kflop a row and product at 17–64–64–6) at the rate that this device reaches in a
-float32 product of 8192 × 8192 matrices, without TF32; for NatureCNN ten times the convolutions and matrix products of
-one F v, called alone: two forward, one backward to the inputs and one to the weights for each layer, one less forward
-and none to the inputs for the first. *from torch*: relative difference of the solution from torch's on the same
-device. *first*: the first call, which compiles. Solves are in float32 without TF32; `train()` and Pong run with
-torch's defaults, which let convolutions use TF32. In `train()` NPG and TRPO have one δ and one λ and 10 conjugate
-gradient steps, PPO has SB3's defaults, 10 epochs in batches of 64; parameters are set back before each turn. Behind a
-name: the KL of the last update, whether its line search succeeded, and NPG's updates that failed numerically."""
+Milliseconds are medians by the host's clock, from one synchronisation with the device to the next, and in brackets
+the quartiles; *by events*: the same by the device's own events. Contestants take turns, and get a new problem each
+time; making it, its gradient and the graph that TRPO differentiates are not timed. TRPO's conjugate gradient makes
+eleven products, the first of them with its random start. *× first*: the median divided by that of the first line that
+ran. The floor is what the arithmetic alone takes, and *share* the floor divided by the median: for multilayer
+perceptrons the matrix products of ten products with F (40.2 kflop a row and product at 17–64–64–6) at the rate that
+this device reaches in a float32 product of 8192 × 8192 matrices, without TF32; for NatureCNN ten times the
+convolutions and matrix products of one F v, called alone: two forward, one backward to the inputs and one to the
+weights for each layer, one less forward and none to the inputs for the first. *from torch*: relative difference of
+the solution from torch's on the same device. *first*: the first call, which compiles. Solves are in float32 without
+TF32; `train()` and Pong run with torch's defaults, which let convolutions use TF32. In `train()` NPG and TRPO have
+one δ and one λ and 10 conjugate gradient steps, PPO has SB3's defaults, 10 epochs in batches of 64; parameters are
+set back before each turn. Behind a name: the KL of the last update, whether its line search succeeded, and NPG's
+updates that failed numerically."""
 
 
 #: What the tables of the NVIDIA H200 say.

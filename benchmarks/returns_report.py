@@ -45,7 +45,7 @@ CONCLUSIONS = """\
 In interquartile mean over the eleven tasks NPG's final policies are at 0.986, TRPO's at 0.863 and PPO's at 0.852, and
 NPG's interval does not meet theirs. NPG's mean return is the highest on ten tasks, on CartPole together with PPO's,
 on LunarLander by less than its spread; on Acrobot and Pendulum all three are near one another. TRPO's is the highest
-on Walker2d, by less than either's spread. A run of NPG takes 0.2 to 0.6 of TRPO's seconds, and 0.04 to 0.9 of PPO's.
+on Walker2d, by less than either's spread. A run of NPG takes 0.2 to 0.6 of TRPO's seconds, and 0.04 to 0.8 of PPO's.
 It reaches TRPO's final score in half of the seconds that TRPO does or less on every task, on Walker2d with two of
 three seeds. Ant-v5 observes 78 contact forces that version 4, which rl_zoo3's hyperparameters for TRPO and PPO are
 for, leaves out; PPO's, made for version 4, stand still on Hopper-v5. What NPG lacks: on LunarLander one seed of three
@@ -145,7 +145,7 @@ def aggregate_table(found: Found, tasks: Sequence[str], algorithms: Sequence[str
 CAVEATS = """\
 To be read with care: three seeds are few. TRPO and PPO have rl_zoo3's hyperparameters, whose MuJoCo blocks are for
 version 4; Ant-v5 observes 78 contact forces that version 4 leaves out, and PPO's stand still on Hopper-v5. NPG's were
-chosen on five of these tasks of MuJoCo, on LunarLander and on BipedalWalker, and on these seeds
+chosen on the five MuJoCo tasks and on LunarLander with these very seeds, and on BipedalWalker with others
 ([more](docs/results.md))."""
 
 

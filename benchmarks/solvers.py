@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     solver_returns.main(["--processes", str(arguments.processes)])
     solver_cost.main([])
-    returns, cost = Store(solver_returns.RESULTS), Store(solver_cost.RESULTS)
+    returns, cost = Store(Path("benchmarks/results") / solver_returns.STUDY.name), Store(solver_cost.RESULTS)
     quality = Store(solver_quality.RESULTS)
     picture = arguments.out.with_name("solver_cost.png")
     solver_cost.draw(cost, picture)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
             preamble("Fisher solvers side by side", command_line("benchmarks.solvers", argv)),
             CONCLUSIONS,
             "## Returns",
-            *solver_returns.sections(returns, solver_returns.all_runs()),
+            *solver_returns.sections(returns, solver_returns.STUDY.runs()),
             "## Quality of the direction",
             "All tables, those for relative damping and cheaper statistics too, are in "
             "[solver_quality.md](solver_quality.md).",

@@ -18,9 +18,10 @@ N_ENVS = 8
 N_EVALUATION_EPISODES = 20
 #: Not 0, whose untrained policy balances CartPole's pole for over 300 steps by luck, where most fall within 10.
 SEED = 1
-#: By kind of action space: few discrete actions are learnt from short rollouts, continuous control needs long ones.
-DISCRETE: dict[str, Any] = {"n_steps": 128, "batch_size": 64, "target_kl": 0.02}
-CONTINUOUS: dict[str, Any] = {"n_steps": 256, "batch_size": 128, "target_kl": 0.1}
+#: Rollouts of 1,024 rows.
+N_STEPS = 128
+#: Standard deviations that normalised observations are clipped at.
+CLIP_OBS = 3.0
 
 
 class Result(NamedTuple):
@@ -63,9 +64,11 @@ def main(
     policy, continuous = policy_for(env.observation_space), isinstance(env.action_space, gym.spaces.Box)
     if continuous:
         norm_obs = policy != "CnnPolicy"  # images are scaled by the policy
-        env = VecNormalize(env, norm_obs=norm_obs)
-        evaluation_env = VecNormalize(evaluation_env, training=False, norm_obs=norm_obs, norm_reward=False)
-    model = NPG(policy, env, **(CONTINUOUS if continuous else DISCRETE), seed=seed, device="cpu")
+        env = VecNormalize(env, norm_obs=norm_obs, clip_obs=CLIP_OBS)
+        evaluation_env = VecNormalize(
+            evaluation_env, training=False, norm_obs=norm_obs, norm_reward=False, clip_obs=CLIP_OBS
+        )
+    model = NPG(policy, env, n_steps=N_STEPS, seed=seed, device="cpu")
 
     before = evaluate("before training", model, evaluation_env)
     if total_timesteps is None:

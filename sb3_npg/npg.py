@@ -119,7 +119,7 @@ class NPG(OnPolicyAlgorithm):
     :param n_critic_updates: epochs ("adam") or steps ("gauss_newton", at most) of the critic on each rollout; None for
         the solver's default, 10 epochs or up to 8 steps
     :param critic_solver: "adam": minibatches through the policy's optimizer; "gauss_newton": damped Gauss–Newton steps
-        on the whole rollout, to which ``learning_rate`` and ``batch_size`` do not apply
+        on the whole rollout, to which ``learning_rate`` does not apply
     :param critic_solver_kwargs: arguments of the critic's solver, such as ``{"damping": 1.0}`` for "gauss_newton",
         whose damping is 10 by default and falls, to no less than 0.01, as γ rises above 0.99
     :param gae_lambda: trade-off of bias against variance in the advantage estimator; None means 0.95, for

@@ -35,6 +35,7 @@ from benchmarks import (
     solver_returns,
     speed_peers,
     speed_products,
+    study,
     training,
     trpo_comparison,
     trpo_runs,
@@ -168,27 +169,41 @@ def test_memory_table_tells_what_does_not_fit():
     assert "does **not** keep" in memory.verdict(1024, costs["TRPO"][1024])
 
 
-def test_study_of_the_defaults_tells_candidates_apart(tmp_path):
+def test_study_tells_candidates_apart(tmp_path):
     store = report.Store(tmp_path)
-    runs = defaults.all_runs((0, 1), ("CartPole-v1", "Pendulum-v1"), ("target_kl 0.005", "target_kl 0.02"))
+    runs = defaults.STUDY.runs((0, 1), ("CartPole-v1", "Pendulum-v1"), ("target_kl 0.005", "target_kl 0.02"))
     for run in runs:
         store.save(run.settings(), {"return": 100.0 * run.arguments()["target_kl"] + run.seed})
-    rows = defaults.table(store, runs, "return").splitlines()[2:]
+    rows = study.table(store, runs, "return").splitlines()[2:]
     assert rows == ["| target_kl 0.005 | 1 ± 1 | 1 ± 1 | 2.0 |", "| target_kl 0.02 | 2 ± 1 | 2 ± 1 | 1.0 |"]
 
 
-def test_study_of_the_defaults_multiplies_the_default_damping():
-    run = defaults.Run("HalfCheetah-v5", 0, "damping × 10", 2048)
-    assert run.arguments() == {"n_steps": defaults.N_STEPS, "damping": pytest.approx(10 * 0.1 * 6)}
-    assert defaults.Run("HalfCheetah-v5", 0, "defaults", 2048).arguments() == {"n_steps": defaults.N_STEPS}
+def test_study_shows_what_is_done_of_it(tmp_path):
+    store = report.Store(tmp_path)
+    runs = defaults.STUDY.runs((0,), ("CartPole-v1", "Pendulum-v1"), ("defaults", "target_kl 0.005", "target_kl 0.02"))
+    for run, value in zip(runs[:3], (1.0, 2.0, 3.0), strict=True):
+        store.save(run.settings(), {"return": value})
+    rows = study.table(store, runs, "return").splitlines()[2:]
+    assert rows == ["| defaults | 1 | 2 | 1.5 |", "| target_kl 0.005 | 3 | – | 1.0 |"]
 
 
-def test_run_of_the_defaults_is_kept(tmp_path):
-    store, run = report.Store(tmp_path), defaults.Run("CartPole-v1", 0, "defaults", 2048)
-    report.in_fresh_process(defaults.measure, store, run)
+def test_study_multiplies_the_default_damping():
+    changed, as_it_is = defaults.STUDY.runs((0,), ("HalfCheetah-v5",), ("damping × 10", "defaults"))
+    assert changed.arguments() == {"n_steps": defaults.N_STEPS, "damping": pytest.approx(10 * 0.1 * 6)}
+    assert as_it_is.arguments() == {"n_steps": defaults.N_STEPS}
+    assert changed.settings() != as_it_is.settings()
+
+
+def test_run_of_a_study_is_kept(tmp_path):
+    store = report.Store(tmp_path)
+    (run,) = solver_returns.STUDY.runs((0,), ("CartPole-v1",), ("kfac",), 4096)
+    report.in_fresh_process(study.measure, store, run)
     figures = store.load(run.settings())
     assert figures is not None
     assert 5.0 < figures["return"] <= 500.0
+    assert (figures["updates"], figures["skipped"], len(figures["curve"])) == (2, 0, 2)
+    assert 0.0 < figures["kl"] <= 0.0201
+    assert 0.0 < figures["critic_milliseconds"] < 1e3 * figures["cpu_seconds"]
 
 
 def test_every_update_of_a_study_is_recorded():
@@ -206,23 +221,15 @@ def test_every_update_of_a_study_is_recorded():
     assert all(0.0 < update["time/solve"] < update["seconds"] for update in recorder.updates)
 
 
-def test_solver_returns_are_kept_and_shown(tmp_path):
+def test_solver_returns_count_what_the_updates_did(tmp_path):
     store = report.Store(tmp_path)
-    runs = solver_returns.all_runs((0, 1), ("CartPole-v1",), ("cg 15", "kfac"), 2048)
-    assert [(run.setting, run.seed) for run in runs] == [("cg 15", 0), ("kfac", 0), ("cg 15", 1)]
-    report.in_fresh_process(solver_returns.measure, store, runs[0])
-    figures = store.load(runs[0].settings())
-    assert figures is not None
-    assert figures["updates"] == 1
-    assert figures["skipped"] == 0
-    assert 0.0 < figures["kl"] <= 0.0201
-    assert 0.0 < figures["solve_seconds"] < figures["update_seconds"]
-
-    for run, value in zip(runs, (100.0, 50.0, 102.0), strict=True):
-        store.save(run.settings(), {**figures, "return": value, "skipped": 1, "updates": 2})
-    rows = solver_returns.sections(store, runs)[1].splitlines()[2:]
-    assert [row.split(" | ")[:3] for row in rows] == [["| cg 15", "101 ± 1", "1.0"], ["| kfac", "50", "–"]]
-    assert rows[0].endswith("| 2 of 4 |")
+    runs = solver_returns.STUDY.runs((0, 1), ("CartPole-v1",), ("cg 15", "kfac"))
+    rest = {"training_return": 1.0, "line_search_steps": 1.0, "skipped": 1, "updates": 2}
+    for run, value in zip(runs, (100.0, 50.0, 102.0, 50.0), strict=True):
+        store.save(run.settings(), {"return": value, "kl": value / 1e4, **rest})
+    shown = solver_returns.sections(store, runs)
+    assert shown[2].splitlines()[2:] == ["| cg 15 | 101 ± 1 | 1.0 |", "| kfac | 50 ± 0 | 2.0 |"]
+    assert shown[6].splitlines()[2:] == ["| cg 15 | 0.0101 | 1.0 | 2 of 4 |", "| kfac | 0.0050 | 1.0 | 2 of 4 |"]
 
 
 def test_solver_cost_measures_every_solver_and_its_peer(tmp_path):
@@ -249,21 +256,17 @@ def test_cost_is_compared_with_a_peer_that_solves_the_same_system():
     th.testing.assert_close(solver_cost.solve("cg 15", problem, gradient), exact, rtol=0.05, atol=0.05)
 
 
-def test_study_of_critics_is_kept_and_shown(tmp_path):
+def test_critics_are_shown_side_by_side(tmp_path):
     store = report.Store(tmp_path)
+    runs = critics.STUDY.runs((0, 1), ("Hopper-v5",))
+    rest = dict.fromkeys(("training_return", "explained_variance", "cpu_seconds", "critic_milliseconds"), 0.5)
+    for run, value in zip(runs, (50.0, 100.0, 50.0, 102.0), strict=True):
+        store.save(run.settings(), {"return": value, **rest})
     adam, gauss_newton = critics.CRITICS
-    runs = critics.all_runs((0, 1), ("Hopper-v5",), (gauss_newton,), 4096)
-    report.in_fresh_process(critics.measure, store, runs[0])
-    figures = store.load(runs[0].settings())
-    assert figures is not None
-    assert len(figures["explained"]) == 2
-    assert 0.0 < figures["critic_milliseconds"] < 1e3 * figures["cpu_seconds"]
-
-    runs = critics.all_runs((0, 1), ("Hopper-v5",), (gauss_newton, adam), 4096)
-    for run, value in zip(runs, (100.0, 50.0, 102.0, 50.0), strict=True):
-        store.save(run.settings(), {**figures, "return": value})
-    rows = critics.sections(store, runs)[2].splitlines()[2:]
-    assert rows == [f"| {adam} | 50 ± 0 |", f"| {gauss_newton} | 101 ± 1 |"]
+    assert critics.sections(store, runs)[2].splitlines()[2:] == [
+        f"| {adam} | 50 ± 0 |",
+        f"| {gauss_newton} | 101 ± 1 |",
+    ]
 
 
 def test_critics_are_fitted_to_one_rollout_and_judged_on_the_next(tmp_path):

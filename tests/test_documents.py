@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stable_baselines3 import PPO
 
 import sb3_npg
 from sb3_npg import NPG
@@ -110,19 +111,28 @@ def test_every_argument_is_described():
 
 def test_readme_names_only_arguments_that_exist():
     """In calls of ``NPG`` and ``NPG.load`` the example code would say so; this is about the tables."""
-    table = README.read_text(encoding="utf-8").split("## Coming from")[1].split("Other differences")[0]
+    table = README.read_text(encoding="utf-8").split("## Coming from sb3-contrib")[1].split("Other differences")[0]
     ours = re.findall(r"^\|[^|]*\| `(\w+)", table, flags=re.MULTILINE)
     assert ours
     assert set(ours) <= set(arguments())
 
 
 def test_readme_tells_the_defaults():
-    table = README.read_text(encoding="utf-8").split("## Coming from")[1].split("Other differences")[0]
+    table = README.read_text(encoding="utf-8").split("## Coming from sb3-contrib")[1].split("Other differences")[0]
     defaults = {name: parameter.default for name, parameter in inspect.signature(NPG.__init__).parameters.items()}
     defaults["target_kl"] = sb3_npg.defaults.DEFAULT_TARGET_KL  # what None means
     told = re.findall(r"^\|[^|]*\| `(\w+)` \(([\w.]+)\) \|", table, flags=re.MULTILINE)
     assert told
     assert told == [(name, str(defaults[name])) for name, _ in told]
+
+
+def test_readme_tells_the_defaults_of_ppo():
+    table = README.read_text(encoding="utf-8").split("## Coming from PPO")[1].split("## ")[0]
+    parameters = inspect.signature(PPO.__init__).parameters
+    first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    told = [pair for cell in first_cells for pair in re.findall(r"`(\w+)` \(([\d.e-]+)\)", cell)]
+    assert len(told) == 6
+    assert [(name, float(value)) for name, value in told] == [(name, parameters[name].default) for name, _ in told]
 
 
 def public_parts(tree: ast.Module) -> Iterator[ast.AST]:
