@@ -1,7 +1,7 @@
 """What ``NPG`` accepts: hyperparameters, policy classes and spaces, checked before any training starts."""
 
 import inspect
-import warnings
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from traceback import walk_tb
@@ -19,16 +19,20 @@ from sb3_npg.defaults import DEFAULT_LEARNING_RATE, DEFAULT_TARGET_KL
 from sb3_npg.linalg import BACKENDS
 from sb3_npg.schedules import make_schedule
 from sb3_npg.trust_region import FixedStep, StepRule, TrustRegion
+from sb3_npg.user_warnings import warn_user
 
 #: Arguments of a policy that do not come from ``policy_kwargs``.
 _GIVEN_TO_POLICIES = ("observation_space", "action_space", "lr_schedule", "use_sde")
-#: Arguments that ``NPG`` builds solvers of, once.
-CHOSEN_ONCE = ("fisher_solver", "fisher_solver_kwargs", "critic_solver", "critic_solver_kwargs", "backend")
+#: Arguments that solvers and buffer are built with, once.
+CHOSEN_ONCE = (
+    "fisher_solver", "fisher_solver_kwargs", "critic_solver", "critic_solver_kwargs", "backend",
+    "n_steps", "gamma", "gae_lambda",
+)  # fmt: skip
 #: Arguments that an agent is asked for again once it is made: these, and those that an update reads.
 HEEDED = (
-    *CHOSEN_ONCE, "n_steps", "batch_size", "gamma", "gae_lambda", "ent_coef", "n_critic_updates", "normalize_advantage",
-    "use_sde", "sde_sample_freq", "target_kl", "step_size", "damping", "adaptive_damping", "relative_damping",
-    "line_search_shrinking_factor", "line_search_max_iter", "sub_sampling_factor", "fast_paths",
+    *CHOSEN_ONCE, "batch_size", "ent_coef", "n_critic_updates", "normalize_advantage", "use_sde", "sde_sample_freq",
+    "target_kl", "step_size", "damping", "adaptive_damping", "relative_damping", "line_search_shrinking_factor",
+    "line_search_max_iter", "sub_sampling_factor", "fast_paths",
 )  # fmt: skip
 _SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -97,12 +101,10 @@ def warn_of_uneven_minibatches(batch_size: int, n_rows: int) -> None:
     :param n_rows: rows in a rollout
     """
     if 0 < n_rows % batch_size < n_rows:
-        warnings.warn(
+        warn_user(
             f"The critic's minibatches of `batch_size`={batch_size} do not divide the rollout of n_steps × n_envs = "
             f"{n_rows} rows: the last of each epoch holds {n_rows % batch_size}. A `batch_size` that divides it evenly "
             "is better.",
-            UserWarning,
-            stacklevel=2,
         )
 
 
@@ -117,12 +119,10 @@ def warn_of_unused_optimizer(learning_rate: Any, policy_kwargs: dict[str, Any]) 
     if learning_rate not in (0.0, DEFAULT_LEARNING_RATE):
         unused.insert(0, f"`learning_rate`={learning_rate!r}")
     if unused:
-        warnings.warn(
+        warn_user(
             f"{' and '.join(unused)} has no effect: that is the critic's with critic_solver='adam', and "
             "critic_solver='gauss_newton' sets its own steps. How far the policy moves is set by `target_kl` or "
             "`step_size`.",
-            UserWarning,
-            stacklevel=2,
         )
 
 
@@ -305,8 +305,9 @@ def _check_action_space(space: spaces.Space[Any]) -> None:
             "MultiDiscrete and MultiBinary spaces: flatten yours with a gymnasium.ActionWrapper."
         )
     _check_numbers("action", space)
-    if isinstance(space, (spaces.MultiBinary, spaces.MultiDiscrete)) and len(space.shape) > 1:
-        size = int(np.prod(space.shape))
+    shaped = isinstance(space, spaces.MultiBinary) and not isinstance(space.n, int)  # MultiBinary([n]) too, as in SB3
+    if shaped or (isinstance(space, spaces.MultiDiscrete) and len(space.shape) > 1):
+        size = math.prod(space.shape or ())
         flat = f"MultiBinary({size})" if isinstance(space, spaces.MultiBinary) else f"a MultiDiscrete of {size}"
         raise ValueError(
             f"`env` has the action space {space} of several dimensions, which is not supported. "

@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
@@ -58,6 +57,7 @@ from sb3_npg.schedules import make_schedule
 from sb3_npg.search_line import SearchLine
 from sb3_npg.solvers import Direction, FisherSolver, find_direction, make_fisher_solver
 from sb3_npg.trust_region import LineSearch, StepRule, adapted_damping_factor, backtrack, increased_damping_factor
+from sb3_npg.user_warnings import warn_user
 
 #: What is derived from the arguments, which are saved.
 _DERIVED = (
@@ -387,7 +387,9 @@ class NPG(OnPolicyAlgorithm):
 
     def _find_direction(self, problem: LocalProblem, gradient: th.Tensor, line: SearchLine) -> Direction:
         """Solve (F + λI) x = g, and take the full step along x, as both are looked at together."""
-        damping = self._damping_factor * self._damping_schedule(self._current_progress_remaining)
+        damping = self._damping_schedule(self._current_progress_remaining)
+        if self.adaptive_damping:
+            damping *= self._damping_factor
         if not damping >= 0.0:
             raise NumericalFailure(f"`damping` is {damping:g} at a progress of {self._current_progress_remaining:g}")
         start = time.perf_counter()
@@ -433,13 +435,12 @@ class NPG(OnPolicyAlgorithm):
             if self._last_skipped_update != self._n_updates:
                 self._n_skipped_updates += 1
             if self._last_skipped_update is None:
-                warnings.warn(
+                warn_user(
                     f"NPG skipped an update at {self.num_timesteps} steps: {failure}. What it would have moved is "
                     "as it was before. Later skips are only counted, in train/skipped_updates. If the environment "
                     "sends a NaN, stable_baselines3.common.vec_env.VecCheckNan finds the step; VecNormalize keeps a "
                     "NaN in its averages, and every later update is then skipped.",
                     RuntimeWarning,
-                    stacklevel=7,  # the line that called learn()
                 )
             self._last_skipped_update = self._n_updates
 
@@ -500,7 +501,9 @@ class NPG(OnPolicyAlgorithm):
         """
         if not isinstance(load_path_or_dict, dict):
             _, load_path_or_dict, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
-        parameters: dict[Any, Any] = {"fisher": self.fisher.state_dict(), **load_path_or_dict}
+        # What is remembered of one policy says nothing of another, whose solver remembered nothing.
+        forgetful = make_fisher_solver(self.fisher_solver, self.fisher_solver_kwargs)
+        parameters: dict[Any, Any] = {"fisher": forgetful.state_dict(), **load_path_or_dict}
         if not self.fisher.remembers():
             del parameters["fisher"]
         super().set_parameters(parameters, exact_match, device)
@@ -522,11 +525,9 @@ class NPG(OnPolicyAlgorithm):
         forward = FastForward.of(self.policy) if self.fast_paths else None
         if forward is not None and forward.is_recordable():
             return
-        warnings.warn(
+        warn_user(
             f"NPG runs on {self.device} with {self.policy_class.__name__}, and a step of this policy is not one CUDA "
             "graph. Acting, one small forward pass for each environment step, is then slower there than on a CPU for a "
             "small network; what the update gains makes up for it only with a wide network or a large rollout. Pass "
             "device='cpu' unless you have measured that the GPU is faster.",
-            UserWarning,
-            stacklevel=2,
         )

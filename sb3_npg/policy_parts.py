@@ -7,7 +7,6 @@ averages of the modules that act are renewed once per rollout, before the step, 
 its own; the critic's regression must not touch them.
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from sb3_npg.networks import CriticNetwork, PolicyNetworks, read_critic, read_ne
 from sb3_npg.numerics import NumericalFailure, kept_finite, refusals_as_failures
 from sb3_npg.observations import count_rows, examples, filled, finite_observations, take_rows
 from sb3_npg.parameters import ParameterVector, is_trained, reached_parameters
+from sb3_npg.user_warnings import warn_user
 
 #: Rows that are followed at once.
 _ROWS_AT_ONCE = 256
@@ -78,11 +78,9 @@ def warn_without_critic(policy: ActorCriticPolicy, parts: PolicyParts) -> None:
     :param parts: its parts
     """
     if not parts.criticising:
-        warnings.warn(
+        warn_user(
             f"`policy`={type(policy).__name__} has no trained parameter that its values depend on and its actions do "
             "not: its critic will stay as it is. Let `predict_values` not detach what it returns.",
-            UserWarning,
-            stacklevel=3,
         )
 
 

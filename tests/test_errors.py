@@ -136,6 +136,9 @@ def test_bad_value_that_a_callback_sets_is_refused_at_the_next_update():
         ("critic_solver", "adam"),
         ("critic_solver_kwargs", {"damping": 1.0}),
         ("backend", "torch"),
+        ("n_steps", 2 * N_STEPS),
+        ("gamma", 0.5),
+        ("gae_lambda", 0.5),
     ],
 )
 def test_what_an_agent_is_made_of_is_not_changed_by_an_attribute(name, value, tmp_path):
@@ -152,6 +155,16 @@ def test_attributes_that_are_set_to_the_same_are_taken():
     agent.fisher_solver_kwargs = {"max_steps": 3}
     agent.learn(N_STEPS)
     assert agent._n_updates == 1
+
+
+def test_warnings_point_at_the_line_that_led_to_them():
+    env = TargetEnv(action_space=spaces.Box(-1.0, 1.0, (2,), np.float32))
+    with pytest.warns(UserWarning, match="no effect") as at_construction:
+        agent = NPG("MlpPolicy", env, learning_rate=0.1, n_steps=N_STEPS, device="cpu")
+    agent.policy.action_net.weight.data.fill_(math.nan)
+    with pytest.warns(RuntimeWarning, match="skipped an update") as in_training:
+        agent.learn(N_STEPS)
+    assert [warning.filename for warning in (*at_construction, *in_training)] == [__file__, __file__]
 
 
 def test_schedules_are_asked_once_an_update_and_not_for_the_start_again():
@@ -628,6 +641,7 @@ def test_squashed_output_without_gsde_is_refused():
         (spaces.Dict({"one": spaces.Discrete(2)}), "gymnasium.ActionWrapper"),
         (spaces.Text(3), "gymnasium.ActionWrapper"),
         (spaces.MultiBinary([2, 3]), "MultiBinary(6)"),
+        (spaces.MultiBinary([4]), "MultiBinary(4)"),
         (spaces.MultiDiscrete([[2, 3], [4, 5]]), "MultiDiscrete"),
         (spaces.Discrete(3, start=1), "gymnasium.ActionWrapper"),
         (spaces.MultiDiscrete([3, 2], start=[0, 2]), "gymnasium.ActionWrapper"),

@@ -15,6 +15,7 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 
+from sb3_npg.linalg import output_product
 from sb3_npg.output_fisher import (
     BernoulliFisher,
     CategoricalFisher,
@@ -41,7 +42,7 @@ each_family = pytest.mark.parametrize(("family", "k"), FAMILIES.values(), ids=FA
 def dense(family: OutputFisher, outputs: th.Tensor) -> th.Tensor:
     """Return F_out of each row, shape (n, k, k), column by column."""
     identity = th.eye(outputs.shape[1], dtype=outputs.dtype)
-    columns = [family.product_at(outputs)(unit.expand_as(outputs)) for unit in identity]
+    columns = [output_product(*family.weights_at(outputs), unit.expand_as(outputs)) for unit in identity]
     return th.stack(columns, dim=2)
 
 

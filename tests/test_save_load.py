@@ -353,6 +353,26 @@ def test_parameters_go_to_ppo():
     assert same(ppo.policy.state_dict(), parameters["policy"])
 
 
+def test_what_was_learnt_of_one_policy_is_not_used_for_another():
+    settings = {"fisher_solver_kwargs": {"momentum": 0.9}}
+    trained, fresh = make_agent(**settings), make_agent(**settings)
+    train(trained, 2)
+    parameters = make_agent(seed=1).get_parameters()  # of a solver that remembers nothing
+    for agent in (trained, fresh):
+        agent.set_parameters(parameters)
+    assert same(trained.fisher.state_dict(), fresh.fisher.state_dict())
+
+
+def test_adapted_damping_is_given_up_with_the_adaptation(path):
+    agent = make_agent(damping=0.5, adaptive_damping=True)
+    agent._damping_factor = 1000.0
+    agent.save(path)
+    loaded = NPG.load(path, make_env(), device="cpu", adaptive_damping=False)
+    agent.adaptive_damping = False
+    for one in (agent, loaded):
+        assert train(one, 1)[0]["train/damping"] == 0.5
+
+
 def test_part_of_the_parameters_may_be_set():
     agent, other = make_agent(), make_agent(seed=1)
     optimizer = agent.get_parameters()["policy.optimizer"]

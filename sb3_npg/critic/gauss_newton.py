@@ -126,6 +126,9 @@ class GaussNewtonSolver(CriticSolver):
     def _step(self, objective: ProximalProblem, value: float, reach: float, at_least: float) -> float:
         """Take one step within reach that promises enough, and return the objective after it; as it was without one."""
         gradient = objective.gradient()
+        # gᵀ(F + λI)⁻¹g ≤ ‖g‖²/λ: no step along any x can promise more.
+        if at_least > 0.0 and 0.5 * float(gradient @ gradient) <= at_least * objective.damping:
+            return value
         try:
             direction = find_direction(self.solver, objective.problem, gradient, objective.damping)
         except NumericalFailure:

@@ -4,13 +4,14 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch as th
 
 from sb3_npg.fisher.autograd import Linearization, pull_all
 from sb3_npg.fisher.chunks import LARGEST_TEMPORARY, split_rows
-from sb3_npg.linalg import FisherChain
+from sb3_npg.linalg import FisherChain, output_product
 from sb3_npg.parameters import ParameterVector
 
 #: Rows of S in one batched backward pass, and passes in one product SᵀS.
@@ -20,10 +21,6 @@ _BLOCKS_AT_ONCE = 8
 
 class OutputMetric(Protocol):
     """F_out of the outputs, row by row: its product and its root."""
-
-    def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
-        """Return u ↦ F_out u, both of shape (n, k)."""
-        ...
 
     def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
         """Return F_out as numbers, shape (n, k), and the sizes of groups, of which there may be none."""
@@ -36,10 +33,6 @@ class OutputMetric(Protocol):
 
 class UnitMetric:
     """The identity for one output: F_out of the mean of a Gaussian with standard deviation one."""
-
-    def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
-        """Return u ↦ u."""
-        return lambda vectors: vectors
 
     def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
         """Return ones, shape (n, 1)."""
@@ -128,7 +121,7 @@ class RolloutFisher:
 
     def _linear_maps_of(self, rows: slice) -> _LinearMaps:
         jacobian = self.model.jacobian(rows)
-        return _LinearMaps(jacobian, self.model.metric.product_at(jacobian.outputs.detach()))
+        return _LinearMaps(jacobian, partial(output_product, *self.model.metric.weights_at(jacobian.outputs.detach())))
 
     def product(self, vector: th.Tensor) -> th.Tensor:
         """

@@ -1,7 +1,7 @@
 """Numerical linear algebra on plain tensors. Knows nothing of policies."""
 
 from sb3_npg.linalg.backend import BACKENDS, TORCH, FactoredChain, KroneckerSystem, LinearAlgebra, make_linalg
-from sb3_npg.linalg.chain import ChainLayer, FisherChain
+from sb3_npg.linalg.chain import ChainLayer, FisherChain, output_product
 from sb3_npg.linalg.damped import DampedInverse, Gram, factored_damping, kronecker_solve
 from sb3_npg.linalg.kronecker import (
     Eigen,
@@ -30,6 +30,7 @@ __all__ = [
     "factored_damping",
     "kronecker_solve",
     "make_linalg",
+    "output_product",
     "rotate",
     "rotate_back",
     "symmetric_eigen",

@@ -1,6 +1,5 @@
 """Who runs the linear algebra of the solvers: torch defines the answers, CuPy makes them faster on a GPU."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -9,6 +8,7 @@ import torch as th
 from sb3_npg.linalg.chain import FisherChain
 from sb3_npg.linalg.kronecker import Eigen, rotate, rotate_back, symmetric_eigen
 from sb3_npg.linalg.krylov import ConjugateGradientResult, Operator, conjugate_gradient
+from sb3_npg.user_warnings import warn_user
 
 #: Values of ``backend``.
 BACKENDS = ("auto", "cupy", "torch")
@@ -177,7 +177,7 @@ def make_linalg(backend: str, device: th.device) -> LinearAlgebra:
         advice = f"{error}. Install it: {install_command()}"
         if backend == "cupy":
             raise ValueError(f"`backend`='cupy' cannot be had: {advice}, or pass backend='torch'.") from error
-        warnings.warn(f"NPG's solves run on torch, not on CuPy: {advice}.", UserWarning, stacklevel=4)
+        warn_user(f"NPG's solves run on torch, not on CuPy: {advice}.")
         return TORCH
 
 

@@ -25,6 +25,23 @@ class ChainLayer(NamedTuple):
     bias_span: slice | None
 
 
+def output_product(weights: th.Tensor, groups: tuple[int, ...], vectors: th.Tensor) -> th.Tensor:
+    """
+    Multiply by diag(d) row by row, or by diag(p) − p pᵀ for each group p.
+
+    :param weights: d, or the groups side by side, shape (n, k)
+    :param groups: sizes of the groups, k in all; empty for a diagonal
+    :param vectors: shape (n, k)
+    :return: shape (n, k)
+    """
+    weighted = weights * vectors
+    if not groups:
+        return weighted
+    sizes = list(groups)
+    parts = zip(th.split(weighted, sizes, dim=1), th.split(weights, sizes, dim=1), strict=True)
+    return th.cat([part - p * part.sum(dim=1, keepdim=True) for part, p in parts], dim=1)
+
+
 class FisherChain(NamedTuple):
     """
     F = S ((1/N) Σ_n J_nᵀ M_n J_n) S, with J the layers one after the other.
@@ -70,7 +87,7 @@ class FisherChain(NamedTuple):
         if self.scale is not None:
             vector = vector * self.scale
         product = th.zeros_like(vector)
-        self._pull(self._metric(self._push(vector)), product)
+        self._pull(output_product(self.diagonal, self.groups, self._push(vector)).div_(self.n_rows), product)
         if self.noise is not None and self.noise_span is not None:
             groups, m, _ = self.noise.shape
             columns = vector[self.noise_span].view(m, groups)
@@ -91,14 +108,6 @@ class FisherChain(NamedTuple):
         if tangent is None:
             raise ValueError("`layers`=() is no chain. Give at least one layer.")
         return tangent
-
-    def _metric(self, tangent: th.Tensor) -> th.Tensor:
-        weighted = tangent * (self.diagonal / self.n_rows)
-        if not self.groups:
-            return weighted
-        sizes = list(self.groups)
-        parts = zip(th.split(weighted, sizes, dim=1), th.split(self.diagonal, sizes, dim=1), strict=True)
-        return th.cat([part - p * part.sum(dim=1, keepdim=True) for part, p in parts], dim=1)
 
     def _pull(self, delta: th.Tensor, gradient: th.Tensor) -> None:
         for i in reversed(range(len(self.layers))):

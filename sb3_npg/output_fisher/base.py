@@ -1,7 +1,6 @@
 """What is known in closed form of a family of action distributions."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
@@ -75,15 +74,6 @@ class OutputFisher(ABC):
             None if the distribution has no such parameter
         """
         return None
-
-    @abstractmethod
-    def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
-        """
-        Make the multiplication by F_out, state by state.
-
-        :param outputs: z, shape (n, k)
-        :return: u ↦ F_out u, both of shape (n, k)
-        """
 
     @abstractmethod
     def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:

@@ -1,7 +1,5 @@
 """Categorical, multi-categorical and Bernoulli distributions."""
 
-from collections.abc import Callable
-
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 from torch.nn import functional as F
@@ -40,16 +38,6 @@ class CategoricalFisher(OutputFisher):
     def pieces(self, noise: th.Tensor) -> tuple[th.Tensor, ...]:
         """Return the places of a sample's random numbers, shape (n, C)."""
         return (noise,)
-
-    def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
-        """Return u ↦ p∘u − p (pᵀu)."""
-        probabilities = outputs.softmax(dim=1)
-
-        def product(vectors: th.Tensor) -> th.Tensor:
-            weighted = probabilities * vectors
-            return weighted - probabilities * weighted.sum(dim=1, keepdim=True)
-
-        return product
 
     def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
         """Return p, as one group."""
@@ -125,11 +113,6 @@ class MultiCategoricalFisher(OutputFisher):
         flat = th.split(noise.view(-1), [len(noise) * n for n in self.action_dims])
         return tuple(piece.view(len(noise), n) for piece, n in zip(flat, self.action_dims, strict=True))
 
-    def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
-        """Multiply block by block."""
-        products = [self.block.product_at(z) for z in self._split(outputs)]
-        return lambda vectors: th.cat([one(u) for one, u in zip(products, self._split(vectors), strict=True)], dim=1)
-
     def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
         """Return p of each categorical, as a group."""
         return th.cat([z.softmax(dim=1) for z in self._split(outputs)], dim=1), tuple(self.action_dims)
@@ -174,10 +157,6 @@ class BernoulliFisher(OutputFisher):
     def sample(self, outputs: th.Tensor, noise: th.Tensor | None = None) -> th.Tensor:
         """Draw each bit."""
         return outputs.sigmoid().bernoulli()
-
-    def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
-        """Return u ↦ p (1 − p) ∘ u."""
-        return self.weights_at(outputs)[0].mul
 
     def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
         """Return p (1 − p)."""

@@ -71,10 +71,6 @@ class GaussianFisher(OutputFisher):
             return th.ones_like(mean).view(len(mean), 1, -1, 1)
         return StateDependentNoise(noise, distribution).jacobian(distribution._latent_sde.detach()).columns()
 
-    def product_at(self, outputs: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
-        """Return u ↦ (u_μ / σ², 2 u_logσ)."""
-        return self.weights_at(outputs)[0].mul
-
     def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
         """Return (1/σ², 2)."""
         log_std = outputs.chunk(2, dim=1)[1]

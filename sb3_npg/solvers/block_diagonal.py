@@ -1,7 +1,6 @@
 """Solvers that take F for block-diagonal: one block for each layer, approximated in some way."""
 
 import math
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import get_args
@@ -13,6 +12,7 @@ from sb3_npg.fisher import Block, Columns, LayerRecord, WeightSharing, dense_blo
 from sb3_npg.numerics import require_finite
 from sb3_npg.solvers.base import FisherSolver, Layers, LazyFigures, Problem, S, Solution, means_over_rows
 from sb3_npg.solvers.memory import Memory
+from sb3_npg.user_warnings import warn_user
 
 
 class BlockDiagonalSolver(FisherSolver):
@@ -145,9 +145,7 @@ class BlockDiagonalSolver(FisherSolver):
         new = [note for note in notes if note not in self._announced]
         self._announced.update(new)
         if new:
-            warnings.warn(
+            warn_user(
                 f"{type(self).__name__} treats what is not in a plain Linear or Conv2d layer more coarsely or at more "
                 f"cost: {'; '.join(new)}. fisher_solver='cg' uses the whole Fisher of any network.",
-                UserWarning,
-                stacklevel=2,
             )

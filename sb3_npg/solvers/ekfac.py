@@ -3,6 +3,7 @@
 import torch as th
 
 from sb3_npg.fisher import Block, LayerBlock, LayerRecord, layer_blocks, second_moments
+from sb3_npg.linalg import KroneckerSystem
 from sb3_npg.solvers.base import Layers
 from sb3_npg.solvers.kfac import KFACSolver
 
@@ -50,6 +51,9 @@ class EKFACSolver(KFACSolver):
         if isinstance(block, LayerBlock) and not self._is_large(block):
             return self.memory.tensors[f"{block.name}.S"]
         return super()._eigenvalues_of(block)
+
+    def _system(self, block: LayerBlock, right: th.Tensor) -> KroneckerSystem:
+        return super()._system(block, right)._replace(values=self.memory.tensors[f"{block.name}.S"])
 
     def _small_layers(self) -> list[LayerBlock]:
         return [block for block in layer_blocks(self._blocks) if not self._is_large(block)]

@@ -231,7 +231,7 @@ class KFACSolver(BlockDiagonalSolver):
 
     def _system(self, block: LayerBlock, right: th.Tensor) -> KroneckerSystem:
         a, g = self._eigenbasis(block)
-        return KroneckerSystem(g, a, self.memory.tensors.get(f"{block.name}.S"), right)
+        return KroneckerSystem(g, a, None, right)
 
     def _damped_inverses(self, names: Sequence[str], damping: float) -> dict[str, tuple[DampedInverse, DampedInverse]]:
         """Return the inverses of A + λ_A I and G + λ_G I of large layers, made once for their factors and a damping."""
