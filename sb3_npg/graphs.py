@@ -1,7 +1,9 @@
 """CUDA graphs: work that is recorded once, and done again at the price of one launch."""
 
+import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Protocol, TypeVar
 
@@ -49,14 +51,41 @@ def capture(device: th.device, run: Callable[[], Tensors]) -> tuple[th.cuda.CUDA
                     run()
                 graph = th.cuda.CUDAGraph()
                 # Torch's own stream for it is on the device that recorded first.
-                with th.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                with _independent(), th.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                     found = run()
         finally:  # what fails may leave work there, on tensors that are free by then
             before.wait_stream(side)
     return graph, found
 
 
+@contextmanager
+def _independent() -> Iterator[None]:
+    """
+    Let the graph that is recorded in the block depend on no other, nor on one that dies meanwhile.
+
+    A graph keeps the address of cuBLAS's workspace, and torch from 2.12 on frees a stream's workspace with any graph
+    that was recorded there: so each graph allocates one of its own. A graph that the garbage collector destroys during
+    a recording would end the recording.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    _clear_cublas_workspaces()
+    try:
+        yield
+    finally:
+        _clear_cublas_workspaces()
+        if collects:
+            gc.enable()
+
+
+def _clear_cublas_workspaces() -> None:
+    """Make cuBLAS allocate its workspaces anew, from the memory pool of what runs next."""
+    clear: Callable[[], None] | None = getattr(th._C, "_cuda_clearCublasWorkspaces", None)  # not in torch for CPUs
+    if clear is not None:
+        clear()
+
+
 @cache
 def _stream(index: int) -> th.cuda.Stream:
-    """Return the stream that a device's graphs are recorded on, with one workspace of cuBLAS for all of them."""
+    """Return the stream that a device's graphs are recorded on."""
     return th.cuda.Stream(index)  # type: ignore[no-untyped-call]

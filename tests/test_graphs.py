@@ -1,6 +1,7 @@
 """Recording CUDA graphs, with a stand-in for torch's streams that stumbles as they do."""
 
-from contextlib import contextmanager
+import gc
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -101,6 +102,33 @@ def test_a_recording_that_fails_leaves_the_stream_as_it_was(streams):
     assert streams.current == before
     with graphs._recording:  # nor does it hold the lock
         pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_graphs_share_no_workspace_and_none_dies_during_a_recording(fails, streams, monkeypatch):
+    seen = []
+    monkeypatch.setattr(th._C, "_cuda_clearCublasWorkspaces", lambda: seen.append("cleared"), raising=False)
+
+    def run():
+        seen.append(("recording" if streams.recorded_on else "warming up", gc.isenabled()))
+        if fails and streams.recorded_on:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return (th.zeros(1),)
+
+    with pytest.raises(RuntimeError, match="not permitted") if fails else nullcontext():
+        capture(th.device("cuda"), run)
+    warming_up = ("warming up", True)
+    assert seen == [warming_up, warming_up, "cleared", ("recording", False), "cleared"]
+    assert gc.isenabled()
+
+
+def test_collector_that_is_switched_off_stays_off(streams):
+    gc.disable()
+    try:
+        capture(th.device("cuda"), lambda: (th.zeros(1),))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_one_graph_is_recorded_at_a_time(streams):

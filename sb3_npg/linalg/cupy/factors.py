@@ -177,10 +177,11 @@ class FactorSolver:
 
     def _workspace(self, chain: FisherChain) -> _Workspace:
         key = (FactorShape.of(chain), chain.n_rows, terms(), chain.diagonal.device)
-        if key not in self._workspaces:
+        workspace = self._workspaces.get(key)
+        if workspace is None:
             forget_oldest(self._workspaces, leave=7)
-            self._workspaces[key] = self._new_workspace(chain, key[0])
-        return self._workspaces[key]
+            workspace = self._workspaces[key] = self._new_workspace(chain, key[0])
+        return workspace
 
     def _new_workspace(self, chain: FisherChain, shape: FactorShape) -> _Workspace:
         plan = self.plan_of(shape, chain.n_rows)
