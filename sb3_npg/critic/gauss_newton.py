@@ -15,7 +15,7 @@ from sb3_npg.numerics import NumericalFailure
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts, criticising_modules, refresh_running_statistics
 from sb3_npg.rollout import Samples
-from sb3_npg.solvers import FISHER_SOLVERS, construct, find_direction, mean_eigenvalue
+from sb3_npg.solvers import FISHER_SOLVERS, ScaledProblem, construct, find_direction, mean_eigenvalue
 
 #: A step is not taken if it promises less than this part of what the steps before it have gained.
 WORTHWHILE = 0.02
@@ -110,10 +110,11 @@ class GaussNewtonSolver(CriticSolver):
             refresh_running_statistics(policy.predict_values, own, rollout.observations, batch_size)
         values = make_values(policy, rollout.observations, ParameterVector(parts.criticising), parts.critic)
         problem = ValueProblem(values, rollout.returns)
-        loss, left, eigenvalue = _fit_intercept(policy, problem, self.damping)
+        scale = _scale_of(policy, problem)
+        loss, left, eigenvalue = _fit_intercept(policy, problem, scale, self.damping)
         if not math.isfinite(loss):
             raise NumericalFailure("the critic's loss is not finite")
-        objective = ProximalProblem(problem, self.damping * eigenvalue)
+        objective = ProximalProblem(problem, scale, self.damping * eigenvalue)
         start = value = 0.5 * left
         for _ in range(n_updates):
             lower = self._step(objective, value, self.max_change * left**0.5, at_least=WORTHWHILE * (start - value))
@@ -127,7 +128,9 @@ class GaussNewtonSolver(CriticSolver):
         """Take one step within reach that promises enough, and return the objective after it; as it was without one."""
         gradient = objective.gradient()
         # gᵀ(F + λI)⁻¹g ≤ ‖g‖²/λ: no step along any x can promise more.
-        if at_least > 0.0 and 0.5 * float(gradient @ gradient) <= at_least * objective.damping:
+        if at_least > 0.0 and 0.5 * float((gradient / objective.problem.scale).square().sum()) <= (
+            at_least * objective.damping
+        ):
             return value
         try:
             direction = find_direction(self.solver, objective.problem, gradient, objective.damping)
@@ -137,7 +140,7 @@ class GaussNewtonSolver(CriticSolver):
             return value  # at a stationary point
         if 0.5 * direction.slope <= at_least:
             return value
-        vector = objective.problem.vector
+        vector = objective.regression.vector
         start = vector.get()
         # The model's change of V along x has mean square xᵀFx.
         length = min(1.0, reach / direction.curvature**0.5)
@@ -150,26 +153,46 @@ class GaussNewtonSolver(CriticSolver):
         return value
 
 
-def _fit_intercept(policy: ActorCriticPolicy, problem: ValueProblem, damping: float) -> tuple[float, float, float]:
+def _scale_of(policy: ActorCriticPolicy, problem: ValueProblem) -> th.Tensor:
+    """
+    Return the diagonal of S: 1/σ for the last layer, which is so measured in returns' standard deviations, else 1.
+
+    What V lacks is σ, so that the last layer has to come to about σ, while the layers before it are of order one. In
+    θ itself the step of least norm would spread it over all of them alike, and saturate their units.
+    """
+    scale = th.ones_like(problem.vector.get())
+    last = getattr(policy, "value_net", None)
+    if isinstance(last, th.nn.Linear):
+        sigma = problem.returns.std(correction=0).clamp_min(1.0)
+        for parameter in last.parameters():
+            span = problem.vector.span_of(parameter)
+            if span is not None:
+                scale[span] = 1.0 / sigma
+    return scale
+
+
+def _fit_intercept(
+    policy: ActorCriticPolicy, problem: ValueProblem, scale: th.Tensor, damping: float
+) -> tuple[float, float, float]:
     """
     Move the bias that V ends in by itself, if it is the critic's to move.
 
-    :return: the loss before and after, and the mean eigenvalue of JᵀJ/N before: one look at the device
+    :return: the loss before and after, and the mean eigenvalue of S⁻¹JᵀJS⁻¹/N before: one look at the device
     """
     own = getattr(getattr(policy, "value_net", None), "bias", None)
     bias = next((tensor for tensor in problem.vector.tensors if tensor is own), None)
-    eigenvalue = mean_eigenvalue(problem.layers)
+    eigenvalue = mean_eigenvalue(ScaledProblem(problem, scale).layers)
     residuals = problem.residuals()
     before = residuals.square().mean()
     if bias is None:
-        loss, scale = th.stack([before, eigenvalue]).tolist()
-        return loss, loss, scale
+        loss, mean = th.stack([before, eigenvalue]).tolist()
+        return loss, loss, mean
     start = bias.detach().clone()
     with th.no_grad():
         bias.add_(residuals.mean() / (1.0 + damping))
-        loss, left, scale = th.stack([before, problem.loss(), eigenvalue]).tolist()
+        loss, left, mean = th.stack([before, problem.loss(), eigenvalue]).tolist()
         if not left <= loss:  # a policy of its own kind, which does more to V after this bias
             bias.copy_(start)
             left = loss
     problem.refresh()
-    return loss, left, scale
+    return loss, left, mean

@@ -8,6 +8,7 @@ from sb3_npg.critic.values import Values
 from sb3_npg.fisher import FeedForwardLayers, LayeredFisher, RolloutFisher, memory_budget_of, split_rows
 from sb3_npg.linalg import FisherChain
 from sb3_npg.parameters import ParameterVector
+from sb3_npg.solvers import ScaledProblem
 
 
 class ValueProblem:
@@ -92,25 +93,29 @@ class ValueProblem:
 
 class ProximalProblem:
     """
-    The regression held near the parameters θ₁ that it begins with: ½ loss(θ) + ½ λ‖θ − θ₁‖².
+    The regression held near the parameters θ₁ that it begins with: ½ loss(θ) + ½ λ‖S(θ − θ₁)‖².
 
-    :param problem: the regression, at θ₁
+    :param regression: the regression, at θ₁
+    :param scale: diagonal of S, shape (p,)
     :param damping: λ
     """
 
-    def __init__(self, problem: ValueProblem, damping: float):
-        self.problem = problem
+    def __init__(self, regression: ValueProblem, scale: th.Tensor, damping: float):
+        self.regression = regression
+        #: The regression in the coordinates Sθ, in which λ damps all alike.
+        self.problem = ScaledProblem(regression, scale)
         self.damping = damping
-        self._start = problem.vector.get()
+        self._start = regression.vector.get()
 
     def value(self) -> float:
         """Return the objective at the present parameters."""
-        loss, squared = th.stack([self.problem.loss(), self._moved().square().sum()]).tolist()
+        loss, squared = th.stack([self.regression.loss(), self._moved().square().sum()]).tolist()
         return 0.5 * float(loss) + 0.5 * self.damping * float(squared)
 
     def gradient(self) -> th.Tensor:
         """Return minus its gradient at the problem's θ₀, where the parameters are, shape (p,)."""
-        return self.problem.gradient() - self.damping * self._moved()
+        return self.regression.gradient() - self.damping * self.problem.scale * self._moved()
 
     def _moved(self) -> th.Tensor:
-        return self.problem.vector.get() - self._start
+        """Return S(θ − θ₁)."""
+        return self.problem.scale * (self.regression.vector.get() - self._start)

@@ -11,7 +11,7 @@ from sb3_npg.solvers.ekfac import EKFACSolver
 from sb3_npg.solvers.exact import ExactSolver
 from sb3_npg.solvers.identity import IdentitySolver
 from sb3_npg.solvers.kfac import KFACSolver
-from sb3_npg.solvers.scaling import mean_eigenvalue
+from sb3_npg.solvers.scaling import ScaledProblem, mean_eigenvalue
 from sb3_npg.solvers.woodbury import WoodburySolver
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Direction",
     "FisherSolver",
     "Problem",
+    "ScaledProblem",
     "Solution",
     "construct",
     "find_direction",

@@ -20,7 +20,7 @@ from sb3_npg.numerics import NumericalFailure
 from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts, split_policy
 from sb3_npg.rollout import Samples, read_rollout
-from sb3_npg.solvers import FisherSolver, Problem, Solution
+from sb3_npg.solvers import FisherSolver, Problem, ScaledProblem, Solution
 from sb3_npg.solvers.direction import Direction, find_direction
 from sb3_npg.solvers.scaling import mean_eigenvalue
 from tests.agents import ENVIRONMENTS, N_STEPS, make_agent, make_env, parameters, same, train
@@ -169,6 +169,51 @@ def test_steps_end_where_fit_and_nearness_to_the_start_balance(policy, damping, 
     problem.refresh()
     pull = damping * eigenvalue * (problem.vector.get() - start)
     assert float((problem.gradient() - pull).norm()) < 1e-5 * float(pull.norm())
+
+
+def last_layer(problem: RegressionOfPolicy) -> th.Tensor:
+    """Return ones where the parameters are those of V's last layer, else zeros, shape (p,)."""
+    own = {id(parameter) for parameter in problem.policy.value_net.parameters()}
+    return problem.vector.flatten([th.full_like(one, float(id(one) in own)) for one in problem.vector.tensors])
+
+
+@pytest.mark.usefixtures("float64")
+@both_ways
+@pytest.mark.parametrize("policy", ["Mlp", "MultiInput", "Cnn"])
+def test_step_is_of_least_norm_with_the_last_layer_in_units_of_the_returns(policy, fast_paths):
+    problem = make_value_problem(policy, fast_paths)
+    problem.returns *= 7.0
+    start = after_intercept(problem, 10.0)
+    before = problem.vector.get()
+    problem.vector.set(start)
+    sigma = float(problem.returns.std(correction=0))
+    assert sigma > 2.0
+    unit = 1.0 + (sigma - 1.0) * last_layer(problem)  # S⁻¹
+    error = problem.returns.flatten() - problem.policy.predict_values(problem.observations).flatten().detach()
+    j = jacobian(problem) * unit
+    problem.vector.set(before)
+    damping = 10.0 * float(j.square().sum()) / N / j.shape[1]
+    expected = unit * th.linalg.solve(j.T @ j / N + damping * th.eye(j.shape[1], dtype=th.float64), j.T @ error / N)
+    fit(GaussNewtonSolver("exact", damping=10.0, max_change=100.0), problem, fast_paths=fast_paths)
+    step = problem.vector.get() - start
+    halvings = math.log2(float(expected.norm() / step.norm()))
+    assert halvings == pytest.approx(round(halvings), abs=1e-6)
+    th.testing.assert_close(step * 2.0 ** round(halvings), expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@both_ways
+@pytest.mark.parametrize("solver", ["exact", "cg", "kfac"])
+@pytest.mark.parametrize("policy", ["Mlp", "MultiInput", "Cnn"])
+def test_a_critic_learns_alike_in_any_unit_of_the_returns(policy, solver, fast_paths):
+    small, large = (make_value_problem(policy, fast_paths) for _ in range(2))
+    small.returns *= 7.0
+    large.returns *= 7.0 * 1000.0
+    unit = 1.0 + 999.0 * last_layer(large)
+    large.vector.set(unit * large.vector.get())
+    for problem in (small, large):
+        fit(GaussNewtonSolver(solver), problem, n_updates=3, fast_paths=fast_paths)
+    th.testing.assert_close(large.vector.get(), unit * small.vector.get(), rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.usefixtures("float64")
@@ -368,9 +413,11 @@ def test_steps_see_the_layers_behind_the_intercept(monkeypatch):
     problem = make_squared_problem(1.0)
     before, seen = float(mean_eigenvalue(problem.layers)), []
 
-    def find(_solver: FisherSolver, system: ValueProblem, *_others: Any) -> Direction:
-        fresh = ValueProblem(system.values, system.returns.flatten())
-        seen.extend(float(mean_eigenvalue(each.layers)) for each in (system, fresh))
+    def find(_solver: FisherSolver, system: ScaledProblem, *_others: Any) -> Direction:
+        stale = system.problem
+        assert isinstance(stale, ValueProblem)
+        fresh = ValueProblem(stale.values, stale.returns.flatten())
+        seen.extend(float(mean_eigenvalue(each.layers)) for each in (stale, fresh))
         raise NumericalFailure("seen enough")
 
     monkeypatch.setattr("sb3_npg.critic.gauss_newton.find_direction", find)
