@@ -1,8 +1,8 @@
 """
-The study behind BipedalWalker's hyperparameters in the zoo: what makes it walk soon, and stay on its feet.
+The study behind BipedalWalker's hyperparameters in the zoo: which ones make it walk soon and keep it from falling.
 
-``python -m benchmarks.bipedal_walker`` does the runs that are missing and writes ``docs/bipedal_walker.md``. Stopped,
-it goes on where it was. The long runs are trained as ``python -m benchmarks.returns`` does, and share its stored runs.
+``python -m benchmarks.bipedal_walker`` does the runs that are missing and writes ``docs/bipedal_walker.md``. If
+interrupted, it resumes. The long runs are trained as ``python -m benchmarks.returns`` does, and share its stored runs.
 """
 
 import argparse
@@ -26,7 +26,7 @@ TASK = "BipedalWalker-v3"
 #: The steps over which the mean of the evaluations is shown.
 SHOWN = (200_000, 400_000)
 
-#: The zoo's for MuJoCo. Whole, so that a change of ``zoo_configs/npg.yml`` leaves the candidates alone.
+#: The zoo's for MuJoCo, in full, so that a change of ``zoo_configs/npg.yml`` does not affect the candidates.
 BASE: dict[str, Any] = {
     "normalize": {"clip_obs": 3.0},
     "n_envs": 8,
@@ -42,7 +42,7 @@ _LIKE_TRPO: dict[str, Any] = {**_WIDE, **_ROWS_2048, "normalize": True}
 _ADAM: dict[str, Any] = {"critic_solver": "adam", "n_critic_updates": 20, "batch_size": 128}
 #: What differs from ``BASE``, and the seeds, by the name in the tables.
 Candidates: TypeAlias = dict[str, tuple[dict[str, Any], Sequence[int]]]
-#: Those of the first look.
+#: Those of the short runs.
 CANDIDATES: Candidates = {
     "λ of F 0.1": (_LESS_DAMPED, (3, 4, 5)),
     "λ of F 0.1, σ 1": ({**_WIDE, **_LESS_DAMPED}, (3, 4, 5)),
@@ -62,7 +62,7 @@ CANDIDATES: Candidates = {
     "σ 1, δ 0.04, rollouts of 2,048, observations to ±10": ({**_LIKE_TRPO, "target_kl": 0.04}, (6, 7, 8, 9)),
     "the same, Adam 20 × 128": ({**_LIKE_TRPO, **_ADAM, "target_kl": 0.04}, (6, 7, 8, 9)),
 }
-#: The few that are left.
+#: Those that were run at full length.
 FINALISTS: Candidates = {
     "λ of F 0.1": (_LESS_DAMPED, returns.SEEDS),
     "σ 1": (_WIDE, returns.SEEDS),
@@ -78,20 +78,22 @@ FINALISTS: Candidates = {
 CONCLUSIONS = """\
 ## What this says
 
-- **Standing still** is where policies go that begin with little noise, σ = 2/d = 0.5, with damping as with less of it:
-  a policy that does not fall loses little, and most gaits that it tries end in a fall. From σ = 1 every seed walks.
-- **Larger steps on more rows.** With rollouts of 2,048 and four times the KL, as TRPO has (its 0.01 is a mean over four
-  action dimensions), the seeds are nearer to one another.
-- **Adam's critic.** It is fitted closely, and a fall, at −100, is a jump that the strongly damped Gauss–Newton critic
-  is slow to see: with Adam the seeds are soonest at TRPO's score and nearest to one another. Less damping of the
-  Gauss–Newton critic is no way there, and Adam takes a sixth more seconds.
-- **A δ that falls to 0** keeps what was learnt: with σ = 1, falling from 0.02, the final policies of six seeds are
-  between 269 and 304, where at a constant δ one of three still fell. With the last candidate they are lower, and the
-  score is reached sooner on two of the three seeds that both have, as soon on the third.
+- **Standing still.** Policies that begin with little noise, σ = 2/d = 0.5, tend to learn to stand: a policy that does
+  not fall loses little, and most gaits that it tries end in a fall. Less damping does not change that. With σ = 1 every
+  seed learns to walk.
+- **Larger steps on more rows.** With rollouts of 2,048 rows and four times the KL, which is TRPO's step (its 0.01 is a
+  mean over four action dimensions), the seeds differ less.
+- **Adam's critic** is fitted closely, while the strongly damped Gauss–Newton critic is slow to learn the jump in the
+  returns that a fall makes, at −100. With Adam the seeds reach TRPO's score sooner than with otherwise equal settings,
+  and they differ least. Less damping of the Gauss–Newton critic does not help. Adam takes about a seventh more seconds.
+- **A δ that falls to 0** keeps what was learnt: with σ = 1 and δ falling from 0.02, the final policies of six seeds
+  return between 269 and 304; with a constant δ one of three still fell. With a λ of GAE of 0.98 as well, one of three
+  ended at −122. The last candidate's final policies return less, but of the three seeds that both have, two reach the
+  score sooner and the third as soon.
 
-The zoo has the last candidate. It was chosen on seeds 6 to 9 and then run on 0 to 2, which no candidate before it had
-satisfied in steps. The policies of "λ of F 0.1", which the zoo had before, ended higher with two of three seeds and
-stood still for 200,000 steps or more with five of six.
+The zoo uses the last candidate. It was chosen on seeds 6 to 9 and then run on seeds 0 to 2, on which every earlier
+candidate had taken too many steps. With "λ of F 0.1", which the zoo had before, the policies ended higher on two of
+those three seeds, but on five of six seeds they stood still for 200,000 steps or more.
 """
 
 
@@ -134,7 +136,7 @@ class FinalRun(Run):
 
 def table(store: Store, runs: Sequence[Run], score: float) -> str:
     """
-    Return what each candidate's runs came to.
+    Return the results of each candidate's runs.
 
     :param store: where they are
     :param runs: of all candidates, those of one together
@@ -172,10 +174,11 @@ def write(store: Store, final_store: Store, out: Path) -> None:
     reference = [final_store.load(run.settings()) for run in returns.all_runs(["trpo"], [TASK])]
     score = fmean(final(run) for run in reference if run is not None)
     about = (
-        f"What a candidate does not say is {BASE}: the zoo's for MuJoCo, with NPG's own σ = 2/d and λ of F = 0.1 d. "
-        f"{score:.0f} is where TRPO ends with rl_zoo3's settings ([results.md](results.md)); the steps to it are the "
-        "median over the seeds whose evaluations, of 5 episodes, reach it. The last two columns are the evaluations' "
-        "mean ± standard deviation over seeds, and the final policy's over 20 episodes, seed by seed."
+        f"A candidate lists only what differs from {BASE}, the zoo's settings for MuJoCo, with NPG's default σ = 2/d "
+        f"and λ of F = 0.1 d. {score:.0f} is the mean return of TRPO's final policies with rl_zoo3's settings "
+        "([results.md](results.md)). The steps to it are those of the first evaluation, of 5 episodes, that reaches "
+        "it: the median over the seeds that do. The last two columns are the mean return of the evaluations between "
+        "those steps, ± standard deviation over seeds, and the final policy's over 20 episodes, seed by seed."
     )
     sections = [
         "# BipedalWalker's hyperparameters",

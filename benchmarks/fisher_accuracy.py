@@ -74,10 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     largest = max(max(e.product, e.scores, e.hessian) for e in results.values())
     verdict = f"Largest error: {largest:.1e}; allowed: {LARGEST_ERROR:.0e}."
     about = (
-        f"Relative errors in float64 on {N_STATES} states, seed {arguments.seed}. The first is that of `F·v` "
-        "(double-vjp) against the dense Fisher. The others are those of the dense Fisher against the covariance of the "
-        "scores, every action enumerated or integrated by quadrature through SB3's `log_prob`, and against the "
-        "Hessian of torch's KL."
+        f"Relative errors in float64 on {N_STATES} states, seed {arguments.seed}. The first compares `F·v` "
+        "(double-vjp) with the dense Fisher. The others compare the dense Fisher with the covariance of the scores, "
+        "where every action is enumerated or integrated by quadrature through SB3's `log_prob`, and with the Hessian "
+        "of torch's KL."
     )
     command = command_line("benchmarks.fisher_accuracy", sys.argv[1:] if argv is None else argv)
     write_document(arguments.out, [preamble("Accuracy of the Fisher", command), about, table, verdict])

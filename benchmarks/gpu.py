@@ -1,10 +1,10 @@
 """
-What NPG's solves and updates cost on a GPU: CuPy's kernels against torch's, sb3-contrib's TRPO and SB3's PPO, and
-against the arithmetic that they cannot do without.
+What NPG's solves and updates cost on a GPU: CuPy's kernels compared with torch's, with sb3-contrib's TRPO and SB3's
+PPO, and with the time of the necessary arithmetic alone.
 
 ``python -m benchmarks.gpu`` measures and prints tables, two to three minutes on a device that is otherwise idle, and
-keeps the figures of each case as soon as it is done. A contestant that fails, hangs or takes the device with it is told
-in its row, and the others go on. ``--report`` writes ``docs/gpu.md`` from what is kept and measures nothing.
+stores the figures of each case as soon as it is done. If a contestant fails, hangs or crashes the device, its row says
+so and the others continue. ``--report`` writes ``docs/gpu.md`` from the stored figures and measures nothing.
 ``--device cpu --quick`` checks the script without a GPU.
 """
 
@@ -117,7 +117,7 @@ def report(folder: Path, document: Path, command: str) -> None:
 
 
 def _without_folder(argv: Sequence[str]) -> list[str]:
-    """Leave out where the figures are kept, which is nothing to them."""
+    """Leave out the folder of the figures, which does not affect them."""
     words = list(argv)
     if "--out" in words:
         place = words.index("--out")
@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--atari", action="store_true", help="let NPG, PPO and A2C play Pong; needs ale-py")
     parser.add_argument("--precision", action="store_true", help="train in float32 and in TF32")
     parser.add_argument("--pong", action="store_true", help="train on Pong to 20 points, for minutes; needs ale-py")
-    parser.add_argument("--only", nargs="+", choices=[*CASES, *ON_DEMAND], help="these cases alone")
+    parser.add_argument("--only", nargs="+", choices=[*CASES, *ON_DEMAND], help="only these cases")
     arguments = parser.parse_args(argv)
     folder = arguments.out or (QUICK_RESULTS if arguments.quick else RESULTS)
     command = command_line("benchmarks.gpu", _without_folder(argv))

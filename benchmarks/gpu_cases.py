@@ -282,7 +282,7 @@ def kfac(kwargs: dict[str, Any], setting: Setting) -> list[Contestant]:
 
 
 def images(name: str, kwargs: dict[str, Any], setting: Setting) -> list[Contestant]:
-    """Solve for NatureCNN, beside what is needed anyway."""
+    """Solve for NatureCNN, and time what an update needs anyway."""
     inputs = image_inputs(setting.size(2048, 4), setting.device)
     title = {"cg": f"CG {CG_STEPS}", "kfac": "K-FAC"}[name]
 

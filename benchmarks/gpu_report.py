@@ -13,66 +13,67 @@ from benchmarks.report import markdown_table
 Stored = Mapping[str, Any]
 
 ABOUT = """\
-Milliseconds are medians by the host's clock, from one synchronisation with the device to the next, and in brackets
-the quartiles; *by events*: the same by the device's own events. Contestants take turns, and get a new problem each
-time; making it, its gradient and the graph that TRPO differentiates are not timed. TRPO's conjugate gradient makes
-eleven products, the first of them with its random start. *× first*: the median divided by that of the first line that
-ran. The floor is what the arithmetic alone takes, and *share* the floor divided by the median: for multilayer
-perceptrons the matrix products of ten products with F (40.2 kflop a row and product at 17–64–64–6) at the rate that
-this device reaches in a float32 product of 8192 × 8192 matrices, without TF32; for NatureCNN ten times the
-convolutions and matrix products of one F v, called alone: two forward, one backward to the inputs and one to the
-weights for each layer, one less forward and none to the inputs for the first. *from torch*: relative difference of
-the solution from torch's on the same device. *first*: the first call, which compiles. Solves are in float32 without
-TF32; `train()` and Pong run with torch's defaults, which let convolutions use TF32. In `train()` NPG and TRPO have
-one δ and one λ and 10 conjugate gradient steps, PPO has SB3's defaults, 10 epochs in batches of 64; parameters are
-set back before each turn. Behind a name: the KL of the last update, whether its line search succeeded, and NPG's
-updates that failed numerically."""
+Milliseconds are medians by the host's clock, from one synchronisation with the device to the next, with the quartiles
+in brackets; *by events*: the same by the device's own events. Contestants take turns, each time with a new problem;
+making the problem, its gradient and the graph that TRPO differentiates is not timed. TRPO's conjugate gradient makes
+eleven products, the first of them for its random starting point. *× first*: the median divided by that of the first
+line that ran. *floor*: the time of the arithmetic alone; *share*: the floor divided by the median. For multilayer
+perceptrons the floor is the matrix products of ten products with F (40.2 kflop per row and product at 17–64–64–6) at
+the rate that this device reaches in a float32 product of 8192 × 8192 matrices, without TF32. For NatureCNN it is ten
+times the convolutions and matrix products of one F v, timed alone: for each layer two forward, one backward to the
+inputs and one to the weights; for the first layer one forward less and none to the inputs. *from torch*: relative
+difference from torch's solution on the same device. *first*: the first call, which compiles. Solves are in float32
+without TF32; `train()` and Pong run with torch's defaults, which let convolutions use TF32. In `train()` NPG and TRPO
+have the same δ and λ and 10 conjugate gradient steps; PPO has SB3's defaults, 10 epochs in batches of 64. Parameters
+are reset before each turn. After a name: the KL of the last update, whether its line search succeeded, and how many of
+NPG's updates failed numerically."""
 
 
 #: What the tables of the NVIDIA H200 say.
 CONCLUSIONS = """\
-**Met.** An update of an MLP policy, `train()` as a whole, is 19 times as fast as TRPO's and 85 times as fast as PPO's,
-one of NatureCNN by conjugate gradient 9.8 and 16 times. The solve for 64 × 64 units takes a fiftieth of the time of
-TRPO's with 2,048 rows. K-FAC on such a network is 13 times as fast as by torch, by Cholesky 12 times. Conjugate
-gradient on 1024 × 1024 units reaches 61 % of the rate of plain matrix products, on NatureCNN 88 % of that of its
-convolutions, which 1.3 times their time would be 77 % of. In float32 all solvers are within about 1e-6 of float64,
-whichever backend solves. Pong makes half as many steps again as with PPO, and a third more than with A2C.
+**Met.** An update of an MLP policy, `train()` as a whole, is 19 times as fast as TRPO's and 85 times as fast as PPO's;
+an update of NatureCNN by conjugate gradient is 9.8 and 16 times as fast. The solve for 64 × 64 units and 2,048 rows
+takes a fiftieth of TRPO's time. K-FAC on such a network is 13 times as fast as with torch, by Cholesky 12 times.
+Conjugate gradient reaches 61 % of the rate of plain matrix products on 1024 × 1024 units, and 88 % of the rate of its
+convolutions on NatureCNN, where the goal, 1.3 times their time, is 77 %. In float32 all solvers are within about 1e-6
+of float64, with either backend. On Pong NPG makes half as many steps per second again as PPO, and a third more than
+A2C.
 
-**Missed.** The solve for 64 × 64 units takes 0.60 ms and not 0.35: its one kernel runs for 0.12 ms, and what is left
-is the host, on which Python is slow after every wait; the same solve over and over takes 0.2 to 0.3 ms. Of the 0.48
-ms before the kernel begins to be waited for, half make the layers into plain tensors and look up the kernel that
-serves them, half gather its arguments and start it. K-FAC takes 0.79 ms and not 0.3, of which the eigendecompositions
-are 0.37, by Cholesky 0.47 ms, of which the device works for 0.09. With 65,536 rows the solve reaches 40 % of the
-arithmetic's rate, the linear system alone 47 %, and not half; queued one after the other, so that no host is waited
-for, it is 66 % (0.79 ms), with 262,144 rows 74 %. On NatureCNN a K-FAC update costs 6.1 gradients and not 1.25: four
-eigendecompositions of 257 to 577 rows in double precision alone take 18 ms, 2.1 gradients. With one random column,
-which learns as much on small games ([minatar.md](minatar.md)) and less on Pong ([pong.md](pong.md)), it is 4.9, by
-Cholesky besides, which learns less there too, 2.8; the cheapest, ACKTR's, is 1.7 but learns half as much. `train()`
-by K-FAC as in zoo_configs is 6.6 times as fast as TRPO's and not 8. CuPy's kernels gain little on NatureCNN, where
-torch does the work. (Times in this paragraph that are in no table are from profiles that are not kept.)
+**Missed.** The solve for 64 × 64 units takes 0.60 ms instead of 0.35. Its one kernel runs for 0.12 ms; the rest is the
+host, where Python is slow after every wait (the same solve repeated takes 0.2 to 0.3 ms). Of the 0.48 ms until the host
+waits for the kernel, half goes into making the layers plain tensors and looking up the kernel for them, half into
+gathering its arguments and starting it. K-FAC takes 0.79 ms instead of 0.3, of which the eigendecompositions are 0.37;
+by Cholesky it takes 0.47 ms, of which the device works for 0.09. With 65,536 rows the solve reaches 40 % of the
+arithmetic's rate and the linear system alone 47 %, instead of half; queued one after the other, without waiting for the
+host, it reaches 66 % (0.79 ms), with 262,144 rows 74 %. On NatureCNN a K-FAC update costs 6.1 gradients instead of
+1.25: four eigendecompositions of 257 to 577 rows in double precision take 18 ms, 2.1 gradients. With one random column,
+which learns as much on small games ([minatar.md](minatar.md)) but less on Pong ([pong.md](pong.md)), it costs 4.9
+gradients; by Cholesky as well, which also learns less on Pong, 2.8. The cheapest form, ACKTR's, costs 1.7, but its
+averaging over positions loses two fifths of the returns on small games. `train()` with K-FAC as in zoo_configs is 6.6
+times as fast as TRPO's instead of 8. CuPy's kernels gain little or nothing on NatureCNN, where torch does the work.
+(Times in this paragraph that are in no table are from profiles that were not kept.)
 
 **Pong.** Three trainings at once were at 19.6, 17.1 and 18.3 points after 6.8 minutes and 1.13 million steps each,
-not yet at 20; one of them stayed between 18 and 19 for the last three minutes. The environments are ale-py's own
-vector, which returns clipped rewards; those are Pong's own.
+short of the goal of 20; one of them stayed between 18 and 19 for most of the last two minutes. The environments are
+ale-py's own vector, which returns clipped rewards; on Pong these are the game's own.
 
-**What to run where.** A step of a rollout is one CUDA graph. A small network acts as fast on this GPU as on its
-processor for 16 environments, a fifth slower for one, four times as fast for 256. 128 steps of 16 environments take
-17 ms of acting on the GPU and 16 on the processor, the update 16 and 40 ms. NatureCNN trains 46 times as fast on the
-GPU, and acts two, three and ten times as fast there for 1, 16 and 256 environments.
+**What to run where.** A step of a rollout is one CUDA graph. With 16 environments a small network acts as fast on this
+GPU as on its host's processor, with one a fifth slower, with 256 four times as fast. Acting for 128 steps of 16
+environments takes 17 ms on the GPU and 16 on the processor, the update 16 and 40 ms. NatureCNN trains 46 times as fast
+on the GPU, and acts two, three and ten times as fast there with 1, 16 and 256 environments.
 
-**TF32.** In trainings on Pendulum the final policies are about as good with it (one task, three seeds, each a little
-lower). Its solutions differ by 8e-5 to 6e-4 from those in float32. With 65,536 rows it takes three quarters of the
-time.
+**TF32.** On Pendulum the final policies are about as good with TF32 as without (one task, three seeds, each a little
+lower). Solutions with it differ by 8e-5 to 6e-4 from torch's in float32. With 65,536 rows the linear system takes three
+quarters of the time.
 
-**Errors.** compute-sanitizer's memcheck reports none in the tests of the kernels that solve and in the recorded
-K-FAC. Its racecheck was stopped after five of the six, for want of time, and had reported nothing; that is no
-verdict.
+**Errors.** compute-sanitizer's memcheck finds none in the tests of the kernels that solve and of the recorded K-FAC.
+Its racecheck was stopped after five of the six for lack of time and had reported nothing by then; that is no verdict.
 
-**Not measured.** An H100, on which the goals are set: these figures are an H200's, whose processors are the same and
-whose memory is faster. Pong to 20 points. Several devices. How much of what acting gains is the graph's. What the host
-has saved since these figures: a kernel is started by one call of the driver, its arguments packed at once, and an
-update makes its Jacobian once. Whether NatureCNN's eigendecompositions are faster side by side or in one batch (case
-`eigen`)."""
+**Not measured.** An H100, for which the goals are set: these figures are from an H200, which has the same processors
+and faster memory. Pong to 20 points. Several devices. How much of the gain in acting is due to the graph. How much the
+host has been relieved since these figures: a kernel is now started by one driver call, its arguments are packed at
+once, and an update makes its Jacobian once. Whether NatureCNN's eigendecompositions are faster side by side or in one
+batch (case `eigen`)."""
 
 
 def table(name: str, stored: Mapping[str, Stored]) -> str:

@@ -56,7 +56,7 @@ class Contestant(NamedTuple):
 
 class DeviceLost(RuntimeError):
     """
-    The device answers no more, and only a new process has it back.
+    The device no longer answers, and only a new process can use it again.
 
     :param culprit: name of the contestant that was running
     :param reason: what it said
@@ -108,7 +108,7 @@ def timed(run: Callable[[], object], device: th.device) -> tuple[float, float, o
 
 class Race:
     """
-    Times contestants in turn, so that a slow moment of the machine meets all of them.
+    Times contestants in turn, so that a slow moment of the machine affects all of them.
 
     :param contestants: in the order of their turns
     :param setting: where they run

@@ -1,12 +1,11 @@
 """
-What a direction is worth on rollouts that it has not seen, by its damping and by λ of the advantages it is made of.
+What a direction is worth on rollouts that it was not computed from, by its damping and by the λ of its advantages.
 
-On policies of several ages, single rollouts give a natural gradient x each. Its worth is ĝᵀx / √(xᵀFx), the first-order
-gain at a given KL, with the gradient ĝ of many further rollouts of the same policy. The gain on the rollout that x is
-from would rise as the damping falls, with the noise that x then follows.
+On policies of several ages, each of several rollouts gives a natural gradient x. Its worth is ĝᵀx / √(xᵀFx), the
+first-order gain at a given KL, with the gradient ĝ of many further rollouts of the same policy. The gain on the rollout
+that x comes from would rise as the damping falls, because x then follows that rollout's noise.
 
-``python -m benchmarks.held_out`` measures what is missing and writes ``docs/held_out.md``. Stopped, it goes on where it
-was.
+``python -m benchmarks.held_out`` measures what is missing and writes ``docs/held_out.md``. If interrupted, it resumes.
 """
 
 import argparse
@@ -51,15 +50,16 @@ JUDGES = (0.95, 1.0)
 CONCLUSIONS = """\
 ## What this says
 
-- **Damping.** On young policies a damping of 0.3 to 3 is worth more than 0.1 on every task, beyond the errors on three
-  of four and by either judge: at 1 two fifths more on Walker2d, a quarter on Hopper, a fifth on HalfCheetah. 0.01 is
-  worth less on them. On older policies the differences are within the errors, and on the rollout that a direction is
-  from, less damping always looks better ([solver_quality.md](solver_quality.md)). Hence λ = 0.1 d, d being the
-  action's dimension.
-- **λ of GAE.** By ĝ of λ = 0.95, 0.9 and 0.8 are worth more nearly everywhere, which is less noise. Without bias in ĝ
-  that is left on HalfCheetah, while Hopper and Walker2d gain nothing or lose: what noise is saved is paid for in bias.
-- **Old policies are hard to judge.** 64 rollouts are too few for ĝ on Ant after 200,000 steps: most of a gradient of
-  1,024 rows is noise there.
+- **Damping.** On young policies directions with a damping of 0.3 to 3 are worth more than with 0.1 on every task,
+  whichever ĝ judges, and on three of four by more than the errors. Judged by λ = 0.95, a damping of 1 is worth two
+  fifths more on Walker2d, a quarter more on Hopper and a fifth more on HalfCheetah. 0.01 is worth less than 0.1. On
+  older policies no difference is more than about twice its error. On the rollout that a direction comes from, less
+  damping is always worth more, by construction. Hence NPG's default λ = 0.1 d, with d the action's dimension.
+- **λ of GAE.** Judged by λ = 0.95, 0.9 and 0.8 are worth more than 0.95 nearly everywhere, because they are less noisy.
+  Judged by λ = 1, which is without bias, this gain remains on HalfCheetah and on two of three policies of Ant. On
+  Hopper and Walker2d there is no clear gain, or a loss: less noise is paid for in bias.
+- **Old policies are hard to judge.** On Ant after 200,000 steps 64 rollouts are too few for ĝ: most of the gradient of
+  a rollout of 1,024 rows is noise there.
 """
 
 
@@ -146,7 +146,7 @@ def problem(model: NPG, rollout: Rollout, gae_lambda: float) -> LocalProblem:
 
 
 def variations() -> list[tuple[float, float]]:
-    """Return the pairs of damping and λ of GAE: each varied beside the usual value of the other."""
+    """Return the pairs of damping and λ of GAE: each varied with the other at its usual value."""
     pairs = [(damping, USUAL_GAE_LAMBDA) for damping in DAMPINGS]
     pairs += [(damping, gae_lambda) for damping in (USUAL_DAMPING, 1.0) for gae_lambda in GAE_LAMBDAS]
     return list(dict.fromkeys(pairs))
@@ -226,10 +226,12 @@ def document(found: dict[str, dict[str, Any]], run: Run) -> list[str]:
     """Return the sections of the document."""
     about = (
         f"Policies trained by NPG with {TRAINING}, {N_ENVS} environments, observations clipped at {CLIP_OBS:g} "
-        f"standard deviations, seed {run.seed}. {run.directions} rollouts of {N_ENVS * TRAINING['n_steps']:,} rows "
-        f"give a direction each, by 15 steps of conjugate gradient; {run.held_out} others give ĝ. Usual: damping "
-        f"{USUAL_DAMPING:g}, λ of GAE {USUAL_GAE_LAMBDA:g}. All in thousandths, the other columns what they add to the "
-        "usual worth; ± the standard error over rollouts, for the one ĝ that all are judged by."
+        f"standard deviations, seed {run.seed}. Each of {run.directions} rollouts of "
+        f"{N_ENVS * TRAINING['n_steps']:,} rows gives a direction x, by 15 steps of conjugate gradient; "
+        f"{run.held_out} further rollouts give the gradient ĝ. x is worth ĝᵀx / √(xᵀFx), the first-order gain at a "
+        f"given KL. *usual*: its worth with damping {USUAL_DAMPING:g} and λ of GAE {USUAL_GAE_LAMBDA:g}; the other "
+        "columns: the difference from that. All in thousandths; ± is the standard error over rollouts, for the one ĝ "
+        "that judges all."
     )
     by_damping = [(damping, USUAL_GAE_LAMBDA) for damping in DAMPINGS if damping != USUAL_DAMPING]
     by_lambda = [(USUAL_DAMPING, one) for one in GAE_LAMBDAS if one != USUAL_GAE_LAMBDA] + [(1.0, 0.9)]

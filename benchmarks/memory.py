@@ -157,7 +157,7 @@ def verdict(rows: int, cost: TrainCost | None) -> str:
     """Say whether NPG keeps to what it is allowed."""
     kept = cost is not None and cost.peak_bytes <= ALLOWED_MIB * MIB
     return (
-        f"NPG is allowed {ALLOWED_MIB:,} MiB above the rollout whatever its size. At {rows:,} rows it "
+        f"NPG may take {ALLOWED_MIB:,} MiB above the rollout, whatever the rollout's size. At {rows:,} rows it "
         f"{'keeps' if kept else 'does **not** keep'} to that."
     )
 
@@ -182,11 +182,11 @@ def main(argv: Sequence[str]) -> None:
     shared = ", ".join(f"{name}={value}" for name, value in SHARED.items())
     explanation = f"""\
 One `train()` call of CnnPolicy on random 84×84×{FRAMES} frames of uint8 with {ACTIONS} actions,
-{shared}, {CG_STEPS} conjugate gradient steps, 1 thread, a fresh process for each row of the table, which may ask for
-{arguments.limit_gib:g} GiB in all. An algorithm's table ends at the first size that does not fit.
+{shared}, {CG_STEPS} conjugate gradient steps, 1 thread. Each row of the table is from a fresh process that may
+allocate {arguments.limit_gib:g} GiB in all. An algorithm's rows end at the first size that does not fit.
 
 - rollout: bytes of the rollout buffer's arrays
-- peak: largest resident memory during `train()`, less what is resident just before it, the rollout included"""
+- peak: largest resident memory during `train()`, less what was resident just before it, the rollout included"""
     sections = [
         preamble("Memory of one update on images", command_line("benchmarks.memory", argv)),
         explanation,

@@ -1,13 +1,13 @@
 """
-Policies of small images, on MinAtar above all: which damping, which solver, whose features extractor for the critic.
+Policies on small images, mostly MinAtar: which damping, which solver, and a shared or a separate extractor.
 
 Games of 10 × 10 cells, a channel for each kind of object, with the network of their authors at half its width:
 Young and Tian (2019), MinAtar: An Atari-Inspired Testbed for Thorough and Reproducible Reinforcement Learning
-Experiments, section 3. Two tasks of continuous actions that are drawn beside them. What the defaults of
-``NPG("CnnPolicy")`` do, next to other settings and to PPO.
+Experiments, section 3. Also two drawn tasks with continuous actions. Compares the defaults of ``NPG("CnnPolicy")``
+with other settings and with PPO.
 
-``python -m benchmarks.minatar`` measures what is missing and writes ``docs/minatar.md``. Stopped, it goes on where it
-was. It needs MinAtar.
+``python -m benchmarks.minatar`` measures what is missing and writes ``docs/minatar.md``. If interrupted, it resumes. It
+needs MinAtar.
 """
 
 import importlib
@@ -158,24 +158,26 @@ CANDIDATES = (
 CONCLUSIONS = """\
 ## What this says
 
-- **K-FAC with λ = 0.001 is ahead of PPO, ahead of conjugate gradient or even with it, and takes PPO's time**: 10.2 on
-  Breakout and 30.4 on Space Invaders, where PPO returns 5.9 and 21.8, on three seeds whose ranges do not meet. At
-  λ = 0.1 it comes last. A tenth of 0.001 is no better beyond the spread, and EKFAC does the same.
-- **Conjugate gradient wants less damping than vectors do**, λ = 0.01: more than with 0.1 in five of six pairs of seeds.
-  It takes two to three times as long as PPO, on one thread. With a hundredth of the usual damping the returns are lower
-  again.
-- **One random column of F_out serves K-FAC as well as all do**, for less of the processor; not so on [Pong](pong.md).
-  Measuring and decomposing at every fourth update alone costs a sixth of the returns, and saves a third of the time.
-  Cholesky with the damping split returns as much on Breakout, and less on Space Invaders with two of three seeds. The
-  mean of positions does not serve: weight sharing "reduce" halves the returns (λ = 0.01).
-- **With continuous actions K-FAC with λ = 0.001 serves as well**: on the two tasks that are drawn it ends above
-  conjugate gradient with each of three seeds, if by less than seeds differ, and takes half the time.
+- **K-FAC with λ = 0.001 is ahead of PPO in the same time, and ahead of conjugate gradient or even with it**: it returns
+  10.2 on Breakout and 30.4 on Space Invaders, PPO 5.9 and 21.8, and the ranges of their three seeds do not overlap. At
+  λ = 0.1 it is below every other candidate on both games, except K-FAC with weight sharing "reduce". A tenth of 0.001
+  is no better beyond the spread, and EKFAC returns as much as K-FAC.
+- **Conjugate gradient needs less damping here than for vectors**: λ = 0.01 returns more than 0.1 on five of six pairs
+  of seeds. With λ = 0.001 the returns are lower again. It takes two to three times as long as PPO, on one thread.
+- **One random column of F_out is as good for K-FAC as all of them** and takes less time, but not on [Pong](pong.md). To
+  measure and decompose only at every fourth update costs a sixth of the returns and saves a third of the time.
+  Cholesky, which splits the damping, returns as much on Breakout, and less on Space Invaders on two of three seeds.
+  Averaging over positions does not work: weight sharing "reduce" costs two fifths of the returns (λ = 0.01).
+- **K-FAC with λ = 0.001 is as good with continuous actions**: on the two drawn tasks it ends above conjugate gradient
+  on each of three seeds, though by less than seeds differ, and takes half the time. On Pendulum λ = 0.01 returned more
+  still, with one seed.
 - Hence `fisher_solver="auto"` is K-FAC for images.
-- Nobody has learnt Asterix after so few steps.
-- Adam with an extractor for the critic alone, as in zoo_configs for Atari, is no better than a shared one here.
-- Minutes are of the processor. Those of K-FAC with λ below 0.1 and of EKFAC are of policies that act by hand, which
-  saves about half a minute; the others acted through SB3's modules.
-- Without ±, one seed: differences of a tenth say nothing. What is missing was not run.
+- None of the four candidates that were run on Asterix learns it in so few steps.
+- Adam with a separate extractor for the critic, as in zoo_configs for Atari, is no better on Breakout than with a
+  shared one.
+- Minutes are of processor time. K-FAC with λ below 0.1 and EKFAC computed their actions by hand, which saves about half
+  a minute on the games; the others acted through SB3's modules.
+- Figures without ± are from one seed: differences of a tenth say nothing. A dash means not run.
 """
 
 
@@ -271,11 +273,11 @@ def main(argv: Sequence[str]) -> None:
         measure_missing(store, runs, measure, arguments.processes)
     settings = [f"- {one.name}: {one.algorithm}, {one.settings}" for one in CANDIDATES]
     sections = [
-        preamble("Policies of small images: MinAtar", command_line("benchmarks.minatar", [])),
+        preamble("Policies on small images: MinAtar", command_line("benchmarks.minatar", [])),
         CONCLUSIONS,
-        f"{STEPS:,} steps of {N_ENVS} environments, {N_STEPS} each between updates; seeds {SEEDS}. One convolution and "
-        "one linear layer. One extractor for actor and critic unless something else is said. Pendulum and chase, of "
-        "one and two continuous actions, are drawn on 12 × 12 pixels (benchmarks/drawn.py).",
+        f"{STEPS:,} steps over {N_ENVS} environments, {N_STEPS} in each between updates; seeds {SEEDS}. The extractor "
+        "has one convolution and one linear layer; actor and critic share it unless stated otherwise. Pendulum and "
+        "chase, with one and two continuous actions, are drawn on 12 × 12 pixels (benchmarks/drawn.py).",
         "\n".join(settings),
         "## Mean return of the last 100 episodes of the training, over seeds",
         table(store, CANDIDATES, final),

@@ -1,12 +1,12 @@
 """
-Pong from small images: which solver, which damping, and whose features extractor the critic should have.
+Pong from small images: which solver, which damping, and a shared or a separate features extractor for the critic.
 
-The settings of ``zoo_configs`` for Atari on frames of 48 × 48 pixels, small enough for a processor, next to others and
-to PPO. Beside the returns it is measured what becomes of the policy: whether its actions depend on what it sees at all,
-and how many of its extractor's units still do something.
+Compares the settings of ``zoo_configs`` for Atari, on frames of 48 × 48 pixels, small enough for a CPU, with others and
+with PPO. Besides the returns it measures whether the policy's actions depend on the image at all, and how many of its
+extractor's units are still active.
 
-``python -m benchmarks.pong`` measures what is missing and writes ``docs/pong.md``. Stopped, it goes on where it was. It
-needs ale-py and opencv-python.
+``python -m benchmarks.pong`` measures what is missing and writes ``docs/pong.md``. If interrupted, it resumes. It needs
+ale-py and opencv-python.
 """
 
 import importlib
@@ -107,25 +107,28 @@ CANDIDATES = (
 CONCLUSIONS = """\
 ## What this says
 
-- **K-FAC with little damping learns Pong in a fraction of PPO's samples**: 5.2, 12.5 and -6.9 after 600,000 steps, on
-  three seeds, and still rising steeply, where PPO is at -19.9 on the only one that it was run on, and at -16.5 after
-  1,000,000. On frames of 84 × 84 pixels, on a GPU, three seeds are at 19.6, 17.1 and 18.3 after 1.13 million
+- **K-FAC with little damping learns Pong from a fraction of PPO's samples**: after 600,000 steps its three seeds are at
+  5.2, 12.5 and -6.9 and still rising. PPO, run on one seed only, is at -19.9 by then and at -16.5 after 1,000,000. On
+  frames of 84 × 84 pixels, on a GPU, three seeds are at 19.6, 17.1 and 18.3 after 1.13 million steps
   ([gpu.md](gpu.md)).
-- **The damping decides.** At λ = 0.1 K-FAC's policy does not look at the image: the probabilities of its actions
-  are the same in every state. The gradient of a young policy is nearly all noise in what all states have in common;
-  each layer follows it by itself, and units of the extractor end below zero in every state. One extractor for actor
-  and critic changes nothing about that. At λ = 0.001 the policy looks at the image after 100,000 steps.
-- **One random column of F_out in the place of all** ends at -1.8 on seed 0, where all are at 5.2; seed 1, at -12.7
-  after 400,000 steps, lost every game from 500,000 on. On smaller games it does as well ([minatar.md](minatar.md)).
-- **Cholesky, which splits the damping between the two factors, learns less**: -15.9 and -16.8 after 600,000 steps,
-  where the eigendecompositions are at 5.2 and 12.5. √λ is added to each factor, so that the product is damped by much
-  more than λ. A hundredth of λ mends a part of it: -17.5 after 300,000 steps, a thousandth -18.1, where λ itself is
-  at -18.7 and the eigendecompositions at -14.8.
-- **Longer steps at the beginning do not pay**: with δ falling from 0.02 to 0 over 800,000 steps seed 0 is at 3.6 after
-  600,000, where δ = 0.01 is at 5.2, and at 6.8 at the end; seed 1 lost every game to nothing until 500,000.
-- **Conjugate gradient is slower**: -18.6, -15.7 and -19.6 with λ = 0.01 after as many steps, and at λ = 0.1 it hardly
-  looks at the image either. What differs between images has small eigenvalues.
-- The settings beside solver and damping were chosen on seed 0 with conjugate gradient, in trials that are not kept.
+- **The damping decides.** At λ = 0.1 K-FAC's policy ignores the image: the probabilities of its actions are the same in
+  every state. A young policy's gradient is nearly all noise, in the directions that all states have in common. Each
+  layer follows this noise on its own, and most units of the extractor end up below zero in every state. Sharing one
+  extractor between actor and critic does not change that. At λ = 0.001 the policy depends on the image by 100,000
+  steps.
+- **One random column of F_out instead of all** ends at -1.8 on seed 0, where all columns are at 5.2. Seed 1 was at
+  -12.7 after 400,000 steps and lost nearly every point from 500,000 on. On smaller games it does as well as all columns
+  ([minatar.md](minatar.md)).
+- **Cholesky, which splits the damping between the two factors, learns less**: it is at -15.9 and -16.8 after 600,000
+  steps, the eigendecompositions at 5.2 and 12.5. √λ is added to each factor, so that their product is damped by much
+  more than λ. Less damping makes up for part of that: after 300,000 steps of seed 0 a hundredth of λ is at -17.5, a
+  thousandth at -18.1, λ itself at -18.7 and the eigendecompositions at -14.8.
+- **Longer steps at the beginning do not pay**: with δ falling from 0.02 to 0 over 800,000 steps, seed 0 is at 3.6 after
+  600,000, where δ = 0.01 is at 5.2, and ends at 6.8. Seed 1 lost nearly every point until 500,000.
+- **Conjugate gradient is slower**: with λ = 0.01 its three seeds are at -18.6, -15.7 and -19.6 after 600,000 steps. At
+  λ = 0.1 its policy hardly depends on the image either: what tells images apart lies along small eigenvalues.
+- The settings other than solver and damping were chosen on seed 0 with conjugate gradient, in trials that were not
+  kept.
 """
 
 
@@ -236,24 +239,24 @@ def document(store: Store, runs: Sequence[Run]) -> list[str]:
     candidates = {run.candidate.name: run.candidate for run in runs}
     settings = "\n".join(f"- {name}: {one.algorithm}, {one.settings}" for name, one in candidates.items())
     seconds = [
-        f"{name} {looks[-1]['seconds'] / 60:.0f} minutes for {looks[-1]['steps']:,.0f} steps"
+        f"{name}: {looks[-1]['seconds'] / 60:.0f} minutes for {looks[-1]['steps']:,.0f} steps"
         for name, looks in found.items()
     ]
     return [
         CONCLUSIONS,
-        f"{TASK} on frames of {SCREEN} × {SCREEN} pixels, the wrappers and {N_ENVS} environments of rl_zoo3, seed "
-        "0 where there is one alone, one thread each. Columns are environment steps, of four frames each.",
+        f"{TASK} on frames of {SCREEN} × {SCREEN} pixels, with rl_zoo3's wrappers and {N_ENVS} environments, one "
+        "thread each; seed 0 if only one was run. Columns are environment steps, of four frames each.",
         settings,
         "## Mean return of the last 100 episodes of the training",
         table(found.items(), "return", 2),
         "## Standard deviation over states of an action's probability, in thousandths",
-        "A policy that does not look at the image has zero.",
+        "It is zero for a policy that ignores the image.",
         table(found.items(), "spread", 1, 1e3),
         "## Units of the policy's extractor that are above zero in some state, in per cent",
         table(found.items(), "alive", 0, 1e2),
         "## Entropy in nats, at most 1.79",
         table(found.items(), "entropy", 2),
-        f"Wall time, of two runs at once on two cores, most of them with other work beside: {'; '.join(seconds)}.",
+        f"Wall time with two runs at once on two cores, most of the time beside other work: {'; '.join(seconds)}.",
     ]
 
 

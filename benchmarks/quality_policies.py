@@ -127,7 +127,7 @@ def make_agent(task: str, seed: int, width: int) -> NPG:
 
 
 def train(store: Store, training: Training) -> None:
-    """Train, keep the policies beside the store's files, and note the training returns at their ages."""
+    """Train, keep the policies next to the store's files, and note the training returns at their ages."""
     prepare_process()
     store.folder.mkdir(parents=True, exist_ok=True)
     snapshots = Snapshots(store.folder, training)

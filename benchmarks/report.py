@@ -27,7 +27,7 @@ _PACKAGES = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "mujoco",
 
 
 def environment() -> dict[str, str]:
-    """Describe what a figure depends on beside the settings: versions and machine."""
+    """Describe what a figure depends on besides the settings: versions and machine."""
     versions = {"python": platform.python_version(), "sb3-npg": sb3_npg.__version__}
     versions.update({package: _version(package) for package in _PACKAGES})
     return {

@@ -1,10 +1,10 @@
 """
-NPG beside sb3-contrib's TRPO and SB3's PPO, with the hyperparameters that rl_zoo3 has for each, on eleven tasks; and
-alone on others that zoo_configs has a block for, with ``--algorithms npg --tasks Reacher-v5``, say.
+NPG compared with sb3-contrib's TRPO and SB3's PPO, with rl_zoo3's hyperparameters for each of them, on eleven tasks;
+and NPG by itself on other tasks of zoo_configs, for example with ``--algorithms npg --tasks Reacher-v5``.
 
-``python -m benchmarks.returns`` does the runs that are missing, then writes ``docs/results.md`` with its pictures and
-the table in ``README.md``. Stopped, it goes on where it was. ``--algorithms``, ``--tasks`` and ``--seeds`` do a part;
-``--report`` does no runs.
+``python -m benchmarks.returns`` does the missing runs, then writes ``docs/results.md`` with its pictures and the table
+in ``README.md``. If interrupted, it resumes. ``--algorithms``, ``--tasks`` and ``--seeds`` restrict the runs;
+``--report`` does none.
 """
 
 import argparse
@@ -24,7 +24,7 @@ RESULTS = Path("benchmarks/results/returns")
 DOCUMENT = Path("docs/results.md")
 README = Path("README.md")
 ALGORITHMS = ("npg", "trpo", "ppo")
-#: Steps of each task: rl_zoo3's budgets for TRPO, which are PPO's or less, but for LunarLander, which gets PPO's.
+#: Steps of each task: rl_zoo3's budgets for TRPO, which are PPO's or less, except that LunarLander gets PPO's.
 TASKS = {
     "CartPole-v1": 100_000,
     "Acrobot-v1": 100_000,
@@ -38,7 +38,7 @@ TASKS = {
     "Swimmer-v5": 1_000_000,
     "BipedalWalker-v3": 1_000_000,
 }
-#: Other tasks with a block in zoo_configs, which NPG runs alone, for the block's own steps.
+#: Other tasks with a block in zoo_configs, which only NPG runs, for the block's own steps.
 MORE_TASKS = {
     "MountainCar-v0": 500_000,
     "LunarLanderContinuous-v3": 500_000,
@@ -104,10 +104,10 @@ def document(
         f"## Return of the final policy, mean ± standard deviation over seeds {seeds}",
         report.final_table(found, tasks, algorithms),
         f"## All complete tasks together: {', '.join(complete) or 'none yet'}",
-        "Scaled: 0 is a policy that knows nothing, 1 a good one. In brackets 95 % bootstrap intervals over seeds.",
+        "Scaled so that 0 is an untrained policy and 1 a good one. In brackets: 95 % bootstrap intervals over seeds.",
         report.aggregate_table(found, complete, algorithms) if complete else "–",
         "## Seconds and steps to TRPO's final score",
-        "Of the first evaluation that reaches it: median over the seeds that do.",
+        "At the first evaluation that reaches it: median over the seeds that do.",
         report.to_score_table(found, tasks, algorithms),
         "## Seconds of whole runs",
         report.seconds_table(found, tasks, algorithms),
@@ -116,7 +116,7 @@ def document(
         *(f"![returns over {over}]({name})" for over, name in names.items()),
         "## Every seed",
         report.seeds_table(found, tasks, algorithms),
-        "## Other tasks of zoo_configs, NPG alone",
+        "## Other tasks of zoo_configs, only NPG",
         report.alone_table(found, MORE_TASKS),
     ]
 

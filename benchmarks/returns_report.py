@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 Found = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
 NAMES = {"npg": "NPG", "trpo": "TRPO", "ppo": "PPO"}
 COLOURS = {"npg": "C3", "trpo": "C0", "ppo": "C2"}
-#: What counts as 0 and as 1 in the aggregate: a policy that knows nothing, and a good one. Pendulum's and Acrobot's
+#: What counts as 0 and as 1 in the aggregate: an untrained policy, and a good one. Pendulum's and Acrobot's
 #: scores are negative; those of MuJoCo are what natural gradients have been known to reach in a million steps.
 SCALE = {
     "CartPole-v1": (20.0, 500.0),
@@ -42,30 +42,31 @@ SCALE = {
 CONCLUSIONS = """\
 ## What this says
 
-In interquartile mean over the eleven tasks NPG's final policies are at 0.986, TRPO's at 0.863 and PPO's at 0.852, and
-NPG's interval does not meet theirs. NPG's mean return is the highest on ten tasks, on CartPole together with PPO's,
-on LunarLander by less than its spread; on Acrobot and Pendulum all three are near one another. TRPO's is the highest
-on Walker2d, by less than either's spread. A run of NPG takes 0.2 to 0.6 of TRPO's seconds, and 0.04 to 0.8 of PPO's.
-It reaches TRPO's final score in half of the seconds that TRPO does or less on every task, on Walker2d with two of
-three seeds. Ant-v5 observes 78 contact forces that version 4, which rl_zoo3's hyperparameters for TRPO and PPO are
-for, leaves out; PPO's, made for version 4, stand still on Hopper-v5. What NPG lacks: on LunarLander one seed of three
-still fails now and then at the end, on Ant the policy falls now and then, and BipedalWalker takes hyperparameters of
-its own ([bipedal_walker.md](bipedal_walker.md)): with those of MuJoCo two seeds of three stood still. Its λ of GAE by
-the number of action dimensions was chosen on the five tasks of MuJoCo and these seeds ([tuning.md](tuning.md)), the
-rollouts and the falling radius of LunarLander on its.
+Over the eleven tasks the interquartile mean of NPG's scaled returns is 0.986, TRPO's is 0.863 and PPO's 0.852; NPG's
+interval does not overlap theirs. NPG has the highest mean return on ten tasks, on CartPole together with PPO. On
+Acrobot and Pendulum all three are close; on LunarLander, Swimmer and BipedalWalker NPG leads the second by less than
+the larger of their spreads. On Walker2d TRPO has the highest, by less than either's spread. A run of NPG takes 0.2 to
+0.6 of TRPO's seconds, and 0.04 to 0.8 of PPO's. It reaches TRPO's final score in half of TRPO's seconds or less on
+every task, on Walker2d with two of three seeds. rl_zoo3's hyperparameters for TRPO and PPO are for version 4 of the
+MuJoCo tasks: Ant-v5 observes 78 contact forces that version 4 leaves out, and on Hopper-v5 two of PPO's policies stand
+still and the third falls. NPG's weak points: on LunarLander one seed of three still fails now and then at the end, on
+Ant the policy falls now and then, and BipedalWalker needs hyperparameters of its own
+([bipedal_walker.md](bipedal_walker.md)): with those of MuJoCo two seeds of three stood still. How NPG's λ of GAE
+depends on the number of action dimensions was chosen on the five MuJoCo tasks and these same seeds
+([tuning.md](tuning.md)), and LunarLander's rollout length and falling δ on LunarLander with these seeds.
 
-LunarLander has PPO's budget of rl_zoo3, five times TRPO's, and wants long rollouts and a radius that falls. By steps of
-one length, δ = 0.02, from rollouts of 4,096 rows seed 0 ends at 277, and seed 1 at 152, up and down between -96 and 245
-all the way; with the falling radius the three end at 171, 211 and 265, with rollouts of 8,192 rows too as in the table.
-After 200,000 steps of one length they were at 237, 168 and 11, TRPO's at -6, -140 and 109, PPO's at -202, -142 and
--174; with 1,024 rows at 1, -13 and 200. With continuous actions seed 0 ends at 136 with 1,024 rows, at 158 with 4,096,
-and at 263 with 8,192, where it stays after 125,000 steps. (What is in no table is not kept.)
+LunarLander runs for PPO's budget in rl_zoo3, five times TRPO's, and needs long rollouts and a δ that falls. With a
+constant δ = 0.02 and rollouts of 4,096 rows seed 0 ends at 277 and seed 1 at 152, which moved between -96 and 245 all
+the way. With a falling δ the three seeds end at 171, 211 and 265, and with rollouts of 8,192 rows as well, as in the
+table. After 200,000 steps with a constant δ they were at 237, 168 and 11, TRPO at -6, -140 and 109, PPO at -202, -142
+and -174; with 1,024 rows NPG was at 1, -13 and 200. With continuous actions seed 0 ends at 136 with 1,024 rows, at 158
+with 4,096, and with 8,192 at 263, where it stays from 125,000 steps on. (Figures that are in no table were not kept.)
 
-Of the tasks that NPG alone has run, the pendulums balance to the end of the episode, nearly always. With the steps of
-one length that serve the rest of MuJoCo the double one balances after 50,000 steps and has unlearnt it after a
-million: 1,516, 2,882 and 148 (not kept). Where nothing goes wrong any more, advantages are noise, and a trust region
-is filled all the same; hence a radius that falls to zero within 300,000 steps. The single one is better off with steps
-of one length: one seed of three was at 76 with the falling radius (not kept).
+Of the tasks that only NPG has run, the two pendulums balance to the end of nearly every episode. With the constant δ of
+the other MuJoCo tasks the double pendulum balances after 50,000 steps and has unlearnt it after a million: 1,516, 2,882
+and 148 (not kept). Once nothing goes wrong any more, advantages are noise, but every step still fills the trust region;
+hence a δ that falls to 0 within 300,000 steps. The single pendulum does better with a constant δ: with a falling one,
+one seed of three was at 76 (not kept).
 """
 README_MARKS = ("<!-- written by python -m benchmarks.returns -->", "<!-- end -->")
 BOOTSTRAP_SAMPLES = 2000
@@ -100,7 +101,7 @@ def seeds_table(found: Found, tasks: Sequence[str], algorithms: Sequence[str]) -
 
 
 def alone_table(found: Found, tasks: Mapping[str, int]) -> str:
-    """Return steps and final returns of tasks that NPG alone runs."""
+    """Return steps and final returns of tasks that only NPG runs."""
     rows = []
     for task, steps in tasks.items():
         values = [final(run) for run in found.get(("npg", task), [])]
@@ -143,10 +144,10 @@ def aggregate_table(found: Found, tasks: Sequence[str], algorithms: Sequence[str
 
 #: What a reader of the headline must know, and ``docs/results.md`` tells at length.
 CAVEATS = """\
-To be read with care: three seeds are few. TRPO and PPO have rl_zoo3's hyperparameters, whose MuJoCo blocks are for
-version 4; Ant-v5 observes 78 contact forces that version 4 leaves out, and PPO's stand still on Hopper-v5. NPG's were
-chosen on the five MuJoCo tasks and on LunarLander with these very seeds, and on BipedalWalker with others
-([more](docs/results.md))."""
+Read this with care: three seeds are few. TRPO and PPO use rl_zoo3's hyperparameters, whose MuJoCo blocks are for
+version 4: Ant-v5 observes 78 contact forces that version 4 leaves out, and on Hopper-v5 PPO's policies stand still or
+fall. NPG's were chosen on the five MuJoCo tasks and on LunarLander with these same seeds, and on BipedalWalker with
+others ([more](docs/results.md))."""
 
 
 def headline(found: Found, tasks: Sequence[str], algorithms: Sequence[str], picture: str) -> str:
@@ -164,8 +165,8 @@ def headline(found: Found, tasks: Sequence[str], algorithms: Sequence[str], pict
             "over three seeds:",
             final_table(found, tasks, algorithms),
             CAVEATS,
-            "All of these tasks together, scaled: 0 is a policy that knows nothing, 1 a good one; 95 % bootstrap "
-            "intervals:",
+            "All of these tasks together, scaled so that 0 is an untrained policy and 1 a good one, with 95 % "
+            "bootstrap intervals:",
             aggregate_table(found, tasks, algorithms),
             f"![Learning curves over seconds of one processor]({picture})",
         ]
@@ -263,12 +264,12 @@ def how_it_was_done() -> str:
     """Tell how the runs were made."""
     return (
         "Hyperparameters: NPG's from `zoo_configs/npg.yml`, TRPO's and PPO's from rl_zoo3 (its MuJoCo blocks are for "
-        "version 4; version 5 gets the same), each run as `python -m rl_zoo3.train` does, on one thread. Every "
-        "algorithm has the same steps. Returns are of deterministic policies on episodes that training does not see: "
-        f"{EVALUATION_EPISODES} of the final policy, {EPISODES} at each of {EVALUATIONS} points on the way. Seconds "
-        "are the process's own on a processor, evaluations left out. As a shared machine is faster at one hour than "
-        "at another, a fixed piece of work is timed at every evaluation, and what it takes counts as "
-        f"{STANDARD} s (`benchmarks/pace.py`)."
+        "version 4; version 5 gets the same), each run as `python -m rl_zoo3.train` does, on one thread. All "
+        "algorithms run for the same number of steps. Returns are of deterministic policies on episodes that training "
+        f"does not see: {EVALUATION_EPISODES} of the final policy, {EPISODES} at each of {EVALUATIONS} points on the "
+        "way. Seconds are the process's own processor time, without evaluations. As a shared machine is faster at one "
+        "hour than at another, a fixed piece of work is timed at every evaluation, and the seconds are scaled so that "
+        f"it takes {STANDARD} s (`benchmarks/pace.py`)."
     )
 
 

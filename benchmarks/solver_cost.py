@@ -1,8 +1,8 @@
 """
 What a solve costs, by solver: seconds and memory, and how both grow with the network and the rollout.
 
-Timed in one process, the solvers in turn, so that a slow moment of the machine meets all of them; memory in a fresh
-process each. ``python -m benchmarks.solver_cost`` measures and prints the tables; ``python -m benchmarks.solvers``
+Timed in one process, the solvers in turn, so that a slow moment of the machine affects all of them; memory in fresh
+processes. ``python -m benchmarks.solver_cost`` measures and prints the tables; ``python -m benchmarks.solvers``
 puts them into ``docs/solvers.md``.
 """
 
@@ -160,10 +160,10 @@ def sections(store: Store) -> list[str]:
     """Write the tables from what is stored."""
     networks, rollouts = sizes()
     about = (
-        f"Seconds of one solve, `update` and `solve`, for SB3's MlpPolicy with two hidden layers, {OBSERVATIONS} "
-        f"observations and {ACTIONS} actions (Box), float32, one thread; median, solvers in turn. Behind each figure, "
-        f"its ratio to {PEER}: sb3-contrib's conjugate gradient with 15 products by double backward, timed in the "
-        "same turns. –: not measured, takes minutes or is refused."
+        f"Seconds of one solve (`update` and `solve`) for SB3's MlpPolicy with two hidden layers, {OBSERVATIONS} "
+        f"observations and {ACTIONS} actions (Box), float32, one thread; medians, with the solvers taking turns. In "
+        f"brackets: the ratio to {PEER}, sb3-contrib's conjugate gradient with 15 products by double backward, timed "
+        "in the same turns. –: not measured, because it takes minutes or is refused."
     )
     by_width = _table(store, networks, "seconds", lambda size, p: f"{size.width}×{size.width} (p = {p:,})")
     by_rows = _table(store, rollouts, "seconds", lambda size, _: f"N = {size.rows:,}")

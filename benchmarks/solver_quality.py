@@ -1,5 +1,5 @@
 """
-How good each solver's direction is, as a fraction of what the exact natural gradient improves at the same KL.
+How good each solver's direction is: its improvement as a fraction of the exact natural gradient's at the same KL.
 
 ``python -m benchmarks.solver_quality`` trains the policies that are missing, measures what is missing, prints the
 tables and writes them to ``docs/solver_quality.md``, with a picture.
@@ -23,7 +23,7 @@ AGES = (0, 100_000, 500_000)
 DAMPINGS = (1e-1, 1e-2, 1e-3, 1e-4)
 SEEDS = (0, 1, 2)
 WIDTH = 64
-#: What ``--quick`` does in the place of all this: the same on one small policy.
+#: What ``--quick`` does instead of all this: the same on one small policy.
 QUICK: dict[str, Any] = {
     "tasks": ["CartPole-v1"],
     "seeds": [0],
@@ -154,7 +154,7 @@ def enough_products(qualities: Qualities) -> str:
             values = qualities[case][ENOUGH]
             verdict = "yes" if fmean(values) >= ALLOWED_QUALITY else "**no**"
             lines.append(f"- {case}: {verdict}, {fmean(values):.4f}, worst seed {min(values):.4f}")
-    return "\n".join([f"`{ENOUGH}` has a quality of {ALLOWED_QUALITY:g} or more:", "", *lines])
+    return "\n".join([f"Does `{ENOUGH}` reach a quality of {ALLOWED_QUALITY:g}?", "", *lines])
 
 
 def two_metrics(qualities: Qualities, damped: Qualities) -> str:
@@ -193,20 +193,20 @@ def sections(store: Store, runs: Sequence[Run] | None = None) -> list[str]:
     runs = all_runs() if runs is None else runs
     qualities = collect(store, runs)
     about = (
-        "Quality of a direction x: gᵀx / √(xᵀFx), the improvement to first order at a given small KL, as a fraction of "
-        "what the exact x = (F + λI)⁻¹g gives. 1 is as good as exact; above 1 a direction acts as if it were damped "
-        "less. F is the undamped Fisher, all in float64; the number behind a solver's name is that of its products "
-        "with F. Mean over seeds, and in parentheses the worst seed where it is more than "
+        "Quality of a direction x: gᵀx / √(xᵀFx), its first-order improvement at a given small KL, as a fraction of "
+        "that of the exact x = (F + λI)⁻¹g. 1 is as good as exact; a direction above 1 acts as if it were damped less. "
+        "F is the undamped Fisher; everything is in float64. The number after a solver's name is how many products "
+        "with F it makes. Cells are means over seeds, with the worst seed in parentheses if it is more than "
         f"{SPREAD:g} below."
     )
     relative = (
         "The same with damping relative to the mean eigenvalue of each layer's block. Each solver works in scaled "
-        "coordinates, so `identity` is the gradient divided by those eigenvalues, and the exact direction is another."
+        "coordinates, so `identity` is the gradient divided by those eigenvalues, and the exact direction differs."
     )
     variants = (
         f"`kfac-cg` with cheaper statistics. propagated: one random column of the outputs' Fisher; sampled: the scores "
         f"of the actions taken; stale: factors from {LAG} updates earlier; averaged: moving average of those and the "
-        "present ones, with decay 0.9. A policy that has not been trained has no earlier ones."
+        "current ones, with decay 0.9. An untrained policy has no earlier ones."
     )
     compared = (*(family for family in MAIN if family.name == "kfac-cg"), *VARIANTS)
     return [
@@ -307,7 +307,7 @@ def main(argv: Sequence[str]) -> None:
         preamble("Quality of the solvers' directions", command_line("benchmarks.solver_quality", argv)),
         f"{arguments.rows:,} rows of a rollout; hidden layers of {arguments.width} units; seeds {arguments.seeds}.",
         *sections(store, runs),
-        "The policies, all trained with NPG's defaults:",
+        "The policies, trained by NPG with damping 0.1 and an Adam critic (benchmarks/quality_policies.py):",
         policies(store, runs),
     ]
     if plot(picture, store, runs):

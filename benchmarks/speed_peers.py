@@ -31,7 +31,7 @@ class Peer:
 
     :param name: in the tables
     :param algorithm: what the worker builds
-    :param arguments: of its constructor, beside those that all share
+    :param arguments: of its constructor, in addition to those that all share
     :param home: key of ``REQUIREMENTS``, or "" for our own environment
     """
 

@@ -25,21 +25,22 @@ PARTS = ("gradient", "solve", "line search", "critic")
 CONCLUSIONS = """\
 ## What this says
 
-- **An update of NPG is several times cheaper than TRPO's, PPO's and SBX's.** *What is left* holds its parts against the
-  matrix products that they are made of. Products with the Fisher are near half of their floor, and the floor alone is a
-  large part of TRPO's time: on a processor that multiplies matrices faster, relative to all else, the ratios grow. The
-  rest is narrow matrices (17 inputs, 6 outputs), which run at a fraction of that rate, passes over the activations, and
-  tanh, which takes as long as two products of 64 × 64 here.
-- **A rollout costs the simulator and about half as much again** with eight environments. With one, SB3's loop and its
-  environments' wrappers are called eight times as often, and take more than the simulator.
-- **One thread.** A second one does not make an update of this size faster, and acting becomes slower.
+- **An update of NPG is several times cheaper than TRPO's, PPO's and SBX's** at the standard size. *What is left*
+  compares its parts with the time of their matrix products alone. Products with the Fisher run at nearly half the rate
+  of plain matrix products, whose time alone is a seventh of that of TRPO's product: on a processor that multiplies
+  matrices faster, relative to all else, the ratios grow. The rest is narrow matrices (17 inputs, 6 outputs), which run
+  at a fraction of that rate, passes over the activations, and tanh, which takes as long here as two products of 64 ×
+  64. On images an update is four times cheaper than TRPO's and little cheaper than PPO's.
+- **A rollout takes NPG about half as long again as the simulator alone** with eight environments. With one, SB3's loop
+  and its environments' wrappers are called eight times as often and take longer than the simulator.
+- **One thread.** A second one does not make an update of this size faster, and it makes acting slower.
 - **The cost grows linearly with the rollout** for all solvers but `woodbury`, slightly faster once a rollout's
-  activations leave the caches; over widths, where parameters grow with the square, by an exponent below 2.
-- **The Gauss–Newton critic explains less than Adam's after few rollouts** of observations and rewards that are not
-  normalised, as here. Over whole trainings with `VecNormalize` the two are near to one another:
-  [critics.md](critics.md).
-- tianshou's update is cheap because its critic takes twenty steps on the whole rollout; its collector is what takes
-  time. A2C takes a single gradient step for a rollout.
+  activations no longer fit in the caches. With the width it grows with an exponent below 2, though the parameters grow
+  with the square.
+- **The Gauss–Newton critic explains less than Adam's after few rollouts** if observations and rewards are not
+  normalised, as here. Over whole trainings with `VecNormalize` the two are close: [critics.md](critics.md).
+- tianshou's update is cheap because its critic takes only twenty steps, each on the whole rollout; most of its time
+  goes into collecting. A2C takes a single gradient step per rollout.
 - On a GPU: [gpu.md](gpu.md).
 """
 
@@ -73,9 +74,9 @@ def _about(command: str) -> str:
     return (
         f"{preamble('What an update costs', command)}\n{elsewhere}\n\n"
         "HalfCheetah-v5 unless said otherwise: 17 observations, 6 actions; MLP of two hidden layers, 64 units each; "
-        "one thread; each algorithm in a process of its own, in turn, iteration by iteration. Medians, and in "
-        f"brackets the quartiles. NPG and TRPO: δ = {TARGET_KL} nats and λ = {DAMPING} of the same KL, 10 conjugate "
-        "gradient steps. All else is each library's default; A2C's rollout is made as long as the others'. *of NPG*: "
+        "one thread; each algorithm in a process of its own, taking turns iteration by iteration. Medians, with the "
+        f"quartiles in brackets. NPG and TRPO: δ = {TARGET_KL} nats and λ = {DAMPING} of the same KL, 10 conjugate "
+        "gradient steps. All else is each library's default, except A2C's rollout, as long as the others'. *of NPG*: "
         "the figure divided by that of the first line. *outside*: seconds of a rollout that are not the simulator's, "
         "divided by the simulator's. EV: explained variance of the critic in the second half of the iterations."
     )
@@ -113,9 +114,9 @@ def _profile(found: Found, products: Mapping[str, Any]) -> list[str]:
         for part, m in medians.items()
     ]
     about = (
-        f"{CG.name}. The floor is what the matrix products of a part take at the {products['rate'] / 1e9:.0f} GFLOP/s "
-        "that this machine reaches in a product of their shape, with one trial of the line search and as many products "
-        "with JᵀJ in the critic's solve as in the policy's; activations, distributions and Python come on top."
+        f"{CG.name}. The floor is the time of a part's matrix products at the {products['rate'] / 1e9:.0f} GFLOP/s "
+        "that this machine reaches for their shape, with one trial of the line search and as many products with JᵀJ in "
+        "the critic's solve as with F in the policy's; activations, distributions and Python come on top."
     )
     return ["## What is left", about, markdown_table(["part", "ms", "floor, ms", "share"], rows)]
 
@@ -123,7 +124,7 @@ def _profile(found: Found, products: Mapping[str, Any]) -> list[str]:
 def _images_and_memory(found: Found) -> list[str]:
     parts = []
     if images := _titled("images", found):
-        about = "512 rows of 36 × 36 images in 8 environments, which cost next to nothing; NatureCNN, 3 actions."
+        about = "512 rows of 36 × 36 images from 8 environments that take next to no time; NatureCNN, 3 actions."
         parts += ["## Images", about, _images_table(images)]
     if solvers := _titled("solvers", found):
         parts += ["## Peak memory of the process, standard size", _memory_table(solvers)]
@@ -181,8 +182,8 @@ def _products(products: Mapping[str, Any]) -> list[str]:
         for name, (low, m, high) in seconds.items()
     ]
     about = (
-        f"2,048 rows, 64 units. The floor, {1e3 * floor:.2f} ms, is what the matrix products of one product by hand "
-        f"take at the {products['rate'] / 1e9:.0f} GFLOP/s that this machine reaches in a product of their shape."
+        f"2,048 rows, 64 units. The floor, {1e3 * floor:.2f} ms, is the time of the matrix products of one product by "
+        f"hand at the {products['rate'] / 1e9:.0f} GFLOP/s that this machine reaches for their shape."
     )
     return [
         "## One product with the Fisher",

@@ -1,5 +1,5 @@
 """
-NPG beside sb3-contrib's TRPO, at the same true KL: ``python -m benchmarks.trpo_comparison``.
+NPG compared with sb3-contrib's TRPO, at the same true KL: ``python -m benchmarks.trpo_comparison``.
 
 Does the runs of ``benchmarks.trpo_runs`` that are missing, and writes ``docs/trpo_comparison.md`` from what is stored.
 """
@@ -28,15 +28,15 @@ from benchmarks.trpo_runs import (
 CONCLUSIONS = """\
 ## What this says
 
-Both fit the critic with Adam. Begun with the same noise, σ = 1, the two return the same within the spread of six
-seeds, which is wide: TRPO 1,716 and NPG 1,598 on HalfCheetah, 3,113 and 2,504 on Hopper, where two seeds of NPG's and
-none of TRPO's still stand where they are at about 900 after 300,000 steps. NPG's steps are longer, 0.016 nats for
-0.014 on Hopper, as their length leaves the damping out. Its `train()` takes 0.46 of the processor's seconds. What
-makes a difference is the noise that it begins with of its own accord: 4,630 and 3,248, on HalfCheetah every seed
-above every one of the others, on Hopper none that stands still.
+Both fit the critic with Adam. If they begin with the same noise, σ = 1, they return the same within the spread of six
+seeds, which is wide: on HalfCheetah TRPO returns 1,716 and NPG 1,598, on Hopper 3,113 and 2,504, where after 300,000
+steps two seeds of NPG and none of TRPO still stand in place, at 899 and 994. NPG's steps are longer, 0.016 nats against
+0.014 on Hopper, because their length is computed without the damping. Its `train()` takes 0.46 of TRPO's processor
+seconds. NPG's own initial noise makes the difference: with it NPG returns 4,630 and 3,248; on HalfCheetah every seed is
+above all seeds of the others, and on Hopper none stands in place.
 
-Wall seconds are of a machine that other work shared, most of all while the last of the three and the last three seeds
-ran; CPU seconds do not count it.
+The machine was shared with other work, which wall seconds include, most of all those of "NPG, its own σ" and of seeds 3
+to 5; CPU seconds do not.
 """
 
 
@@ -112,7 +112,7 @@ SB3's `kl_divergence` of a Box action has one value per action dimension, and TR
 dimensions. For d action dimensions the same trust region is NPG(target_kl={run.target_kl:g}, damping={run.damping:g})
 and TRPO(target_kl={run.target_kl:g}/d, cg_damping={run.damping:g}/d).
 
-{OWN_NOISE}: without that `log_std_init`, which begins at σ = min(1, 2/d).
+{OWN_NOISE}: without that `log_std_init`, so that it begins at NPG's default σ = min(1, 2/d).
 
 - final return: mean of {EVALUATION_EPISODES} deterministic episodes of the final policy, statistics of VecNormalize
   frozen, reward not normalised
@@ -184,7 +184,7 @@ def main(argv: Sequence[str]) -> None:
     measure_missing(store, runs, measure, arguments.processes)
     picture = arguments.out.with_suffix(".png")
     sections = [
-        preamble("NPG beside sb3-contrib's TRPO", command_line("benchmarks.trpo_comparison", argv)),
+        preamble("NPG compared with sb3-contrib's TRPO", command_line("benchmarks.trpo_comparison", argv)),
         CONCLUSIONS,
         explanation(runs[0]),
         *(environment_section(store, env_id, runs) for env_id in arguments.envs),

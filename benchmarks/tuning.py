@@ -1,8 +1,8 @@
 """
-The study behind the one set of hyperparameters for MuJoCo: candidates side by side on the same tasks and seeds.
+The study behind the one set of hyperparameters for MuJoCo: candidates compared on the same tasks and seeds.
 
-``python -m benchmarks.tuning`` does the runs that are missing and writes ``docs/tuning.md``. Stopped, it goes on where
-it was. ``--candidates``, ``--finalists``, ``--tasks`` and ``--seeds`` do a part. Finalists are trained as
+``python -m benchmarks.tuning`` does the runs that are missing and writes ``docs/tuning.md``. If interrupted, it
+resumes. ``--candidates``, ``--finalists``, ``--tasks`` and ``--seeds`` restrict the runs. Finalists are trained as
 ``python -m benchmarks.returns`` does, and share its stored runs.
 """
 
@@ -25,7 +25,7 @@ from benchmarks.zoo_runs import measure as measure_final
 RESULTS = Path("benchmarks/results/tuning")
 FINAL_RESULTS = Path("benchmarks/results/returns")
 DOCUMENT = Path("docs/tuning.md")
-#: Steps of the first look at many candidates, and of the few that are left.
+#: Steps of the short runs of many candidates, and of the long runs of the finalists.
 STEPS, FINAL_STEPS = 500_000, 1_000_000
 
 #: What a candidate does not say. Rollouts of 1,024 rows; log σ is the policy's ``log_std_init``.
@@ -110,7 +110,7 @@ _TWO_OVER_D: dict[str, Any] = {"log σ": lambda d: min(0.0, math.log(2.0 / d))}
 _SAME: dict[str, Any] = {**_STAGGERED, **_TWO_OVER_D}
 _NORM_ONE: dict[str, Any] = {**_SET, "log σ": lambda d: -0.5 * math.log(d)}
 _16_ENVIRONMENTS: dict[str, Any] = {"n_envs": 16, "n_steps": 64}
-#: The few that are left, in the zoo's grammar. Whole, so that a change of ``zoo_configs/npg.yml`` leaves them alone.
+#: Those of the long runs, in the zoo's grammar, in full, so that a change of ``zoo_configs/npg.yml`` affects none.
 FINALISTS: dict[str, dict[str, Any]] = {
     "log σ −1, δ 0.01": {**_SET, **log_std(-1.0)},
     "log σ −0.75, δ 0.02, rollouts of 2,048, Adam": {
@@ -245,10 +245,11 @@ def final_runs(
 def write(store: Store, final_store: Store) -> None:
     """Write the document from what is stored."""
     about = (
-        f"Mean ± standard deviation over seeds {list(SEEDS)}, in brackets how many there are if fewer; {N_ENVS} "
-        "environments, VecNormalize, MLP of 64 × 64, one thread, γ = 0.99 but 0.9999 for Swimmer. What a candidate "
-        f"does not say is {BASE}. Candidates that fell behind on the first seeds were not run on all. "
-        "Seconds are not scaled to one pace of the machine: compare those of one hour."
+        f"Mean ± standard deviation over seeds {list(SEEDS)}, with the number of seeds in brackets if fewer; {N_ENVS} "
+        "environments, VecNormalize, MLP of 64 × 64, one thread, γ = 0.99, for Swimmer 0.9999. At "
+        f"{STEPS:,} steps a candidate lists only what differs from {BASE}. Candidates that fell behind on the first "
+        "seeds were not run on all. Seconds are not scaled to one pace of the machine: only those of the same hour "
+        "compare."
     )
     machines = "\n".join(sorted(store.environments() | final_store.environments()))
     head = [

@@ -1,10 +1,10 @@
 """
-What an update and a rollout cost: NPG with each solver against sb3-contrib's TRPO, SB3's PPO and A2C, SBX's PPO and
-tianshou's NPG and TRPO.
+What an update and a rollout cost: NPG with each solver compared with sb3-contrib's TRPO, SB3's PPO and A2C, SBX's PPO
+and tianshou's NPG and TRPO.
 
-Each algorithm is a process of its own, on one core; they take turns iteration by iteration, so that a slow moment of
-the machine meets all of them. Algorithms that cannot share our virtual environment get one each under ``.peers``.
-``python -m benchmarks.update_speed`` measures what is missing and writes ``docs/performance.md``; it wants an
+Each algorithm runs in a process of its own, on one core; they take turns iteration by iteration, so that a slow moment
+of the machine affects all of them. Algorithms that cannot share our virtual environment get one each under ``.peers``.
+``python -m benchmarks.update_speed`` measures what is missing and writes ``docs/performance.md``; it needs an
 otherwise idle machine.
 """
 
@@ -51,7 +51,7 @@ class Group:
     :param title: what they show
     :param size: what they are run on
     :param peers: the algorithms
-    :param rounds: iterations of each, beside one that warms up
+    :param rounds: iterations of each, after one that warms up
     """
 
     title: str
@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
     """Measure what is missing, then write the document."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.update_speed", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="iterations of each algorithm")
-    parser.add_argument("--quick", action="store_true", help="NPG and TRPO alone, at a small size")
+    parser.add_argument("--quick", action="store_true", help="only NPG and TRPO, at a small size")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=Path("docs/performance.md"))
     arguments = parser.parse_args(argv)

@@ -1,10 +1,10 @@
 """
 The natural gradient does not depend on the units of the policy's parameters. The vanilla gradient does.
 
-The policy is linear, its weights are in metres and radians or in centimetres and turns: the same policies, in other
+The policy is linear, with weights in metres and radians or in centimetres and turns: the same policies in different
 coordinates. Start, environment, critic and random numbers are the same too. So the natural gradient takes the same
-steps, and its curves coincide, up to rounding, which in the end flips an action. The vanilla gradient of a weight
-grows with the unit that it is in: a step of the same KL is then spent on the position alone and the pole falls.
+steps, and its curves coincide until rounding flips an action. The vanilla gradient of a weight depends on the weight's
+unit: a step of the same KL then goes almost entirely into the weights in centimetres, and the pole falls.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ class Rescaled(nn.Module):
         return parameter * self.scale
 
     def right_inverse(self, weight: th.Tensor) -> th.Tensor:
-        """Return the parameter V that stands for the weight W."""
+        """Return the parameter V for the weight W."""
         return weight / self.scale
 
 

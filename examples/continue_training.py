@@ -1,4 +1,4 @@
-"""Stop training, and go on later from the file with another hyperparameter."""
+"""Stop training, and continue later from the saved file with a changed hyperparameter."""
 
 from pathlib import Path
 
@@ -30,12 +30,12 @@ def main(total_timesteps: int = 20_000, folder: str | Path = "runs", seed: int =
     # The file holds the networks, the critic's optimizer, the hyperparameters and the number of steps done, but no
     # environment. A keyword argument replaces the hyperparameter of that name.
     model = NPG.load(path, env=env, damping=0.01, device="cpu")
-    model.learn(total_timesteps // 2, reset_num_timesteps=False)  # goes on counting
+    model.learn(total_timesteps // 2, reset_num_timesteps=False)  # continues counting
     return model, first_half, mean_return(model)
 
 
 def mean_return(model: NPG) -> float:
-    """Evaluate on environments of their own, always from the same start states."""
+    """Evaluate on separate environments, always from the same start states."""
     returns, _ = evaluate_policy(model, make_vec_env(ENV_ID, n_envs=8, seed=1_000_000), n_eval_episodes=16)
     return float(np.mean(returns))
 

@@ -1,7 +1,7 @@
 """
-A Fisher solver of your own: a class with one method, a name, and the agent can be trained, saved and loaded with it.
+A Fisher solver of your own: register a class under a name, and agents can be trained, saved and loaded with it.
 
-Importing this module registers the solver, which is all that a saved agent needs to be loaded.
+Importing this module registers the solver; a saved agent needs nothing else to be loaded.
 """
 
 from pathlib import Path
@@ -19,10 +19,10 @@ ENV_ID = "CartPole-v1"
 
 class NystromSolver(FisherSolver):
     """
-    Takes F for a matrix of low rank, (FΩ) (ΩᵀFΩ)⁺ (FΩ)ᵀ with a random Ω of k orthonormal columns.
+    Approximates F by a matrix of low rank, (FΩ) (ΩᵀFΩ)⁺ (FΩ)ᵀ, with a random Ω of k orthonormal columns.
 
-    Costs k Fisher-vector products for each update, which do not depend on g or λ: retries with more damping are free.
-    Conjugate gradient, which aims at one g, is as accurate with fewer products. Exact for k ≥ p.
+    Costs k Fisher-vector products per update. They do not depend on g or λ, so that retries with more damping are free.
+    Conjugate gradient, which works for one g only, is as accurate with fewer products. Exact for k ≥ p.
 
     Frangella, Tropp & Udell (2023), Randomized Nyström Preconditioning, section 2.
 
@@ -94,7 +94,7 @@ def main(total_timesteps: int = 20_000, folder: str | Path = "runs", seed: int =
         device="cpu",
     )
     model.learn(total_timesteps)
-    # The residual is taken with the true Fisher, whatever a solver takes it for.
+    # The residual is computed with the true Fisher, whatever the solver's approximation.
     print(f"the last solve left {model.logger.name_to_value['train/solver_residual']:.2g} of the gradient unexplained")
     model.save(path)
 

@@ -1,8 +1,8 @@
 """
-What the solvers take each layer's block of the Fisher for, early and late in training.
+How the solvers approximate each layer's block of the Fisher, early and late in training.
 
 ``python -m examples.fisher_spectrum --help``. Draws the eigenvalues of the block itself, which is formed, and those of
-K-FAC, EKFAC and the diagonal. For small networks, and vectors as observations.
+its approximations by K-FAC, EKFAC and the diagonal. For small networks with vectors as observations.
 """
 
 import argparse
@@ -37,9 +37,9 @@ STYLES = {EXACT: "k-", "K-FAC": "C0--", "EKFAC": "C1-.", "diagonal": "C2:"}
 
 class Spectrum(NamedTuple):
     """
-    One layer's block of the Fisher, and what is taken for it.
+    One layer's block of the Fisher, and its approximations.
 
-    :param eigenvalues: by who takes the block for what, from the largest to the smallest
+    :param eigenvalues: of the block and of each approximation, by name, from the largest to the smallest
     :param errors: relative error of each approximation of the block, in Frobenius norm
     """
 
@@ -109,7 +109,7 @@ def local_problem(model: NPG) -> LocalProblem:
 
 
 def measure(problem: LocalProblem) -> dict[str, Spectrum]:
-    """Decompose each layer's block of the Fisher, and let the solvers look at it."""
+    """Decompose each layer's block of the Fisher, and let the solvers approximate it."""
     solvers: dict[str, BlockDiagonalSolver] = {
         "K-FAC": KFACSolver(),
         "EKFAC": EKFACSolver(),
@@ -148,8 +148,8 @@ def relative_errors(block: th.Tensor, product: th.Tensor, eigenvalues: dict[str,
     """
     Measure what the approximations miss.
 
-    The diagonal, in its basis, is right; EKFAC, in the eigenbasis of K-FAC, too. What they miss is off the diagonal:
-    the sum of all squares less those on it.
+    On the diagonal, the diagonal approximation is exact, and so is EKFAC in the eigenbasis of K-FAC. What they miss is
+    off the diagonal: the sum of all squares less those on it.
     """
     whole = block.square().sum()
     missed = {"K-FAC": (block - product).square().sum()}
@@ -171,7 +171,7 @@ def draw(spectra: Spectra, picture: Path, title: str) -> Path:
             axes.set_title(f"{layer}, update {update + 1}", fontsize="medium")
     for axes, layer in zip(panels[-1], layers, strict=True):
         largest = max(values[0] for by_layer in spectra.values() for values in by_layer[layer].eigenvalues.values())
-        # Single precision does not see less.
+        # Single precision does not resolve less.
         axes.set(xlabel="number", ylim=(1e-7 * largest, 3.0 * max(largest, DAMPING)))
     for axes in panels[:, 0]:
         axes.set_ylabel("eigenvalue")
