@@ -17,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from sb3_npg.acting import acting
 from sb3_npg.local_problem import LocalProblem
+from sb3_npg.observations import examples, filled, uneven_observations, zero_observation
 from sb3_npg.policy_parts import split_policy
+from sb3_npg.solvers import make_fisher_solver
 from tests import reference
 from tests.agents import TargetEnv, make_agent, same, snapshot, train
 from tests.cases import make_actions, make_observations
@@ -329,6 +331,26 @@ def test_a_policy_that_knows_no_zeros_is_tried_within_the_bounds_of_its_space(fa
             assert agent.policy(th.full((2, 1), 5.0))[0].isfinite().all()
 
 
+def test_drawing_examples_leaves_a_space_s_own_random_numbers():
+    space, other = (spaces.Box(-1.0, 1.0, (3,), np.float32, seed=seed) for seed in (1, 2))
+    expected = copy.deepcopy(space).sample()
+    drawn, again = (np.stack([*examples(one)]) for one in (space, other))
+    assert np.array_equal(drawn, again)
+    assert not drawn[0].any()
+    assert drawn[1:].any(axis=1).all()
+    assert np.array_equal(space.sample(), expected)
+
+
+def test_parts_of_an_observation_are_filled_one_by_one():
+    space = spaces.Dict({"counts": spaces.Box(1.0, 9.0, (2,), np.float32), "kind": spaces.Discrete(3)})
+    seen = {"counts": th.full((3, 2), 5.0), "kind": th.full((3, 1), 2)}
+    zeros, uneven = filled(seen, zero_observation(space)), uneven_observations(seen)
+    assert th.equal(zeros["counts"], th.ones(3, 2))
+    assert th.equal(zeros["kind"], th.zeros(3, 1, dtype=th.int64))
+    assert th.equal(uneven["kind"], th.ones(3, 1, dtype=th.int64))
+    assert len(uneven["counts"].unique()) == 6
+
+
 class WithoutEntries(BaseFeaturesExtractor):
     """Beside a layer another one, and a parameter, of which nothing is left."""
 
@@ -594,6 +616,28 @@ def test_chunks_of_rows_that_do_not_reach_every_layer_change_nothing():
     for problem in (whole, chunked):
         th.testing.assert_close(problem.fisher_vector_product(vector), fisher @ vector, rtol=1e-10, atol=1e-12)
         th.testing.assert_close(problem.dense_fisher(), fisher, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("solver", ["diagonal", "ekfac", "kfac", "woodbury"])
+@pytest.mark.filterwarnings("ignore:.* treats what is not in a plain")
+def test_layers_that_whole_chunks_do_not_reach_change_nothing(solver):
+    """The first rows reach one head, and whole chunks after them the other alone."""
+    env = TargetEnv()
+    policy = ActorCriticPolicy(
+        env.observation_space, env.action_space, lambda _: 1e-3, features_extractor_class=Routed, net_arch=[]
+    ).double()
+    policy.set_training_mode(False)
+    observations = make_observations(env.observation_space, 2 * N)
+    observations[:, 0] = observations[:, 0].abs() * th.ones(2 * N).index_fill(0, th.arange(N, 2 * N), -1.0)
+    actions, advantages = make_actions(policy, observations), th.randn(2 * N, dtype=th.float64)
+    found = []
+    for budget in (2**28, 1):
+        problem = LocalProblem(policy, observations, actions, advantages, memory_budget=budget)
+        curvature = make_fisher_solver(solver)
+        curvature.update(problem)
+        found.append(curvature.solve(problem, problem.surrogate_gradient(), 0.1).natural_gradient)
+    th.testing.assert_close(*found, rtol=1e-8, atol=1e-10)
 
 
 class KeyBias(BaseFeaturesExtractor):

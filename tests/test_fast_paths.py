@@ -73,6 +73,14 @@ def test_gradient_surrogate_and_kl_are_autograds(distribution, policy, ent_coef)
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("policy", ["Mlp", "MultiInput"])
+def test_features_of_more_rows_than_are_extracted_at_once_are_all_there(policy, monkeypatch):
+    monkeypatch.setattr("sb3_npg.networks._ROWS_AT_ONCE", 4)
+    by_hand, autograd = both_ways("categorical", policy, 9)
+    th.testing.assert_close(by_hand.surrogate_gradient(), autograd.surrogate_gradient(), **EXACT)
+
+
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("memory_budget", [2**28, 1])
 @pytest.mark.parametrize("distribution", ["Gaussian", "gSDE"])
 def test_a_jacobian_that_is_kept_sees_the_noise_move_alone(distribution, memory_budget):
@@ -211,6 +219,17 @@ class RandomExtractor(FlattenExtractor):
         return self.dropout(super().forward(observations))
 
 
+class AveragingExtractor(BaseFeaturesExtractor):
+    """Features without parameters, and with averages of what was observed."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, observation_space.shape[0])
+        self.averages = nn.BatchNorm1d(observation_space.shape[0], affine=False)
+
+    def forward(self, observations):
+        return self.averages(observations)
+
+
 class ScalingExtractor(BaseFeaturesExtractor):
     """Features of its own kind, without parameters."""
 
@@ -227,6 +246,7 @@ STRANGE = {
     "forward": {"policy": OtherForward},
     "network": {"policy": OtherNetwork},
     "Gaussian": {"policy": OtherGaussian},
+    "averages in the features": {"policy_kwargs": {"features_extractor_class": AveragingExtractor}},
     "dropout in the features": {"policy_kwargs": {"features_extractor_class": RandomExtractor}},
     "softmax": {"policy_kwargs": {"activation_fn": lambda: nn.Softmax(dim=1)}},
 }
@@ -252,6 +272,20 @@ def test_method_replaced_on_the_object_takes_the_generic_path(name):
     policy = make_policy("Gaussian", "Mlp")
     assert read_networks(policy) is not None
     setattr(policy, name, partial(getattr(policy, name)))
+    assert read_networks(policy) is None
+
+
+@pytest.mark.parametrize("name", ["forward_actor", "forward_critic"])
+def test_method_replaced_on_the_trunk_takes_the_generic_path(name):
+    policy = make_policy("Gaussian", "Mlp")
+    setattr(policy.mlp_extractor, name, partial(getattr(policy.mlp_extractor, name)))
+    assert read_networks(policy) is None
+
+
+def test_extractor_of_sb3_s_own_with_a_hook_takes_the_generic_path():
+    policy = make_policy("categorical", "NatureCNN")
+    assert read_networks(policy) is not None
+    policy.features_extractor.register_forward_hook(lambda _module, _args, output: 2.0 * output)
     assert read_networks(policy) is None
 
 
@@ -456,6 +490,7 @@ class Policies(BaseCallback):
 OPTIONS = {
     "plain": {},
     "extractors of their own": {"policy_kwargs": {"share_features_extractor": False}},
+    "images as they are": {"policy_kwargs": {"normalize_images": False}},
     "layers before the networks": {"policy_kwargs": {"features_extractor_class": TwoLayers}},
     "layers of their own": {
         "policy_kwargs": {"features_extractor_class": TwoLayers, "share_features_extractor": False}
@@ -468,6 +503,7 @@ OPTIONS = {
 SPACES = {
     "plain": [space for space in ENVIRONMENTS if space != "image in a Dict"],
     "extractors of their own": ["image", "image, Box"],
+    "images as they are": ["image"],
     **dict.fromkeys((name for name in OPTIONS if name.startswith("layers")), ("vector", "MultiBinary")),
     **dict.fromkeys((name for name in OPTIONS if name.startswith("gSDE")), ("Box", "vector", "Dict", "image, Box")),
 }
@@ -490,6 +526,40 @@ def test_rollout_is_that_of_sb3s_own_loop(space, options, n_envs):
     one, other = buffers
     for name in ("actions", "values", "log_probs", "returns", "advantages", "rewards", "episode_starts"):
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, atol=2e-6, err_msg=name)
+
+
+def assert_acts_as_sb3(policy: ActorCriticPolicy, observations: th.Tensor) -> None:
+    found = []
+    for forward in (FastForward.of(policy), policy.forward):
+        th.manual_seed(0)
+        with th.no_grad():
+            found.append(forward(observations))
+    for one, other in zip(*found, strict=True):
+        th.testing.assert_close(one, other)
+
+
+def test_matrices_are_seen_as_vectors():
+    assert_acts_as_sb3(make_agent(TargetEnv(spaces.Box(-1.0, 1.0, (2, 3), np.float32))).policy, th.randn(5, 2, 3))
+
+
+@every_distribution
+def test_every_distribution_acts_as_in_sb3(distribution):
+    policy = make_policy(distribution, "Mlp").float()
+    if policy.use_sde:
+        policy.reset_noise(5)
+    assert_acts_as_sb3(policy, th.randn(5, 3))
+
+
+def test_outputs_that_overflow_count_as_zeros():
+    policy = make_agent("vector").policy
+    act, observations, actions = FastForward.of(policy), th.randn(2, *policy.observation_space.shape), []
+    for bias in (0.0, np.inf):
+        th.nn.init.zeros_(policy.action_net.weight)
+        th.nn.init.constant_(policy.action_net.bias, bias)
+        th.manual_seed(0)
+        with th.no_grad():
+            actions.append(act(observations)[0])
+    assert th.equal(*actions)
 
 
 @pytest.mark.parametrize("frozen", ["pi_features_extractor", "vf_features_extractor"])

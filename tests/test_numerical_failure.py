@@ -473,6 +473,13 @@ def test_equal_advantages_are_normalised_to_zeros(value, n_rows):
     assert normalized(advantages).std() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1.0])
+def test_advantages_are_normalised_as_in_sb3(scale):
+    advantages = scale * th.randn(20)
+    expected = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    th.testing.assert_close(normalized(advantages), expected)
+
+
 def test_a_frozen_actor_stays_while_the_critic_learns():
     agent = make_agent("vector")
     train(agent, 1)

@@ -166,7 +166,8 @@ def test_somebody_who_calls_the_policy_between_steps_changes_nothing_that_was_re
 
 
 def test_gradients_and_likely_actions_are_not_replayed():
-    agent = agent_of("Gaussian", Recorder(Camera()))
+    camera = Camera()
+    agent = agent_of("Gaussian", Recorder(camera))
     observations = th.ones(1, 3)
     with acting(agent.policy, recorder=agent._recorder):
         assert agent.policy(observations)[1].requires_grad
@@ -175,6 +176,7 @@ def test_gradients_and_likely_actions_are_not_replayed():
                 agent.policy(observations, deterministic=True)[0],
                 agent.policy.get_distribution(observations).mode(),
             )
+    assert not camera.replays
 
 
 def test_observation_of_nan_is_replayed_as_zeros():
@@ -195,6 +197,16 @@ def test_a_copy_records_for_itself():
             parameter.add_(1.0)
         assert th.equal(copied(observations)[1], copied.predict_values(observations))
         assert th.equal(agent.policy(observations)[1], agent.policy.predict_values(observations))
+
+
+def test_a_copy_of_an_agent_has_a_recorder_and_no_recording():
+    """A graph cannot be copied."""
+    agent = agent_of("Gaussian", Recorder(emulated_capture))
+    with th.no_grad(), acting(agent.policy, recorder=agent._recorder):
+        agent.policy(th.ones(1, 3))
+    assert agent._recorder._recording is not None
+    assert copy.deepcopy(agent._recorder)._recording is None
+    assert agent._recorder._recording is not None
 
 
 def test_there_is_nothing_to_record_on_a_processor():

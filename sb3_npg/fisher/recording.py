@@ -88,20 +88,19 @@ def recorded_calls(layers: Iterable[nn.Module]) -> Iterator[list[Call]]:
 
 def layers_that_mix_rows(layers: Iterable[nn.Module], compute: Callable[[], object], n_rows: int) -> set[nn.Module]:
     """
-    Find layers that are applied to something else than one entry for each row, such as the rows of a mask.
+    Find layers that are not applied to one entry for each row: to the rows of a mask, say, or not at all.
 
     :param layers: the modules to listen to
     :param compute: what calls them, without gradients
     :param n_rows: rows that it computes with
     """
-    mixing: set[nn.Module] = set()
+    modules, by_row, mixing = set(layers), set[nn.Module](), set[nn.Module]()
 
     def look(module: nn.Module, _args: object, output: th.Tensor) -> None:
-        if len(output) != n_rows:
-            mixing.add(module)
+        (by_row if len(output) == n_rows else mixing).add(module)
 
     with ExitStack() as hooks, th.no_grad():
-        for layer in layers:
+        for layer in modules:
             hooks.callback(layer.register_forward_hook(look).remove)
         compute()
-    return mixing
+    return mixing | (modules - by_row)

@@ -11,6 +11,7 @@ from torch import nn
 
 from sb3_npg import NPG
 from sb3_npg.critic import GaussNewtonSolver, MinibatchSolver, ValueProblem, make_critic_solver, make_values
+from sb3_npg.critic.gauss_newton import _fit_intercept
 from sb3_npg.critic.minibatches import _minibatches, fused
 from sb3_npg.critic.problem import ProximalProblem
 from sb3_npg.critic.values import FeedForwardValues
@@ -68,6 +69,13 @@ def jacobian(problem: RegressionOfPolicy) -> th.Tensor:
     values = problem.policy.predict_values(problem.observations).flatten()
     rows = [th.autograd.grad(v, problem.vector.tensors, retain_graph=True, materialize_grads=True) for v in values]
     return th.stack([problem.vector.flatten(row) for row in rows])
+
+
+@both_ways
+@pytest.mark.usefixtures("float64")
+def test_values_are_differentiated_within_the_memory_budget(fast_paths):
+    assert len(make_value_problem("Mlp", fast_paths, memory_budget=2**28)._chunks) == 1
+    assert len(make_value_problem("Mlp", fast_paths, memory_budget=1)._chunks) == N
 
 
 @pytest.mark.usefixtures("float64")
@@ -693,6 +701,14 @@ def test_bias_that_leaves_no_values_is_put_back():
     fit(GaussNewtonSolver(damping=0.1), problem, 0, fast_paths=False)
     assert problem.loss() == loss
     assert th.equal(problem.vector.get(), before)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("returns", "policy", "damping"), [(-10.0, Squared, 10.0), (-20.0, Rooted, 0.1)])
+def test_bias_that_is_put_back_leaves_the_loss_that_there_was(returns, policy, damping):
+    problem = make_squared_problem(returns, policy)
+    loss, left, _ = _fit_intercept(problem.policy, problem, damping)
+    assert left == loss == float(problem.loss())
 
 
 @pytest.mark.parametrize(("kwargs", "max_steps"), [(None, 10), ({}, 15), ({"rtol": 0.1}, 15), ({"max_steps": 3}, 3)])

@@ -3,7 +3,7 @@
 import pytest
 import torch as th
 
-from sb3_npg.solvers.base import fisher_chain
+from sb3_npg.solvers.base import fisher_chain, layer_chain
 from sb3_npg.solvers.scaling import ScaledProblem
 from tests.cases import DISTRIBUTIONS, POLICIES, make_problem
 
@@ -41,6 +41,7 @@ def test_chain_leaves_out_what_is_not_trained():
     assert len(problem.vector) < len(trained.vector)
     chain = problem.fisher_chain()
     assert chain is not None
+    assert chain.noise is chain.noise_span is None
     vector = th.randn(len(problem.vector), dtype=th.float64)
     th.testing.assert_close(chain.product(vector), problem.fisher_vector_product(vector), **EXACT)
 
@@ -51,3 +52,10 @@ def test_no_chain_through_autograd_or_in_chunks():
     assert make_problem("Gaussian", "Mlp", 6, fast_paths=False).fisher_chain() is None
     assert make_problem("Gaussian", "Mlp", 6, memory_budget=1).fisher_chain() is None
     assert fisher_chain(object()) is None
+
+
+def test_layers_are_a_chain_where_the_fisher_is():
+    assert layer_chain(make_problem("Gaussian", "Mlp", 6).layers) is not None
+    assert layer_chain(make_problem("Gaussian", "NatureCNN", 6).layers) is None
+    assert layer_chain(make_problem("Gaussian", "Mlp", 6, fast_paths=False).layers) is None
+    assert layer_chain(make_problem("Gaussian", "Mlp", 6, memory_budget=1).layers) is None

@@ -40,6 +40,15 @@ def test_few_rows_are_measured_too(n_rows):
     assert rows_within(1, n_rows, compute, network.parameters()) == 1
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_exists_anyway_does_not_count(shared):
+    network = nn.Linear(WIDTH, 2)
+    inputs = th.randn(1, WIDTH)
+    storages = [*network.parameters(), inputs] if shared else network.parameters()
+    kept = saved_bytes(lambda: network(inputs.requires_grad_()).sum(), storages)  # whose derivatives need both
+    assert kept == (0 if shared else inputs.nbytes)
+
+
 @pytest.mark.parametrize(("n_rows", "largest"), [(10, 3), (10, 10), (10, 100), (1, 1), (7, 2)])
 def test_rows_are_cut_evenly(n_rows, largest):
     slices = split_rows(n_rows, largest)
@@ -71,3 +80,13 @@ def test_records_of_layers_are_made_of_no_more_rows_than_are_differentiated_at_o
     chunks = kept.record_chunks(chunk_rows, 2**28)
     assert max(rows.stop - rows.start for rows in chunks) <= chunk_rows
     assert sum(rows.stop - rows.start for rows in chunks) == 10
+
+
+def test_jacobian_of_other_rows_is_made_anew():
+    network = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
+    inputs, vector = th.randn(6, 3), ParameterVector(list(network.parameters()))
+    kept = KeptJacobian(FeedForward.read(network, [network]), inputs, vector)
+    for rows in (slice(0, 3), slice(0, 5), slice(2, 5)):
+        assert not kept.holds(rows)
+        th.testing.assert_close(kept.of(rows).outputs, network(inputs[rows]).detach())
+        assert kept.holds(rows)

@@ -5,7 +5,7 @@ import torch as th
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from sb3_npg.fisher import FeedForward, FeedForwardJacobian, convolutions
+from sb3_npg.fisher import FeedForward, FeedForwardJacobian, UnitMetric, convolutions
 from sb3_npg.fisher.feed_forward import ELEMENTWISE
 from sb3_npg.parameters import ParameterVector
 
@@ -157,6 +157,15 @@ def test_product_leaves_what_it_returned_before():
     assert th.equal(first, kept)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_chain_multiplies_as_the_jacobian_does(last):
+    network = make_network(nn.Tanh(), last=last)
+    vector = ParameterVector(list(network.parameters()))
+    jacobian = FeedForwardJacobian(FeedForward.read(network, [network]), th.randn(N, FAN_IN, dtype=th.float64), vector)
+    v = th.randn(len(vector), dtype=th.float64)
+    th.testing.assert_close(jacobian.chain(UnitMetric()).product(v), jacobian.pull(jacobian.push(v)) / N)
+
+
 def test_jacobian_moves_to_other_rows_and_parameters():
     network = make_network(nn.Tanh())
     mlp, vector = FeedForward.read(network, [network]), ParameterVector(list(network.parameters()))
@@ -166,6 +175,28 @@ def test_jacobian_moves_to_other_rows_and_parameters():
     inputs, u = th.randn(N, FAN_IN, dtype=th.float64), th.randn(N, OUTPUTS, dtype=th.float64)
     moved.linearize(inputs)
     th.testing.assert_close(moved.pull(u), FeedForwardJacobian(mlp, inputs, vector).pull(u), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda jacobian: jacobian.push(th.ones(jacobian.size, dtype=th.float64)),
+        lambda jacobian: jacobian.pull(th.ones_like(jacobian.outputs)),
+        lambda jacobian: jacobian.deltas(th.ones_like(jacobian.outputs).unsqueeze(0)),
+        lambda jacobian: jacobian.chain(UnitMetric()),
+    ],
+    ids=["push", "pull", "deltas", "chain"],
+)
+@pytest.mark.parametrize("name", ["0.weight", "4.bias"])
+def test_parameters_that_have_moved_are_refused(name, ask):
+    network = make_network(nn.Tanh())
+    vector = ParameterVector(list(network.parameters()))
+    jacobian = FeedForwardJacobian(FeedForward.read(network, [network]), th.randn(N, FAN_IN, dtype=th.float64), vector)
+    ask(jacobian)
+    with th.no_grad():
+        network.get_parameter(name).add_(0.1)
+    with pytest.raises(RuntimeError, match="have moved"):
+        ask(jacobian)
 
 
 class Loud(nn.Linear):
@@ -215,7 +246,9 @@ STRANGE = {
     "convolution at the end": lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()),
     "images for a result": lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()),
     "Linear along a side of an image": lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.Linear(6, 2), nn.Flatten()),
-    "convolution after a vector": lambda: nn.Sequential(nn.Linear(3, 3), nn.Conv2d(3, 2, 1), nn.Flatten()),
+    "convolution after a vector": lambda: nn.Sequential(
+        nn.Linear(3, 3), nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(18, 2)
+    ),
     "flattened vector": lambda: nn.Sequential(nn.Linear(3, 3), nn.Flatten()),
     "flattened in part": lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(2), nn.Linear(42, 2)),
     "flattened but for one side": lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(1, 2), nn.Linear(6, 2)),

@@ -16,10 +16,12 @@ from sb3_npg.fisher import (
     kronecker_factors,
     layer_blocks,
     second_moments,
+    split_rows,
 )
 from sb3_npg.fisher.autograd import pull_all
 from sb3_npg.fisher.rollout_fisher import RolloutFisher
 from sb3_npg.local_problem import LocalProblem
+from sb3_npg.policy_parts import split_policy
 from sb3_npg.solvers import make_fisher_solver
 from tests.cases import DISTRIBUTIONS, POLICIES, DistributionCase, make_actions
 from tests.cases import make_problem as make_any_problem
@@ -190,6 +192,18 @@ def test_one_column_is_right_on_average(distribution, columns):
         error = (draws.mean(dim=0) - expected).norm()
         assert float(spread) > 0.1 * float(expected.norm())
         assert float(error) < 2.0 * float(spread) / n_draws**0.5
+
+
+@pytest.mark.parametrize("fast_paths", [True, False])
+def test_rows_that_come_again_in_another_chunk_have_signs_of_their_own(fast_paths):
+    few = make_any_problem("categorical", "Mlp", 6, fast_paths=fast_paths)
+    observations, actions = few.observations.repeat(2, 1), few.actions.repeat(2)
+    parts = split_policy(few.policy, observations, fast_paths)
+    layers = LocalProblem(few.policy, observations, actions, few.advantages.repeat(2), parts=parts).layers
+    layers.chunks = split_rows(12, 6)
+    for first, second in zip(*layers.records("propagated"), strict=True):
+        assert th.equal(first.inputs, second.inputs)
+        assert not th.allclose(first.deltas, second.deltas)
 
 
 @pytest.mark.parametrize("space", [spaces.Box(-1.0, 1.0, (1,)), spaces.Discrete(2), spaces.MultiBinary(1)], ids=str)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from sb3_npg.fisher import LayerBlock, dense_blocks, layer_blocks
+from sb3_npg.fisher.autograd import pull_all
 from sb3_npg.fisher.partition import untreated_block
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.solvers import make_fisher_solver
@@ -426,6 +427,56 @@ def test_sampled_fisher_of_odd_networks_is_the_true_one(network):
     gradient = problem.surrogate_gradient()
     x = updated("woodbury", problem).solve(problem, gradient, 0.1).natural_gradient
     th.testing.assert_close(x, th.linalg.solve(matrix, gradient), rtol=1e-8, atol=1e-10)
+
+
+class Balanced(nn.Module):
+    """Uses a layer's weight beside it for what the sum of all outputs does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        beside = functional.linear(x, self.layer.weight)
+        return self.layer(x) + beside - beside.mean(dim=1, keepdim=True)
+
+
+def test_outputs_that_hide_something_together_are_told_apart():
+    policy = make_network_policy(Balanced, (3,))
+    policy.action_net = nn.Identity()
+    problem = freeze_problem(policy, make_observations((3,), 7))
+    assert not layer_blocks(problem.layers.blocks)
+    assert_partition(problem)
+
+
+def test_layers_that_mix_rows_in_a_later_chunk_alone_are_none():
+    """The rows that are tried, and the first chunk, go through one layer of two."""
+    policy = make_network_policy(lambda: nn.Sequential(nn.Linear(3, 3), Routed()), (3,), "categorical")
+    with th.no_grad():
+        policy.features_extractor.network[0].weight.copy_(th.eye(3))
+        policy.features_extractor.network[0].bias.zero_()
+    observations = make_observations((3,), 7)
+    observations[:, 0] = observations[:, 0].abs() * th.tensor([1.0, 1.0, 1.0, 1.0, -1.0, -1.0, 1.0])
+    whole, chunked = (freeze_problem(policy, observations, memory_budget=budget) for budget in (2**28, 1))
+    assert len(whole.layers.chunks) == 1 < len(chunked.layers.chunks)
+    assert [one.name for one in chunked.layers.blocks] == [one.name for one in whole.layers.blocks]
+    assert [one.name for one in layer_blocks(chunked.layers.blocks)] == ["features_extractor.network.0", "action_net"]
+    assert_partition(chunked)
+
+
+def test_blocks_of_no_known_kind_are_formed_within_the_chunks(monkeypatch):
+    policy, taken = make_network_policy(OnlyFunctional, (3,)), []
+
+    def counting(outputs: th.Tensor, *others: Any) -> th.Tensor:
+        taken.append(len(outputs))
+        return pull_all(outputs, *others)
+
+    monkeypatch.setattr("sb3_npg.fisher.rollout_fisher.pull_all", counting)
+    layers = freeze_problem(policy, make_observations((3,), 40), memory_budget=1).layers
+    weight = next(one for one in dense_blocks(layers.blocks) if one.name.endswith("layer.weight"))
+    taken.clear()
+    layers.dense_block(weight)
+    assert taken == [1] * 40
 
 
 def test_large_parameter_of_no_known_kind_leaves_its_diagonal():

@@ -68,8 +68,9 @@ def test_matrices_are_decomposed_in_a_batch():
 
 
 def test_decomposition_of_float32_is_made_in_float64():
-    """Eigenvalues 1 and 1e-6 of a matrix whose entries hide the small one from float32 arithmetic."""
-    matrix = th.tensor([[0.5 + 5e-7, 0.5 - 5e-7], [0.5 - 5e-7, 0.5 + 5e-7]])
+    """Eigenvalues from 1 to 1e-6 in a basis that hides the small ones from float32 arithmetic."""
+    basis = symmetric_eigen(semidefinite(6, 6, 0)).vectors
+    matrix = (basis @ th.diag(th.logspace(-6, 0, 6, dtype=th.float64)) @ basis.T).float()
     expected = th.linalg.eigvalsh(matrix.double()).float()
     th.testing.assert_close(symmetric_eigen(matrix).values, expected, rtol=1e-6, atol=0.0)
 

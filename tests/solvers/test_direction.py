@@ -6,8 +6,9 @@ import pytest
 import torch as th
 
 from sb3_npg.numerics import NumericalFailure
-from sb3_npg.solvers import FisherSolver, Solution
+from sb3_npg.solvers import FisherSolver, Solution, make_fisher_solver
 from sb3_npg.solvers.direction import DAMPING_RETRIES, find_direction
+from tests.cases import make_problem
 
 
 class Diagonal:
@@ -130,3 +131,16 @@ def test_residual_of_a_gradient_whose_square_has_no_digits_is_not_known():
     direction = find_direction(Scripted(0.0, None), Diagonal(1e-20, 1e-20), th.tensor([1e-24, 0.0]), 0.0)
     assert direction.natural_gradient.tolist() == pytest.approx([1e-4, 0.0])
     assert math.isnan(direction.stats["residual"])
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"preconditioner": "diagonal"}], ids=str)
+def test_direction_of_conjugate_gradient_costs_no_product_beside_its_steps(kwargs, monkeypatch, float64):
+    problem = make_problem("categorical", "Mlp", 12)
+    gradient, product, taken = problem.surrogate_gradient(), problem.fisher_vector_product, []
+    monkeypatch.setattr(problem, "fisher_vector_product", lambda vector: taken.append(vector) or product(vector))
+    direction = find_direction(
+        make_fisher_solver("cg", {"max_steps": 4, "rtol": 0.0, **kwargs}), problem, gradient, 0.1
+    )
+    assert len(taken) == direction.stats["steps"] == 4
+    x = direction.natural_gradient
+    assert direction.curvature == pytest.approx(float(x @ product(x)))

@@ -155,6 +155,18 @@ def test_factors_that_are_remembered_are_multiplied_out(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["kfac", "ekfac"])
+def test_factors_of_many_rows_take_the_place_of_those_that_were_kept_as_rows(name, monkeypatch):
+    monkeypatch.setattr("sb3_npg.solvers.kfac.SMALLEST_GRAM", 1)
+    few, many = (make_problem("categorical", "Mlp", n) for n in (2, 12))
+    gradient = many.surrogate_gradient()
+    assert updated(name, few, largest_eigen=0)._grams
+    ours, fresh = (updated(name, *seen, largest_eigen=0) for seen in ([few, many], [many]))
+    assert not fresh._grams
+    one, other = (solver.solve(many, gradient, 0.1).natural_gradient for solver in (ours, fresh))
+    assert th.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
 def test_split_damping_follows_the_damping_and_the_update(name):
     problems = [make_problem("Gaussian", "Mlp", 8, seed) for seed in range(2)]
     gradient = problems[0].surrogate_gradient()
@@ -322,6 +334,20 @@ def test_state_that_is_loaded_into_a_solver_in_use_is_what_it_solves_with(name, 
     after, expected = (solver.solve(second, gradient, 0.1).natural_gradient for solver in (ours, theirs))
     assert not th.allclose(before, expected)
     assert th.equal(after, expected)
+
+
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
+@pytest.mark.parametrize("limits", [(0, 1024), (1024, 0)], ids=str)
+def test_factors_loaded_with_another_limit_are_inverted_as_it_says(limits, name):
+    problem = make_problem("categorical", "Mlp", 12)
+    gradient = problem.surrogate_gradient()
+    saved, ours = (make_fisher_solver(name, {"inverse_interval": 100, "largest_eigen": limit}) for limit in limits)
+    saved.update(problem)
+    ours.load_state_dict(saved.state_dict())
+    ours.update(problem)
+    fresh = updated(name, problem, largest_eigen=limits[1])
+    one, other = (solver.solve(problem, gradient, 0.1).natural_gradient for solver in (ours, fresh))
+    th.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("name", ["diagonal", "kfac", "ekfac"])

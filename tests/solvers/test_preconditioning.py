@@ -67,6 +67,16 @@ def test_preconditioner_that_is_exact_ends_in_one_step_for_each_block(preconditi
     assert plain.stats["steps"] > 2.0
 
 
+@each_preconditioner
+def test_preconditioner_is_of_the_newest_rollout(preconditioner):
+    first, second = (make_problem("categorical", "Mlp", 12, seed) for seed in range(2))
+    ours, fresh = (
+        make_fisher_solver("cg", {"max_steps": 2, "rtol": 0.0, "preconditioner": preconditioner}) for _ in range(2)
+    )
+    solve(ours, first)
+    assert th.equal(solve(ours, second).natural_gradient, solve(fresh, second).natural_gradient)
+
+
 def test_preconditioner_takes_its_own_arguments():
     kwargs = {"decay": 0.5, "columns": "sampled"}
     solver: Any = make_fisher_solver("cg", {"preconditioner": "kfac", "preconditioner_kwargs": kwargs})

@@ -9,7 +9,7 @@ from sb3_npg.fisher import layer_blocks
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.solvers import make_fisher_solver
 from sb3_npg.solvers.direction import find_direction
-from sb3_npg.solvers.scaling import ScaledProblem, block_scale
+from sb3_npg.solvers.scaling import ScaledLayers, ScaledProblem, block_scale
 from tests.cases import DISTRIBUTIONS, POLICIES, make_problem
 from tests.networks import NETWORKS, expected_layers, make_network_problem
 from tests.reference import curvature, kfac_matrix, relative_error, scores, single_layers
@@ -129,6 +129,19 @@ def test_scaled_problem_is_the_problem_in_other_coordinates(network):
         x = solver.solve(scaled, vector, EPSILON).natural_gradient
         dense = matrix / scale / scale.unsqueeze(1) + EPSILON * th.eye(len(scale), dtype=th.float64)
         assert relative_error(x, th.linalg.solve(dense, vector)) < 1e-8
+
+
+@pytest.mark.parametrize(
+    "kind", [("exact", 0, "reduce"), ("propagated", 0, "expand"), ("propagated", 1, "expand"), ("sampled", 0, "expand")]
+)
+def test_scaled_records_are_of_the_kind_that_is_asked_for(kind):
+    layers = make_network_problem("two convolutions", "categorical", 5).layers
+    scale = block_scale(layers)
+    (scaled,), (expected,) = (list(each.records(*kind)) for each in (ScaledLayers(layers, scale), layers))
+    for (one, inputs, deltas), record in zip(scaled, expected, strict=True):
+        assert one is record.block
+        th.testing.assert_close(inputs, record.inputs)
+        th.testing.assert_close(deltas * one.gather(scale)[0, 0], record.deltas)
 
 
 @pytest.mark.parametrize("name", ["cg", "diagonal", "exact", "kfac"])
