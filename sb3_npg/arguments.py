@@ -1,4 +1,4 @@
-"""What ``NPG`` accepts: hyperparameters, policy classes and spaces, checked before any training starts."""
+"""Checks of what ``NPG`` accepts, before any training starts: hyperparameters, policy classes and spaces."""
 
 import inspect
 import math
@@ -28,7 +28,7 @@ CHOSEN_ONCE = (
     "fisher_solver", "fisher_solver_kwargs", "critic_solver", "critic_solver_kwargs", "backend",
     "n_steps", "gamma", "gae_lambda",
 )  # fmt: skip
-#: Arguments that an agent is asked for again once it is made: these, and those that an update reads.
+#: Arguments whose attributes are checked again when an agent trains: these, and those that an update reads.
 HEEDED = (
     *CHOSEN_ONCE, "batch_size", "ent_coef", "n_critic_updates", "normalize_advantage", "use_sde", "sde_sample_freq",
     "target_kl", "step_size", "damping", "adaptive_damping", "relative_damping", "line_search_shrinking_factor",
@@ -79,11 +79,11 @@ def _check_rollout_size(arguments: Mapping[str, Any], n_envs: int) -> None:
 
 def check_chosen_once(chosen: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
     """
-    Refuse a change of what an agent was made of, which its attributes no longer change.
+    Refuse new values of attributes that only had an effect when the agent was made.
 
     :param chosen: the arguments that the agent was made with
     :param arguments: its attributes now
-    :raises ValueError: naming the first that is another one
+    :raises ValueError: naming the first that differs
     """
     for name in CHOSEN_ONCE:
         if arguments[name] is not chosen[name] and arguments[name] != chosen[name]:
@@ -95,7 +95,7 @@ def check_chosen_once(chosen: Mapping[str, Any], arguments: Mapping[str, Any]) -
 
 def warn_of_uneven_minibatches(batch_size: int, n_rows: int) -> None:
     """
-    Say that the last minibatch of each of the critic's epochs is a smaller one.
+    Warn if the last minibatch of each of the critic's epochs is smaller than the others.
 
     :param batch_size: rows in a minibatch
     :param n_rows: rows in a rollout
@@ -110,9 +110,9 @@ def warn_of_uneven_minibatches(batch_size: int, n_rows: int) -> None:
 
 def warn_of_unused_optimizer(learning_rate: Any, policy_kwargs: dict[str, Any]) -> None:
     """
-    Say that a learning rate or an optimizer does nothing where the critic's solver sets its own steps.
+    Warn of a learning rate or an optimizer that has no effect, as the critic's solver sets its own steps.
 
-    :param learning_rate: what the user passed; 0 is what the zoo loads agents with that are not to learn
+    :param learning_rate: what the user passed; 0 comes from the zoo, for agents that it loads only to act
     :param policy_kwargs: what the user passed
     """
     unused = [f"policy_kwargs[{name!r}]" for name in ("optimizer_class", "optimizer_kwargs") if name in policy_kwargs]
@@ -132,9 +132,9 @@ def make_damping(damping: Any, adaptive: bool, default: float) -> Schedule:
 
     :param damping: what the user passed, or None
     :param adaptive: whether the damping is to be adapted
-    :param default: what None means
-    :return: λ by the progress remaining
-    :raises ValueError: if it is negative, not finite, not a number, or zero where it is to be adapted
+    :param default: the value for None
+    :return: λ as a function of the progress remaining
+    :raises ValueError: if it is negative, not finite, not a number, or zero although it is to be adapted
     """
     value = default if damping is None else damping
     return make_schedule("damping", value, above=0.0) if adaptive else make_schedule("damping", value, minimum=0.0)
@@ -164,7 +164,7 @@ def check_policy_name(name: str, aliases: Iterable[str]) -> None:
     Check that a policy's name is one of the aliases.
 
     :param name: what the user passed
-    :param aliases: names known
+    :param aliases: the known names
     :raises ValueError: if it is not
     """
     if name not in aliases:
@@ -200,11 +200,11 @@ def check_policy_class(policy_class: Any) -> None:
 
 def check_policy_kwargs(policy_class: type, policy_kwargs: Any) -> None:
     """
-    Check that a policy takes the arguments that it is to be given.
+    Check that a policy class has the arguments that the user wants to pass to it.
 
     :param policy_class: SB3 policy class
     :param policy_kwargs: what the user passed
-    :raises ValueError: if they are no dict, or one is unknown
+    :raises ValueError: if they are not a dict, or one is unknown
     """
     if not isinstance(policy_kwargs, dict):
         raise ValueError(f"`policy_kwargs`={policy_kwargs!r} must be a dict, arguments by name, or None.")
@@ -222,7 +222,7 @@ def check_policy_kwargs(policy_class: type, policy_kwargs: Any) -> None:
 
 def check_device(device: Any) -> None:
     """
-    Check that a device is one that torch has a name for.
+    Check that torch accepts a device's name.
 
     :param device: what the user passed
     :raises ValueError: if it is not
@@ -242,7 +242,7 @@ def check_features_extractor(
     :param policy_class: SB3 policy class
     :param policy_kwargs: keyword arguments of the policy
     :param observation_space: the environment's observation space
-    :raises ValueError: if a Dict meets an extractor for tensors, or the other way round
+    :raises ValueError: if the space is a Dict and the extractor is for tensors, or the other way round
     """
     arguments = inspect.signature(policy_class).parameters
     default = arguments["features_extractor_class"].default if "features_extractor_class" in arguments else None
@@ -261,7 +261,7 @@ def check_features_extractor(
 
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], use_sde: bool = False) -> None:
     """
-    Check that an environment's spaces are ones that SB3's on-policy algorithms have.
+    Check that SB3's on-policy algorithms support an environment's spaces.
 
     :param observation_space: the environment's observation space
     :param action_space: the environment's action space
@@ -287,7 +287,7 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
 
 
 def _check_flattenable(space: spaces.Space[Any]) -> None:
-    """Refuse observations of a shape that SB3 stumbles over."""
+    """Refuse observations of a shape that SB3 cannot handle."""
     if isinstance(space, spaces.Box) and space.shape == ():
         raise ValueError(f"`env` observes {space}, a number without a dimension. Give it the shape (1,).")
     if isinstance(space, spaces.MultiDiscrete) and len(space.shape) > 1:
@@ -298,7 +298,7 @@ def _check_flattenable(space: spaces.Space[Any]) -> None:
 
 
 def _check_action_space(space: spaces.Space[Any]) -> None:
-    """Refuse an action space that SB3's on-policy algorithms do not have."""
+    """Refuse an action space that SB3's on-policy algorithms do not support."""
     if not isinstance(space, _SPACES):
         raise ValueError(
             f"`env` has the action space {space}, which is not supported. NPG acts in Box, Discrete, "
@@ -321,7 +321,7 @@ def _check_action_space(space: spaces.Space[Any]) -> None:
 
 
 def _check_numbers(kind: str, space: spaces.Space[Any]) -> None:
-    """Refuse a space of no numbers, and numbers that do not begin at 0, as SB3 takes them to."""
+    """Refuse an empty space, and discrete values that do not begin at 0 as SB3 assumes."""
     if 0 in (space.shape or ()):
         raise ValueError(
             f"`env` has the {kind} space {space} of shape {space.shape}, in which there are no numbers. Leave it out "
@@ -337,10 +337,10 @@ def _check_numbers(kind: str, space: spaces.Space[Any]) -> None:
 @contextmanager
 def assertions_as_value_errors(name: str) -> Iterator[None]:
     """
-    Turn SB3's assertions on what users pass into the ``ValueError`` that this package promises; theirs stay theirs.
+    Turn a failed assertion of SB3 about user input into a ``ValueError``; one in the user's own code is left as it is.
 
-    :param name: the argument that is being looked at
-    :raises ValueError: in the place of an ``AssertionError`` of SB3
+    :param name: the argument that is being checked
+    :raises ValueError: instead of an ``AssertionError`` raised by SB3
     """
     try:
         yield

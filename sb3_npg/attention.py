@@ -9,10 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 class _TwiceDifferentiableAttention(ContextDecorator):
     """
-    Lets torch compute attention by operations that it can differentiate twice, within a block or a function.
+    Makes torch compute attention by operations that it can differentiate twice, within a block or a function.
 
-    Torch's switches are the whole process's: the first thread that comes sets them, and the last that goes puts them
-    back.
+    Torch's switches apply to the whole process: the first thread to enter sets them, the last to leave restores them.
     """
 
     def __init__(self) -> None:

@@ -5,13 +5,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 class StaggerEpisodes(BaseCallback):
     """
-    Lets the environments of a ``VecEnv`` begin at different times of their episodes.
+    Starts the environments of a ``VecEnv`` at different times within their episodes.
 
-    They all start at once, and where only a time limit ends an episode they stay in step for the whole of training.
-    A rollout of 128 steps then sees an eighth of an episode of 1,000, the same in all environments, and the policy is
-    moved away from what the rest of the episode needs. Of n environments with a limit of T steps, the i-th counts
-    i·T/n steps as elapsed when training begins: its first episode is truncated that much earlier, those that follow
-    are whole. Training that goes on within its episodes is left alone.
+    Without it all start together, and if only a time limit ends an episode they stay in step throughout training.
+    A rollout of 128 steps then covers the same eighth of a 1,000-step episode in all environments, and the update moves
+    the policy away from what the rest of the episode needs. With n environments and a limit of T steps, the i-th counts
+    i·T/n steps as elapsed when training begins: its first episode is truncated that much earlier, and later ones have
+    full length. Nothing is changed if training begins in the middle of episodes.
 
     Massively parallel training of locomotion does the same ("init at random episode length" in RSL-RL: Rudin et al.
     (2022), Learning to Walk in Minutes Using Massively Parallel Deep Reinforcement Learning).

@@ -71,11 +71,11 @@ def check_integer(name: str, value: Any, *, minimum: int, hint: str = "") -> int
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """
-    Check that a hyperparameter is one of a few words.
+    Check that a hyperparameter is one of the allowed words.
 
     :param name: the argument's name, as the user writes it
     :param value: what the user passed
-    :param choices: the words known
+    :param choices: the allowed words
     :raises ValueError: if it is not one of them
     """
     if value not in choices:
@@ -84,7 +84,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def check_flag(name: str, value: Any) -> None:
     """
-    Check that a hyperparameter is true or false, and not a word for it.
+    Check that a hyperparameter is True or False (or 1 or 0), and not a string such as "true".
 
     :param name: the argument's name, as the user writes it
     :param value: what the user passed

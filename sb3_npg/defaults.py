@@ -1,4 +1,4 @@
-"""What an argument of ``NPG`` stands for where the user leaves it open. Measured: see ``docs/design.md``."""
+"""Defaults of ``NPG``'s arguments where the user gives none. They are measured: see ``docs/design.md``."""
 
 import math
 from typing import Any
@@ -8,24 +8,24 @@ from stable_baselines3.common.preprocessing import get_action_dim
 
 #: Radius of the trust region in nats when neither ``target_kl`` nor ``step_size`` is given.
 DEFAULT_TARGET_KL = 0.01
-#: Of the critic's optimizer, where a critic solver has one.
+#: Learning rate of the critic's optimizer, for critic solvers that have one.
 DEFAULT_LEARNING_RATE = 1e-3
 #: λ for each action dimension when ``damping`` is not given.
 DEFAULT_DAMPING = 0.1
-#: The same for policies that see images, by some solvers, and by others.
+#: The same for policies that see images: with the solvers named here, and with all others.
 IMAGE_DAMPINGS, IMAGE_DAMPING = {"kfac": 0.001, "ekfac": 0.001}, 0.01
-#: Outputs of the largest policy that "auto" leaves to K-FAC.
+#: Largest number of outputs of a policy for which "auto" chooses K-FAC.
 MOST_KFAC_OUTPUTS = 64
-#: λ of GAE when ``gae_lambda`` is not given, and the same for continuous actions of up to so many dimensions.
+#: λ of GAE when ``gae_lambda`` is not given, and for continuous actions by their largest number of dimensions.
 DEFAULT_GAE_LAMBDA = 0.95
 CONTINUOUS_GAE_LAMBDAS = {3: 0.98, 6: 0.95, math.inf: 0.9}
 
 
 def default_fisher_solver(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> str:
     """
-    Return what "auto" stands for: K-FAC for images, of which it learns more and faster, else conjugate gradient.
+    Return what "auto" stands for: K-FAC for images, from which it learns faster and more, else conjugate gradient.
 
-    K-FAC's factors take a pass backwards for each output, so that it is not for hundreds of actions to choose from.
+    K-FAC's factors take one backward pass per output, too many if there are hundreds of actions to choose from.
 
     :param observation_space: the policy's
     :param action_space: the policy's
@@ -44,10 +44,10 @@ def default_damping(
     observation_space: spaces.Space[Any], action_space: spaces.Space[Any], fisher_solver: str, relative: bool
 ) -> float:
     """
-    Return λ where the user leaves it open: 0.1 for each action dimension, as F is a sum over them, and less for images.
+    Return the default λ: 0.1 for each action dimension, as F is a sum over them, and less for images.
 
-    What tells one image from another is little of what a policy of images sees, and has small eigenvalues. Relative
-    damping measures F's scale itself, and is 0.1 whatever the spaces.
+    What tells one image from another is a small part of what a policy sees, and has small eigenvalues. Relative
+    damping measures F's scale itself, so its default is 0.1 for all spaces.
 
     :param observation_space: the policy's
     :param action_space: the policy's
@@ -62,7 +62,7 @@ def default_damping(
 
 
 def _has_images(space: spaces.Space[Any]) -> bool:
-    """Tell whether observations hold an array of three dimensions, which SB3 need not take for an image of bytes."""
+    """Tell whether observations hold a three-dimensional array, whether or not SB3 treats it as an image."""
     if isinstance(space, spaces.Dict):
         return any(map(_has_images, space.spaces.values()))
     return isinstance(space, spaces.Box) and len(space.shape) == 3
@@ -70,10 +70,10 @@ def _has_images(space: spaces.Space[Any]) -> bool:
 
 def default_gae_lambda(action_space: spaces.Space[Any]) -> float:
     """
-    Return λ of GAE where the user leaves it open: for continuous actions the less the more dimensions they have.
+    Return the default λ of GAE: for continuous actions, the more dimensions they have, the smaller it is.
 
-    An advantage is what one action changes, among what all that follow it do within 1/(1 − γλ) steps. The more
-    dimensions, the less noise each of them begins with, and the less of the signal it has to itself.
+    An advantage estimate holds the effect of one action, and as noise the effects of all actions in the next
+    1/(1 − γλ) steps. With more dimensions each begins with less noise, and has a smaller share of the signal.
 
     :param action_space: the policy's
     """

@@ -1,4 +1,4 @@
-"""The noise that a Gaussian policy begins with."""
+"""The initial exploration noise of a Gaussian policy."""
 
 import math
 from typing import Any
@@ -11,23 +11,23 @@ from torch import nn
 
 def initial_log_std(n_dimensions: int) -> float:
     """
-    Return log(2/d), at most SB3's 0, with which the noise ε = a − μ ~ N(0, σ²I) has the same E‖ε‖₁ whatever d ≥ 2.
+    Return log(2/d), but no more than SB3's 0: the noise ε = a − μ ~ N(0, σ²I) then has the same E‖ε‖₁ for all d ≥ 2.
 
-    One σ for all tasks is too much where many joints move at once, and too little where few do.
+    A single σ for all tasks would be too much if many joints move at once, and too little if few do.
 
-    :param n_dimensions: d, of the action
+    :param n_dimensions: d, number of action dimensions
     """
     return min(0.0, math.log(2.0 / n_dimensions))
 
 
 def set_initial_noise(policy: ActorCriticPolicy, policy_kwargs: dict[str, Any]) -> None:
     """
-    Let a new Gaussian policy begin with σ = min(1, 2/d), unless the user or the policy's class has chosen a σ ≠ 1.
+    Let a new Gaussian policy begin with σ = min(1, 2/d), unless the user passed a σ or the policy's class has a σ ≠ 1.
 
-    gSDE keeps SB3's start: its log σ is of weights on features, not of actions.
+    gSDE keeps SB3's initial value: its log σ is that of weights on features, not of actions.
 
     :param policy: as it was constructed
-    :param policy_kwargs: that it was constructed with
+    :param policy_kwargs: the arguments that it was constructed with
     """
     if "log_std_init" in policy_kwargs or getattr(policy, "log_std_init", None) != 0.0:
         return

@@ -1,4 +1,4 @@
-"""What one update leaves in the log, under the names that users and dashboards read."""
+"""What one update logs, under the names that users and dashboards read."""
 
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.solvers import Direction
@@ -11,7 +11,7 @@ def policy_step_figures(
     """
     Name the figures of a policy step.
 
-    :param problem: that it was a step of
+    :param problem: the policy update that it was a step of
     :param direction: the natural gradient and how it was found
     :param length: β of the full step βx
     :param search: where the line search ended
@@ -29,7 +29,7 @@ def policy_step_figures(
         "natural_gradient_norm": direction.norm,
         "damping": direction.damping,
         **{f"solver_{name}": figure for name, figure in direction.stats.items()},
-        # Under the names of PPO and of sb3-contrib's TRPO, which dashboards read.
+        # The same under the names of PPO and of sb3-contrib's TRPO, which dashboards read.
         "entropy_loss": -problem.old_entropy(),
         "policy_objective": search.surrogate,
         "kl_divergence_loss": search.mean_kl,

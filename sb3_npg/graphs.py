@@ -1,4 +1,4 @@
-"""CUDA graphs: work that is recorded once, and done again at the price of one launch."""
+"""CUDA graphs: work that is recorded once, and then repeated by a single launch."""
 
 import gc
 import threading
@@ -14,7 +14,7 @@ class Graph(Protocol):
     """Work on the device that was recorded."""
 
     def replay(self) -> None:
-        """Do it again, on torch's current stream, with what is at the same addresses now."""
+        """Repeat it on torch's current stream, with the present contents of the same memory."""
         ...
 
 
@@ -40,20 +40,20 @@ def capture(device: th.device, run: Callable[[], Tensors]) -> tuple[th.cuda.CUDA
     :param device: the GPU that it runs on
     :param run: the function, which does not wait for the device
     :return: the graph, and the tensors that it writes to
-    :raises RuntimeError: if the function does what no graph can hold
+    :raises RuntimeError: if the function does something that a graph cannot record
     """
     with _recording, th.cuda.device(device):
         before, side = th.cuda.current_stream(), _stream(th.cuda.current_device())
         side.wait_stream(before)
         try:
-            with th.cuda.stream(side):  # also puts the stream back that a recording that fails leaves behind
+            with th.cuda.stream(side):  # also restores the current stream if recording fails
                 for _ in range(2):
                     run()
                 graph = th.cuda.CUDAGraph()
-                # Torch's own stream for it is on the device that recorded first.
+                # Torch's default stream for captures belongs to the device that recorded first.
                 with _independent(), th.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                     found = run()
-        finally:  # what fails may leave work there, on tensors that are free by then
+        finally:  # a failure may leave work on that stream, with tensors that are freed by then
             before.wait_stream(side)
     return graph, found
 
@@ -61,11 +61,11 @@ def capture(device: th.device, run: Callable[[], Tensors]) -> tuple[th.cuda.CUDA
 @contextmanager
 def _independent() -> Iterator[None]:
     """
-    Let the graph that is recorded in the block depend on no other, nor on one that dies meanwhile.
+    Make the graph that is recorded in the block independent of all others, also of those destroyed meanwhile.
 
-    A graph keeps the address of cuBLAS's workspace, and torch from 2.12 on frees a stream's workspace with any graph
-    that was recorded there: so each graph allocates one of its own. A graph that the garbage collector destroys during
-    a recording would end the recording.
+    A graph keeps the address of cuBLAS's workspace, and torch from 2.12 on frees a stream's workspace along with any
+    graph that was recorded there, so each graph allocates its own. The garbage collector is off, as destroying another
+    graph would end the recording.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -80,7 +80,7 @@ def _independent() -> Iterator[None]:
 
 def _clear_cublas_workspaces() -> None:
     """Make cuBLAS allocate its workspaces anew, from the memory pool of what runs next."""
-    clear: Callable[[], None] | None = getattr(th._C, "_cuda_clearCublasWorkspaces", None)  # not in torch for CPUs
+    clear: Callable[[], None] | None = getattr(th._C, "_cuda_clearCublasWorkspaces", None)  # not in CPU builds
     if clear is not None:
         clear()
 

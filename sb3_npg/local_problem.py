@@ -29,7 +29,7 @@ class LocalProblem:
         F = mean_n[ J_nᵀ F_out,n J_n ] = ∇² KL(θ_old),        derivatives as autograd takes them
 
     With gSDE, SB3 detaches the features that the noise is made of: gradient and F leave that path out, the measured
-    KL does not, so a step may cost more KL than F predicts. The line search measures it.
+    KL does not, so a step may cost more KL than F predicts. The line search uses the measured KL.
 
     θ_old is the policy at construction. The policy's train/eval flags are used as they are; they must make
     it deterministic (evaluation mode). All rows count in L, ∇L and KL; F may use a part of them. Rows are
@@ -37,16 +37,16 @@ class LocalProblem:
 
     Schulman et al. (2015), Trust Region Policy Optimization, sections 4–6.
 
-    ``vector`` holds the parameters that act, as one vector of shape (p,); ``scale`` = 1: they are not rescaled, as in
-    :class:`~sb3_npg.solvers.scaling.ScaledProblem` they are.
+    ``vector`` holds the parameters that act, as one vector of shape (p,); ``scale`` = 1 says that they are not
+    rescaled, unlike those of :class:`~sb3_npg.solvers.scaling.ScaledProblem`.
 
     :param policy: SB3 actor-critic policy
     :param observations: what the rollout buffer returns, n rows (a tensor or a dict of tensors)
     :param actions: shape (n, action_dim), or (n,) for a Discrete space
     :param advantages: A, shape (n,)
     :param ent_coef: c, weight of the entropy bonus
-    :param sub_sampling_factor: F uses every so-many-th row; the same rows in each product
-    :param parts: the policy's, of which θ are the parameters that act; found if not given
+    :param sub_sampling_factor: k: F uses every k-th row, the same rows in each product
+    :param parts: the policy's parts, whose acting parameters are θ; found if None
     :param memory_budget: bytes that one chunk of rows may take while it is differentiated; None for 256 MiB, or an
         eighth of a GPU's memory
     :raises ValueError: if the policy's distribution is of a kind whose Fisher is not known
@@ -88,7 +88,7 @@ class LocalProblem:
         self._start_sums = [self._surrogate_of(now, rows).sum() for now, rows in pairs]
 
     def refresh(self) -> None:
-        """Let F be that of the parameters that are there now: those of θ_old, which have come back from a trial."""
+        """Let F use the present parameters: those of θ_old, put back after a trial step."""
         self._fisher = self._seen.fisher(self._chunk_rows)
 
     @property
@@ -97,7 +97,7 @@ class LocalProblem:
         return self.vector.tensors
 
     def old_entropy(self) -> float:
-        """Return mean H(π_old(·|s)) in nats; by the actions taken where it has no closed form, after a tanh."""
+        """Return mean H(π_old(·|s)) in nats; estimated from the actions taken if there is no closed form (tanh)."""
         entropy = self.metric.entropy(self._old_outputs)
         return float((-self._old_log_prob if entropy is None else entropy).mean())
 
@@ -110,7 +110,7 @@ class LocalProblem:
         return self._mean(self._kl_of)
 
     def evaluate(self) -> Evaluation:
-        """Return L and mean KL at the policy's present parameters; NaN where the policy has none."""
+        """Return L and mean KL at the policy's present parameters; NaN if the distribution is not defined there."""
         return Evaluation(*self.figures().tolist())
 
     @th.no_grad()
@@ -143,7 +143,7 @@ class LocalProblem:
         return self._fisher.product(vector)
 
     def fisher_chain(self) -> FisherChain | None:
-        """Return the Fisher of θ_old as a chain of layers, where it is one. Call it before the parameters move."""
+        """Return the Fisher of θ_old as a chain of layers, or None. Call it before the parameters move."""
         return self._fisher.chain()
 
     def dense_fisher(self) -> th.Tensor:

@@ -24,14 +24,14 @@ from sb3_npg.output_fisher import (
 )
 from sb3_npg.parameters import is_trained
 
-#: What a policy class may not do in a way of its own.
+#: Methods that a policy must not override to be computed by hand.
 _COMPUTING = (
     "forward", "extract_features", "get_distribution", "_get_action_dist_from_latent", "predict_values",
     "evaluate_actions",
 )  # fmt: skip
 #: Rows whose features are extracted at once.
 _ROWS_AT_ONCE = 512
-#: Modules that leave something to chance in training mode.
+#: Modules that are random in training mode.
 _RANDOM = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU
 )  # fmt: skip
@@ -39,14 +39,14 @@ _RANDOM = (
 
 class CriticNetwork(NamedTuple):
     """
-    A policy's value as a network on what stays the same while the network learns.
+    A policy's value function as a network whose inputs do not change while it learns.
 
-    A features extractor that learns and that the actor has no part in is the first part of the network. One that both
-    share is the actor's, and what it extracts does not change while the critic learns.
+    A trained features extractor that only the critic uses is the first part of the network. A shared one belongs to the
+    actor, and its features do not change while the critic learns.
 
     :param policy: the policy, whose extractor is in evaluation mode
-    :param network: from what it is applied to to the value
-    :param shares: whether it begins at features that the actor learns
+    :param network: maps these inputs to the value
+    :param shares: whether the inputs are features that the actor learns
     """
 
     policy: ActorCriticPolicy
@@ -55,19 +55,19 @@ class CriticNetwork(NamedTuple):
 
     @property
     def extracts(self) -> bool:
-        """Whether it begins with a features extractor that learns, and is applied to observations."""
+        """Whether it begins with a trained features extractor, so that its inputs are observations."""
         return self.network.prepare is not None
 
     @th.no_grad()
     def inputs(self, observations: PyTorchObs) -> th.Tensor:
-        """Return what the network is applied to, n rows."""
+        """Return the network's inputs, n rows."""
         if self.extracts and isinstance(observations, th.Tensor):
             return observations
         return _features(self.policy, observations, self.policy.vf_features_extractor)
 
 
 def _features(policy: ActorCriticPolicy, observations: PyTorchObs, extractor: BaseFeaturesExtractor) -> th.Tensor:
-    """Return what an extractor makes of all rows, some of them at a time."""
+    """Return an extractor's features of all rows, computed a few rows at a time."""
     pieces = split_rows(count_rows(observations), _ROWS_AT_ONCE)
     found = [BasePolicy.extract_features(policy, take_rows(observations, rows), extractor) for rows in pieces]
     return found[0] if len(found) == 1 else th.cat(found)
@@ -75,14 +75,14 @@ def _features(policy: ActorCriticPolicy, observations: PyTorchObs, extractor: Ba
 
 class PolicyNetworks(NamedTuple):
     """
-    What an SB3 policy computes: two networks.
+    An SB3 policy as two networks.
 
     :param policy: the policy
-    :param actor: from features that do not learn, or from observations, to the mean or the logits of the actions
-    :param critic: the value
+    :param actor: maps constant features, or observations, to the mean or the logits of the actions
+    :param critic: computes the value
     :param metric: the closed forms of the action distribution
-    :param noise: what sets the standard deviation of continuous actions
-    :param front: the modules of a features extractor that learns, which the actor begins with; none if it does not
+    :param noise: sets the standard deviation of continuous actions; None for other actions
+    :param front: the modules of a trained features extractor that the actor begins with; empty if there is none
     """
 
     policy: ActorCriticPolicy
@@ -94,26 +94,26 @@ class PolicyNetworks(NamedTuple):
 
     @property
     def extracts(self) -> bool:
-        """Whether the actor begins with a features extractor that learns, and is applied to observations."""
+        """Whether the actor begins with a trained features extractor, so that its inputs are observations."""
         return self.actor.prepare is not None
 
     def actor_inputs(self, observations: PyTorchObs) -> th.Tensor:
-        """Return what the actor is applied to, n rows."""
+        """Return the actor's inputs, n rows."""
         if self.extracts and isinstance(observations, th.Tensor):
             return observations
         return _features(self.policy, observations, self.policy.pi_features_extractor)
 
     def inputs(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
-        """Return what actor and critic are applied to, n rows."""
+        """Return the inputs of actor and critic, n rows."""
         inputs = self.actor_inputs(observations)
         same = self.policy.share_features_extractor and not self.extracts
         return inputs, inputs if same else self.critic.inputs(observations)
 
     def n_shared_layers(self) -> int | None:
         """
-        Return how many of the actor's layers are a features extractor that the critic begins after.
+        Return how many of the actor's layers form the features extractor that it shares with the critic.
 
-        None if one of them goes on behind the extractor.
+        None if the extractor does not end where one of the actor's layers does.
         """
         if not (self.extracts and self.critic.shares):
             return 0
@@ -168,7 +168,7 @@ def read_networks(policy: ActorCriticPolicy) -> PolicyNetworks | None:
         return None  # the noise's features are what goes into `action_net`
     noises = [] if noise is None else [noise.parameter]
     owned = [id(parameter) for parameter in (*actor.parameters(), *critic.network.parameters(), *noises)]
-    if len(set(owned)) < len(owned):  # two of them share one
+    if len(set(owned)) < len(owned):  # parameters are shared
         return None
     return PolicyNetworks(policy, actor, critic, metric, noise, front)
 
@@ -191,7 +191,7 @@ def read_critic(policy: ActorCriticPolicy) -> CriticNetwork | None:
 
 
 def preparation(policy: ActorCriticPolicy) -> Callable[[th.Tensor], th.Tensor]:
-    """Return what SB3 does to observations before an extractor, looked up once for vectors and images."""
+    """Return the function that SB3 applies to observations before an extractor, looked up in advance for Box spaces."""
     space = policy.observation_space
     if not isinstance(space, spaces.Box):
         return partial(_prepare, policy)
@@ -199,7 +199,7 @@ def preparation(policy: ActorCriticPolicy) -> Callable[[th.Tensor], th.Tensor]:
 
 
 def _front(policy: ActorCriticPolicy, extractor: BaseFeaturesExtractor) -> list[nn.Module] | None:
-    """Return what a features extractor puts before a network: nothing if it is constant; None if it is not known."""
+    """Return a features extractor's modules: empty if its features are constant; None if it is not a known sequence."""
     if _is_constant(extractor):
         return []
     if type(extractor) is NatureCNN:
@@ -215,17 +215,17 @@ def _as_fractions(images: th.Tensor) -> th.Tensor:
 
 
 def _prepare(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:
-    """Return what SB3 applies an extractor to."""
+    """Return observations as SB3 passes them to an extractor."""
     return BasePolicy.extract_features(policy, observations, cast(BaseFeaturesExtractor, nn.Identity()))
 
 
 def _read(policy: ActorCriticPolicy, modules: list[nn.Module], observes: bool) -> FeedForward | None:
-    """Read a network, which prepares what it observes as SB3 does for an extractor."""
+    """Read a network; if it observes, it prepares its observations as SB3 does for an extractor."""
     return FeedForward.read(policy, modules, partial(_prepare, policy) if observes else None)
 
 
 def _is_constant(extractor: nn.Module) -> bool:
-    """Tell whether features stay the same while the policy learns: nothing trained, averaged or left to chance."""
+    """Tell whether features stay the same while the policy learns: nothing is trained, buffered or random."""
     return not (
         any(parameter.requires_grad for parameter in extractor.parameters())
         or any(True for _ in extractor.buffers())
@@ -234,7 +234,7 @@ def _is_constant(extractor: nn.Module) -> bool:
 
 
 def _function_of(policy: ActorCriticPolicy, name: str) -> object:
-    """Return what a method is; a copy that was made during a rollout has SB3's ``forward`` as one of its own."""
+    """Return the function behind a method; a policy copied during a rollout has SB3's ``forward`` as an attribute."""
     method = getattr(policy, name)
     if isinstance(method, partial):
         return None if method.keywords or [*map(id, method.args)] != [id(policy)] else method.func
@@ -242,13 +242,13 @@ def _function_of(policy: ActorCriticPolicy, name: str) -> object:
 
 
 def _first_leaf(module: nn.Module) -> nn.Module | None:
-    """Return the first part that has none itself and does something."""
+    """Return the first submodule that has none itself and is not an ``Identity``."""
     leaves = (part for part in module.modules() if not any(True for _ in part.children()))
     return next((leaf for leaf in leaves if type(leaf) is not nn.Identity), None)
 
 
 def _shares_as_sb3(policy: ActorCriticPolicy) -> bool:
-    """Tell whether the three names of a shared features extractor are one's."""
+    """Tell whether the three attributes for a shared features extractor are the same object."""
     pi, vf = policy.pi_features_extractor, policy.vf_features_extractor
     return not policy.share_features_extractor or policy.features_extractor is pi is vf
 

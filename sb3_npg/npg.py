@@ -59,7 +59,7 @@ from sb3_npg.solvers import Direction, FisherSolver, find_direction, make_fisher
 from sb3_npg.trust_region import LineSearch, StepRule, adapted_damping_factor, backtrack, increased_damping_factor
 from sb3_npg.user_warnings import warn_user
 
-#: What is derived from the arguments, which are saved.
+#: Attributes that are not saved, as they are derived from the arguments.
 _DERIVED = (
     "_critic_solver",
     "_damping_schedule",
@@ -229,7 +229,7 @@ class NPG(OnPolicyAlgorithm):
                 _init_setup_model=False,
             )
         self.use_sde = use_sde
-        # load() writes over these before it calls _setup_model(): plain values only, under the arguments' names.
+        # load() overwrites these before it calls _setup_model(): plain values only, under the arguments' names.
         self.batch_size = batch_size
         self.fisher_solver = fisher_solver
         self.fisher_solver_kwargs = fisher_solver_kwargs
@@ -286,7 +286,7 @@ class NPG(OnPolicyAlgorithm):
         self._critic_solver.check_size(sum(p.numel() for p in parts.criticising), n_rows)
 
     def _fill_in_defaults(self) -> None:
-        """Choose what the user leaves open and what depends on the spaces, and print the choice."""
+        """Fill in arguments whose defaults depend on the spaces, and print the choice."""
         if self.gae_lambda is None:
             self.gae_lambda = default_gae_lambda(self.action_space)
         if self.fisher_solver == "auto":
@@ -296,14 +296,14 @@ class NPG(OnPolicyAlgorithm):
             print(f"Using fisher_solver={self.fisher_solver!r}, damping={damping}, gae_lambda={self.gae_lambda}")
 
     def _default_damping(self) -> float:
-        """Return what None means for ``damping``."""
+        """Return the value that None stands for in ``damping``."""
         return default_damping(self.observation_space, self.action_space, self.fisher_solver, self.relative_damping)
 
     def _heed_attributes(self) -> None:
         """
-        Check what has been set on the agent, and read from it what λ and the step's length are from now on.
+        Check attributes that were set on the agent, and take λ and the step's length from them from now on.
 
-        :raises ValueError: for a bad value, or one that comes too late
+        :raises ValueError: for a bad value, or a new value of an attribute that is fixed once the agent is made
         """
         attributes = {name: getattr(self, name) for name in HEEDED}
         if self._heeded and all(value is self._heeded[name] for name, value in attributes.items()):
@@ -315,13 +315,13 @@ class NPG(OnPolicyAlgorithm):
         self._heeded = attributes
 
     def _get_ready(self) -> None:
-        """Heed the attributes, and choose who solves where that is open."""
+        """Check the attributes, and choose the backend if that has not been done yet."""
         self._heed_attributes()
         if not self._has_backend:
             self._use_backend()
 
     def _use_backend(self) -> None:
-        """Choose the backend: at once for a new agent, when it learns for a loaded one, which may only have to act."""
+        """Choose the backend: at once for a new agent, before it learns for a loaded one, which may just act."""
         linalg = make_linalg(self.backend, self.device)
         self.fisher.use(linalg)
         self._critic_solver.use(linalg)
@@ -357,7 +357,7 @@ class NPG(OnPolicyAlgorithm):
                 problem = self._local_problem(rollout, parts)  # L, F and the mean KL at θ_old
                 gradient = problem.surrogate_gradient()  # g
                 line = SearchLine(problem, self._step_length)  # θ + cβx
-                direction = self._find_direction(problem, gradient, line)  # x, tried at its full step
+                direction = self._find_direction(problem, gradient, line)  # x, with its full step taken
                 search = self._search(line)  # θ ← θ + cβx
                 self._conclude_step(problem, direction, line.length, search)
         with self._skipped_on_numerical_failure():
@@ -368,7 +368,7 @@ class NPG(OnPolicyAlgorithm):
 
     @refusals_as_failures()
     def _local_problem(self, rollout: Samples, parts: PolicyParts) -> LocalProblem:
-        """Freeze the update at the policy that acts now, BatchNorm's averages renewed on the rollout."""
+        """Set up the update at the present policy, after BatchNorm's averages are refreshed on the rollout."""
         observations = rollout.observations
         refresh_running_statistics(self.policy.get_distribution, parts.acting_modules, observations, self.batch_size)
         return LocalProblem(
@@ -386,7 +386,7 @@ class NPG(OnPolicyAlgorithm):
         return self._step_rule.length(curvature, self._current_progress_remaining)
 
     def _find_direction(self, problem: LocalProblem, gradient: th.Tensor, line: SearchLine) -> Direction:
-        """Solve (F + λI) x = g, and take the full step along x, as both are looked at together."""
+        """Solve (F + λI) x = g, and take the full step along x, as the figures of both are read together."""
         damping = self._damping_schedule(self._current_progress_remaining)
         if self.adaptive_damping:
             damping *= self._damping_factor
@@ -446,7 +446,7 @@ class NPG(OnPolicyAlgorithm):
 
     def _log_update(self) -> None:
         buffer = self.rollout_buffer
-        with np.errstate(all="ignore"):  # of a rollout that holds an infinity
+        with np.errstate(all="ignore"):  # the rollout may hold an infinity
             explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
         self.logger.record("train/explained_variance", explained)
         self.logger.record("train/skipped_updates", self._n_skipped_updates)
@@ -476,8 +476,8 @@ class NPG(OnPolicyAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """Refuse an environment's spaces before SB3's wrappers stumble over them."""
-        if isinstance(getattr(env, "action_space", None), spaces.Space):  # else of old gym, or nothing that SB3 knows
+        """Refuse unsupported spaces of an environment before SB3's wrappers fail on them."""
+        if isinstance(getattr(env, "action_space", None), spaces.Space):  # else of old gym, or unknown to SB3
             check_spaces(env.observation_space, env.action_space)
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
@@ -492,7 +492,7 @@ class NPG(OnPolicyAlgorithm):
         device: th.device | str = "auto",
     ) -> None:
         """
-        Set parameters as SB3's algorithms do, also from an agent whose solver remembers more or less, such as PPO.
+        Set parameters as SB3's algorithms do, also those of an agent with another solver or none, such as PPO.
 
         :param load_path_or_dict: a saved agent's path, or what ``get_parameters`` returned
         :param exact_match: refuse parameters of which one is missing or unknown
@@ -501,16 +501,16 @@ class NPG(OnPolicyAlgorithm):
         """
         if not isinstance(load_path_or_dict, dict):
             _, load_path_or_dict, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
-        # What is remembered of one policy says nothing of another, whose solver remembered nothing.
+        # What this solver remembers does not apply to the parameters of an agent that saved no solver state.
         forgetful = make_fisher_solver(self.fisher_solver, self.fisher_solver_kwargs)
         parameters: dict[Any, Any] = {"fisher": forgetful.state_dict(), **load_path_or_dict}
         if not self.fisher.remembers():
             del parameters["fisher"]
         super().set_parameters(parameters, exact_match, device)
-        self.fisher.to(self.device)  # what it remembers comes on the device that it was saved from or loaded to
+        self.fisher.to(self.device)  # its state arrives on the device that it was saved from or loaded to
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        """Save what the solver remembers beside policy and optimizer."""
+        """Save the solver's state, if it has any, besides policy and optimizer."""
         state_dicts, variables = super()._get_torch_save_params()
         return [*state_dicts, *(["fisher"] if self.fisher.remembers() else [])], variables
 

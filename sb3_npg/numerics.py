@@ -1,4 +1,4 @@
-"""Numerical failure: never the end of a run, never a step on a NaN."""
+"""Numerical failure, which must neither end a run nor lead to a step on a NaN."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ class NumericalFailure(ArithmeticError):
 
 
 def all_finite(*tensors: th.Tensor) -> bool:
-    """Tell whether no tensor holds a NaN or an infinity. Integers always do well. Looks at the device once."""
+    """Tell whether no tensor holds a NaN or an infinity. Integer tensors count as finite. Reads the device once."""
     floats = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel() > 0]
     return not floats or bool(nn.utils.get_total_norm(floats, math.inf).isfinite())
 
@@ -37,7 +37,7 @@ def kept_finite(what: str, tensors: Iterable[th.Tensor]) -> Iterator[None]:
     """
     Stop an update in which tensors that are finite when the block begins are not when it ends.
 
-    Others stay out of it: a mask is infinite by intent.
+    Tensors that are not finite at the beginning are ignored: a mask may be infinite on purpose.
 
     :param what: words for the log, such as ``"what a module remembers"``
     :param tensors: what the block writes to
@@ -49,7 +49,7 @@ def kept_finite(what: str, tensors: Iterable[th.Tensor]) -> Iterator[None]:
     require_finite(what, *compress(floats, were_finite))
 
 
-#: How torch's distributions, and its random numbers, begin what they say to a NaN.
+#: How torch's distributions and random generators begin their messages about a NaN.
 _REFUSALS = (
     "Expected parameter", "Expected value argument", "Expected p_in", "probability tensor", "invalid multinomial",
     "normal expects",
@@ -59,7 +59,7 @@ _REFUSALS = (
 @contextmanager
 def refusals_as_failures() -> Iterator[None]:
     """
-    Take what torch's distributions and random numbers say to a NaN in the block as a numerical failure.
+    Turn errors of torch's distributions and random generators about a NaN into numerical failures, within the block.
 
     :raises NumericalFailure: if they refuse their parameters
     """
@@ -74,13 +74,13 @@ def refusals_as_failures() -> Iterator[None]:
 @contextmanager
 def restored_on_failure(module: nn.Module, optimizer: th.optim.Optimizer) -> Iterator[None]:
     """
-    Put a module and its optimizer back bit for bit, in place, if the block does not come to its end.
+    Restore a module and its optimizer bit for bit, in place, if the block raises.
 
-    After a numerical failure training goes on; after anything else, an interrupt by the user above all, the agent can
+    After a numerical failure training can go on; after anything else, such as an interrupt by the user, the agent can
     be saved.
 
-    :param module: its parameters and buffers
-    :param optimizer: its state
+    :param module: whose parameters and buffers are restored
+    :param optimizer: whose state is restored
     """
     tensors = [tensor.detach() for tensor in (*module.parameters(), *module.buffers())]
     before = [th.empty_like(tensor) for tensor in tensors]

@@ -1,4 +1,4 @@
-"""Batches of observations, a tensor or a dict of tensors: some of their rows, and what stands for a NaN in them."""
+"""Batches of observations, a tensor or a dict of tensors: taking rows, replacing NaNs, and making examples."""
 
 import copy
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-#: Observations that are drawn for a policy that knows no zeros.
+#: Number of observations that are sampled for a policy that has no action for zeros.
 _N_DRAWN = 8
 
 
@@ -26,23 +26,23 @@ def take_rows(observations: PyTorchObs, rows: slice | th.Tensor) -> PyTorchObs:
 
 
 def finite_observations(observations: PyTorchObs) -> PyTorchObs:
-    """Return observations with zeros where they are not finite in single precision, as the policy sees them."""
+    """Return observations with zeros for numbers that are not finite in single precision, which the policy uses."""
     if isinstance(observations, dict):
         return {key: _finite(tensor) for key, tensor in observations.items()}
     return _finite(observations)
 
 
 def examples(space: spaces.Space[Any]) -> Iterator[Any]:
-    """Yield observations that a policy may be tried on: zeros, and where it knows none of these, what it may meet."""
+    """Yield observations to try a policy on: zeros, then samples of the space, if it has no action for zeros."""
     yield zero_observation(space)
-    drawn = copy.deepcopy(space)  # whose generator is nobody else's
+    drawn = copy.deepcopy(space)  # so that the space's own generator is left alone
     drawn.seed(0)
     for _ in range(_N_DRAWN):
         yield drawn.sample()
 
 
 def zero_observation(space: spaces.Space[Any]) -> Any:
-    """Return an observation of zeros, or of what is nearest to them within the bounds of a space."""
+    """Return an observation of zeros, or of the numbers nearest to zero within the bounds of a space."""
     if isinstance(space, spaces.Dict):
         return {key: zero_observation(part) for key, part in space.spaces.items()}
     zeros = np.zeros(space.shape or (), dtype=space.dtype)
@@ -50,14 +50,14 @@ def zero_observation(space: spaces.Space[Any]) -> Any:
 
 
 def filled(observations: PyTorchObs, example: Any) -> PyTorchObs:
-    """Return as many observations that are all one."""
+    """Return a batch of the same size in which every row is ``example``."""
     if isinstance(observations, dict):
         return {key: _filled(tensor, example[key]) for key, tensor in observations.items()}
     return _filled(observations, example)
 
 
 def uneven_observations(observations: PyTorchObs) -> PyTorchObs:
-    """Return as many observations that are no zeros."""
+    """Return a batch of the same size without zeros: uneven floats, and integers of one."""
     if isinstance(observations, dict):
         return {key: _uneven(tensor) for key, tensor in observations.items()}
     return _uneven(observations)

@@ -28,7 +28,7 @@ class ParameterVector:
         return functools.reduce(th.promote_types, (tensor.dtype for tensor in self.tensors))
 
     def new_zeros(self, *shape: int) -> th.Tensor:
-        """Return zeros of the vector's type, where it lies."""
+        """Return zeros of the vector's dtype, on its device."""
         return self.tensors[0].new_zeros(shape, dtype=self.dtype)
 
     def spans(self) -> list[slice]:
@@ -68,7 +68,7 @@ class ParameterVector:
 
 
 def is_trained(parameter: nn.Parameter) -> bool:
-    """Tell whether there is anything in a parameter that may move."""
+    """Tell whether a parameter requires a gradient and is not empty."""
     return parameter.requires_grad and parameter.numel() > 0
 
 
@@ -76,8 +76,8 @@ def reached_parameters(output: th.Tensor, parameters: Iterable[nn.Parameter]) ->
     """
     Tell which parameters an output depends on, by following its autograd graph.
 
-    Names decide nothing: a layer called ``value_attention`` that the action passes through acts, and
-    a frozen parameter (``requires_grad=False``) does not, nor one without entries.
+    Names do not matter: a layer called ``value_attention`` that the action passes through acts, whereas
+    a frozen (``requires_grad=False``) or empty parameter does not.
 
     :param output: any tensor with a graph
     :param parameters: the candidates

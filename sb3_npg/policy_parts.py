@@ -1,5 +1,5 @@
 """
-What of a policy acts and what criticises, and which of its modules train when.
+Which parts of a policy act and which criticise, and which of its modules are in training mode when.
 
 The policy that acts is the policy in evaluation mode: dropout off, BatchNorm on its running averages.
 The trust region bounds how far *that* policy moves, so the policy step sees no other. BatchNorm's
@@ -24,7 +24,7 @@ from sb3_npg.observations import count_rows, examples, filled, finite_observatio
 from sb3_npg.parameters import ParameterVector, is_trained, reached_parameters
 from sb3_npg.user_warnings import warn_user
 
-#: Rows that are followed at once.
+#: Number of rows whose computation is followed at once.
 _ROWS_AT_ONCE = 256
 
 
@@ -32,13 +32,13 @@ class PolicyParts(NamedTuple):
     """
     The parts of an actor-critic policy, told apart by following its computation and not by names.
 
-    :param acting: parameters that the action distribution depends on: moved by the policy step alone; none while the
+    :param acting: parameters that the action distribution depends on: moved by the policy step only; none while the
         actor is frozen
     :param criticising: the other parameters that the value depends on: moved by the critic's regression
     :param acting_modules: modules called on the way to the action distribution; none where ``networks`` are known, as
         these do the same in training and in evaluation
     :param networks: the policy's, if both are feed-forward networks that are computed by hand
-    :param critic: its critic, if that is one
+    :param critic: its critic, if that is a feed-forward network that is computed by hand
     """
 
     acting: ParameterVector
@@ -72,7 +72,7 @@ def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths
 
 def warn_without_critic(policy: ActorCriticPolicy, parts: PolicyParts) -> None:
     """
-    Say that there is nothing for the critic's regression to move.
+    Warn if there is nothing for the critic's regression to move.
 
     :param policy: SB3 actor-critic policy
     :param parts: its parts
@@ -86,7 +86,7 @@ def warn_without_critic(policy: ActorCriticPolicy, parts: PolicyParts) -> None:
 
 def require_actor(policy: ActorCriticPolicy, observations: PyTorchObs, parts: PolicyParts) -> None:
     """
-    Check that there is something for the policy step to move, and that it can be done.
+    Check that there is something for the policy step to move, and that products with F can be computed.
 
     :param policy: SB3 actor-critic policy
     :param observations: at least one row
@@ -107,13 +107,13 @@ def refresh_running_statistics(
     compute: Callable[[PyTorchObs], object], modules: Iterable[nn.Module], observations: PyTorchObs, batch_size: int
 ) -> None:
     """
-    Let modules that remember something in buffers, as BatchNorm and spectral norm do, see a rollout in training mode.
+    Refresh modules that have buffers, such as BatchNorm and spectral norm, by a pass over a rollout in training mode.
 
-    :param compute: what calls them, in evaluation mode: ``policy.get_distribution`` or ``policy.predict_values``
-    :param modules: those that may be renewed; modules without buffers, dropout among them, stay as they are
+    :param compute: calls them, all else in evaluation mode: ``policy.get_distribution`` or ``policy.predict_values``
+    :param modules: those that may be refreshed; modules without buffers, such as dropout, are left as they are
     :param observations: the rollout's
     :param batch_size: largest number of rows in one batch
-    :raises NumericalFailure: if what they remember is not finite any more
+    :raises NumericalFailure: if their buffers are no longer finite
     """
     remembering = [module for module in modules if any(True for _ in module.buffers(recurse=False))]
     n_rows = count_rows(observations)
@@ -126,14 +126,14 @@ def refresh_running_statistics(
 
 
 def criticising_modules(policy: ActorCriticPolicy, parts: PolicyParts) -> list[nn.Module]:
-    """Return the modules that have no part in acting."""
+    """Return the modules that do not act."""
     acts = set(parts.acting_modules)
     return [module for module in policy.modules() if module not in acts]
 
 
 @contextmanager
 def training_mode(modules: Iterable[nn.Module], mode: bool) -> Iterator[None]:
-    """Set modules, and not their sub-modules, to training or evaluation mode; set them back at the end."""
+    """Set modules, but not their submodules, to training or evaluation mode; restore them at the end."""
     before = [(module, module.training) for module in modules]
     for module, _ in before:
         module.training = mode
@@ -146,11 +146,11 @@ def training_mode(modules: Iterable[nn.Module], mode: bool) -> Iterator[None]:
 
 class _Reached(NamedTuple):
     """
-    The parameters that are reached from some rows: a policy may choose by what it observes which layers it applies.
+    The parameters reached from some rows: which layers a policy applies may depend on what it observes.
 
     :param acting: those that the action distribution depends on
     :param criticising: those that the value depends on
-    :param batches: the rows
+    :param batches: the rows that were followed
     """
 
     acting: set[nn.Parameter]
@@ -159,7 +159,7 @@ class _Reached(NamedTuple):
 
     @classmethod
     def by(cls, policy: ActorCriticPolicy, observations: PyTorchObs) -> "_Reached":
-        """Follow one row, and then as many as it takes until no trained parameter is missing."""
+        """Follow one row, then all rows in chunks, until every trained parameter is reached."""
         reached = cls(set(), set(), [])
         trained = set(filter(is_trained, policy.parameters()))
         n_rows = count_rows(observations)
@@ -188,7 +188,7 @@ def _called_modules(policy: ActorCriticPolicy, reached: _Reached) -> list[nn.Mod
     """
     Return the modules that are called on the way to the action distribution, in the policy's order.
 
-    What is scripted or compiled calls no hooks: all of it counts as called where it has parameters that act.
+    Scripted and compiled modules call no hooks: all parts of one that has parameters that act count as called.
     """
     silent = [module for module in policy.modules() if module is not policy and _calls_no_hooks(module)]
     acting = [module for module in silent if not reached.acting.isdisjoint(module.parameters())]

@@ -13,7 +13,7 @@ from sb3_npg.numerics import NumericalFailure
 
 class Samples(NamedTuple):
     """
-    What an update reads of a rollout, whatever else a buffer of one's own hands out.
+    What an update reads of a rollout; a custom buffer may return more.
 
     :param observations: n rows, a tensor or a dict of tensors
     :param actions: shape (n, action_dim), or (n,) for a Discrete space
@@ -29,11 +29,11 @@ class Samples(NamedTuple):
 
 def read_rollout(buffer: RolloutBuffer, action_space: spaces.Space[Any]) -> Samples:
     """
-    Return all rows of a rollout at once, actions in the type that the distribution wants.
+    Return all rows of a rollout at once, with actions in the type that the distribution needs.
 
     :param buffer: a full rollout buffer
     :param action_space: the environment's
-    :return: the samples; a NaN in them is the caller's to find
+    :return: the samples; the caller must check them for NaNs
     """
     found = next(iter(buffer.get(batch_size=None)))
     # SB3 stores actions as float, in a column.
@@ -43,7 +43,7 @@ def read_rollout(buffer: RolloutBuffer, action_space: spaces.Space[Any]) -> Samp
 
 def require_finite_rollout(buffer: RolloutBuffer) -> None:
     """
-    Stop an update whose data holds a NaN or an infinity, and say whose fault it is. Looks at the host's memory alone.
+    Stop an update whose data holds a NaN or an infinity, and name the source. Reads only the host's memory.
 
     :param buffer: a full rollout buffer
     :raises NumericalFailure: naming observations, rewards, actions or advantages as the source
@@ -65,14 +65,14 @@ def _all_finite(*stored: Any) -> bool:
 
 
 def _is_finite(stored: Any) -> bool:
-    if isinstance(stored, th.Tensor):  # in a buffer of one's own, which may also hold lists
+    if isinstance(stored, th.Tensor):  # in a custom buffer, which may also hold lists
         return bool(stored.isfinite().all())
     array = np.asarray(stored)
-    return not np.issubdtype(array.dtype, np.floating) or bool(np.isfinite(array).all())  # integers always do well
+    return not np.issubdtype(array.dtype, np.floating) or bool(np.isfinite(array).all())  # integers are finite
 
 
 def normalized(advantages: th.Tensor) -> th.Tensor:
-    """Return the advantages at zero mean and unit standard deviation; zeros if they are all equal but for rounding."""
+    """Return the advantages at zero mean and unit standard deviation; zeros if they are all equal up to rounding."""
     centred, spread = advantages - advantages.mean(), advantages.std()
     rounding = 8.0 * th.finfo(advantages.dtype).eps * advantages.abs().max()
     return th.where(spread > rounding, centred / (spread + 1e-8), 0.0)

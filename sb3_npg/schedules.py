@@ -12,7 +12,7 @@ LINEAR_PREFIX = "lin_"
 
 class ProgressSchedule(FloatSchedule):
     """
-    A schedule that is never asked beyond the end of training.
+    A schedule that is never evaluated beyond the end of training.
 
     The last rollout is a whole one, so SB3's progress remaining may end below 0, where a schedule such as
     ``lambda progress: 0.1 * progress`` would change its sign.

@@ -10,7 +10,7 @@ from sb3_npg.parameters import ParameterVector
 
 
 class MovableProblem(Protocol):
-    """What moves along a line. ``LocalProblem`` is one."""
+    """A problem whose parameters can move along a line. ``LocalProblem`` is one."""
 
     @property
     def vector(self) -> ParameterVector:
@@ -18,20 +18,20 @@ class MovableProblem(Protocol):
         ...
 
     def figures(self) -> th.Tensor:
-        """Return what the search looks at, at the present θ: shape (m,), on the device; NaN where there is none."""
+        """Return the figures that the search needs, at the present θ: shape (m,), on the device; NaN if undefined."""
         ...
 
     def refresh(self) -> None:
-        """Let the parameters that are there now be those that F belongs to."""
+        """Let F use the present parameters."""
         ...
 
 
 class SearchLine:
     """
-    The line θ₀ + cβx from where a problem's parameters are.
+    The line θ₀ + cβx, where θ₀ are a problem's parameters at construction.
 
-    The full step, c = 1, is taken on the device as soon as there is an x, whether or not that is of any use: so the
-    figures of both are read in one transfer. What is not finite of a step is left out until they are.
+    The full step, c = 1, is taken on the device as soon as there is an x, before it is known to be usable, so that the
+    figures of both are read in one transfer. Until then, entries of the step that are not finite count as zero.
 
     ``step`` is βx, shape (p,), once the full step is taken, and ``length`` β once it is read.
 
@@ -71,13 +71,13 @@ class SearchLine:
         :raises NumericalFailure: if the step is not finite
         """
         self.length, *self._figures = figures
-        # No number of a vector is larger than its norm.
+        # No entry of a vector exceeds its norm.
         if not self.length * norm <= th.finfo(self.step.dtype).max:
             raise NumericalFailure("the step is not finite")
 
     def go(self, coefficient: float) -> list[float]:
         """
-        Move to θ₀ + cβx, and look.
+        Move to θ₀ + cβx, and return the figures there.
 
         :param coefficient: c > 0; 1 first, where the parameters are already
         :return: the problem's figures there

@@ -1,4 +1,4 @@
-"""How far along the natural gradient: step length, backtracking, and the damping that measured KL asks for."""
+"""How far to go along the natural gradient: step length, backtracking, and damping adapted to the measured KL."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,12 +10,12 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_npg.numerics import NumericalFailure
 
-#: What adaptive damping is multiplied or divided by, and the largest multiple, inverse of the smallest.
+#: What adaptive damping is multiplied or divided by, and the largest multiple; the smallest is its inverse.
 DAMPING_STEP, LARGEST_DAMPING_FACTOR = 1.5, 1e4
 
 
 class StepRule(ABC):
-    """How long a step along x is, and how much KL the line search lets it cost."""
+    """How long a step along x is, and how much KL the line search allows."""
 
     @abstractmethod
     def length(self, curvature: th.Tensor, progress_remaining: float) -> th.Tensor:
@@ -40,7 +40,7 @@ class TrustRegion(StepRule):
 
     Schulman et al. (2015), Trust Region Policy Optimization, appendix C.
 
-    :param target_kl: δ in nats, by the progress remaining
+    :param target_kl: δ in nats, as a function of the progress remaining
     """
 
     def __init__(self, target_kl: Schedule):
@@ -61,7 +61,7 @@ class FixedStep(StepRule):
 
     Kakade (2001), A Natural Policy Gradient, section 2.
 
-    :param step_size: α, by the progress remaining
+    :param step_size: α, as a function of the progress remaining
     """
 
     def __init__(self, step_size: Schedule):
@@ -110,7 +110,7 @@ class LineSearch(NamedTuple):
     :param coefficient: c of the step cβx; 0 if the parameters stay
     :param steps: number of trials
     :param surrogate: L at the end
-    :param improvement: L at the end less L at the start
+    :param improvement: L at the end minus L at the start
     :param mean_kl: mean KL(π_old ‖ π_θ) in nats of the step taken; 0 if the parameters stay
     :param first_mean_kl: the same, of the full step
     """
@@ -156,7 +156,7 @@ def backtrack(line: Line, kl_limit: float, shrinking_factor: float, max_iter: in
 
 def increased_damping_factor(factor: float) -> float:
     """
-    Return more damping than led to a step that nothing could be learnt from.
+    Return a larger damping factor, after a step that failed or cost far more KL than predicted.
 
     :param factor: present multiple of the damping that the user asked for
     """
@@ -171,7 +171,7 @@ def adapted_damping_factor(factor: float, search: LineSearch, predicted_kl: floa
     step; less when the prediction holds within a fifth and the full step is taken, which a line search in a trust
     region allows only if it costs no more than predicted.
 
-    After Martens (2010), Deep learning via Hessian-free optimization, section 4.1, with the KL in the place
+    After Martens (2010), Deep learning via Hessian-free optimization, section 4.1, with the KL instead
     of the loss: the KL does not have the sampling noise of the advantages.
 
     :param factor: present multiple of the damping that the user asked for

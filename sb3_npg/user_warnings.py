@@ -9,10 +9,10 @@ _PASSED_THROUGH = ("sb3_npg", "stable_baselines3", "torch", "contextlib", "funct
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     """
-    Warn at the line outside this package that led here: it tells the user where to look, and Python shows a warning
+    Warn at the user's line that led here, outside this package: it shows where to look, and Python shows a warning
     once for each line.
 
-    :param message: what is the matter, and the way out
+    :param message: what is wrong, and what to do about it
     :param category: of the warning
     """
     level, frame = 2, sys._getframe(1)

@@ -1,9 +1,9 @@
 """
-A policy's forward pass while it collects: always to finite actions, and without the objects SB3 makes for each step.
+A policy's forward pass while it collects: actions are always finite, and SB3's per-step objects are avoided.
 
 With few environments a step is mostly bookkeeping: preprocessing, modules that call modules, a distribution that
-checks its arguments. SB3's own loop stays what collects; within it ``policy.forward`` is replaced by the same
-operations on the same random numbers.
+checks its arguments. SB3's own loop still collects; only ``policy.forward`` is replaced, by the same operations on the
+same random numbers.
 """
 
 import itertools
@@ -24,14 +24,14 @@ from sb3_npg.observations import examples, filled, finite_observations, zero_obs
 @contextmanager
 def acting(policy: ActorCriticPolicy, fast_paths: bool = True, recorder: Recorder | None = None) -> Iterator[None]:
     """
-    Let a policy act within the block whatever it observes, as if by zeros where nothing finite follows from it.
+    Keep a policy's actions finite within the block, whatever it observes: it sees zeros instead of NaNs and infinities.
 
-    Without it torch's distributions end the run in the middle of a rollout. The buffer still receives what the
-    environment sent, so the update sees it and is skipped. A policy of feed-forward networks acts by hand.
+    Otherwise torch's distributions would end the run in the middle of a rollout. The buffer still receives what the
+    environment sent, so the update sees it and is skipped. Feed-forward networks are computed by hand.
 
     :param policy: the policy that collects
-    :param fast_paths: whether it may act by hand
-    :param recorder: keeps what is recorded from one rollout to the next; None to record nothing
+    :param fast_paths: whether its networks may be computed by hand
+    :param recorder: keeps a CUDA graph of the forward pass from one rollout to the next; None to record nothing
     """
 
     def choose() -> Callable[..., Acted]:
@@ -49,34 +49,34 @@ def acting(policy: ActorCriticPolicy, fast_paths: bool = True, recorder: Recorde
 
 class FirstStep:
     """
-    Stands in for a policy's forward pass until the first step, which chooses one: a callback may change the policy
-    when the rollout starts.
+    Stands in for a policy's forward pass until the first step, and chooses the actual one only then: a callback may
+    change the policy when the rollout starts.
 
     :param policy: the policy, whose forward pass is replaced
-    :param choose: returns the one that the policy collects with, while its own is in place
+    :param choose: returns the forward pass to collect with; called while the policy's own is in place
     """
 
     def __init__(self, policy: ActorCriticPolicy, choose: Callable[[], Callable[..., Acted]]):
         self._policy = policy
         self._choose = choose
-        self._before = vars(policy).get("forward")  # a compiled policy's own
+        self._before = vars(policy).get("forward")  # an instance attribute, as a compiled policy may have
         self._own: Callable[..., Acted] = policy.forward
         self._put(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Acted:
         """Act; see ``ActorCriticPolicy.forward``."""
-        if not self._is_in_place():  # somebody calls it from a function of theirs
+        if not self._is_in_place():  # someone calls it from a wrapper of their own
             return FiniteForward(self._own, self._policy.observation_space)(*args, **kwargs)
         self.leave()
         self._put(self._choose())
         return self._policy.forward(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let a copy of the policy act by its own forward pass."""
+        """Give a copy of the policy its own forward pass."""
         return _itself, (self._own,)
 
     def leave(self) -> None:
-        """Give the policy its own forward pass back, unless it was given another meanwhile."""
+        """Restore the policy's own forward pass, unless someone has replaced it in the meantime."""
         if not self._is_in_place():
             return
         if self._before is None:
@@ -94,10 +94,12 @@ class FirstStep:
 
 class FiniteForward:
     """
-    A policy's own forward pass, on zeros, or what else it knows, where it finds no finite action for what it observes.
+    A policy's own forward pass, tried on example observations if the observed ones lead to no finite action.
 
-    :param forward: the policy's
-    :param space: of observations
+    The examples are zeros, then samples of the observation space.
+
+    :param forward: the policy's own
+    :param space: the observation space
     """
 
     def __init__(self, forward: Callable[..., Acted], space: spaces.Space[Any]):
@@ -115,7 +117,7 @@ class FiniteForward:
         return self._forward(filled(obs, zero_observation(self._space)), *others, **more)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let a copy of the policy act by its own forward pass."""
+        """Give a copy of the policy its own forward pass."""
         return _itself, (self._forward,)
 
 

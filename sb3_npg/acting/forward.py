@@ -1,4 +1,4 @@
-"""What a policy of feed-forward networks does at a step of a rollout, computed by hand."""
+"""A step of a rollout with a policy of feed-forward networks, computed by hand."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,10 +19,10 @@ Acted = tuple[th.Tensor, th.Tensor, th.Tensor]
 
 class FastForward:
     """
-    What ``ActorCriticPolicy.forward`` returns, computed by a policy's networks. Outputs that overflow count as zero.
+    ``ActorCriticPolicy.forward``, computed by hand from a policy's networks. Outputs that are not finite become zero.
 
-    :param networks: the policy's
-    :param n_shared_layers: of the actor, which the critic begins after
+    :param networks: the policy's networks
+    :param n_shared_layers: number of the actor's first layers that the critic shares
     """
 
     def __init__(self, networks: PolicyNetworks, n_shared_layers: int):
@@ -37,10 +37,11 @@ class FastForward:
     @classmethod
     def of(cls, policy: ActorCriticPolicy) -> "FastForward | None":
         """
-        Make one for a policy.
+        Make the fast forward pass of a policy, if it has one.
 
         :param policy: SB3 actor-critic policy
-        :return: None if the policy is not made of networks, or is not known by its networks
+        :return: None if the policy is not made of such networks, or if the features extractor that they share does not
+            end where one of the actor's layers does
         """
         networks = read_networks(policy)
         n_shared_layers = None if networks is None else networks.n_shared_layers()
@@ -48,10 +49,10 @@ class FastForward:
 
     def __call__(self, obs: PyTorchObs, deterministic: bool = False) -> Acted:
         """
-        Act.
+        Choose actions.
 
-        :param obs: of n environments
-        :param deterministic: whether to take the most likely action and not to draw one
+        :param obs: observations of n environments
+        :param deterministic: whether to take the most likely action instead of drawing one
         :return: actions, values and log-probabilities
         """
         obs = finite_observations(obs)
@@ -60,11 +61,11 @@ class FastForward:
         return self._acted(obs, self._sampler.draw)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let a copy of the policy act by SB3's own forward pass."""
+        """Give a copy of the policy SB3's own forward pass."""
         return partial, (ActorCriticPolicy.forward, self.networks.policy)
 
     def is_recordable(self) -> bool:
-        """Tell whether :meth:`act` is all there is to a step, and never waits for the device."""
+        """Tell whether :meth:`act` does everything that a step needs, and never waits for the device."""
         critic = self.networks.critic
         extracts = self.networks.extracts and (critic.shares or critic.extracts)
         is_known = isinstance(self.networks.policy.observation_space, spaces.Box) and (
@@ -74,25 +75,25 @@ class FastForward:
 
     def act(self, obs: th.Tensor, noise: th.Tensor) -> Acted:
         """
-        Act by random numbers that are drawn already, where that is all there is to a step.
+        Choose actions from random numbers drawn beforehand; see :meth:`is_recordable`.
 
-        :param obs: of n environments
-        :param noise: as :meth:`noise_for` has made it and :meth:`draw` has filled it
+        :param obs: observations of n environments
+        :param noise: made by :meth:`noise_for` and filled by :meth:`draw`
         :return: actions, values and log-probabilities
         """
         return self._acted(finite_observations(obs), lambda outputs, _: self._noise_sampler.actions(outputs, noise))
 
     def noise_for(self, n_envs: int) -> th.Tensor:
-        """Return a place for the random numbers of a step, shape (n, k)."""
+        """Return a buffer for the random numbers of a step, shape (n, k)."""
         weight = self.networks.actor.layers[-1].linear.weight
         return weight.new_ones(n_envs, len(weight))
 
     def draw(self, noise: th.Tensor) -> None:
-        """Fill it with the numbers that :meth:`__call__` would use."""
+        """Fill such a buffer with the random numbers that :meth:`__call__` would draw."""
         self._noise_sampler.fill(noise)
 
     def signature(self) -> tuple[object, ...]:
-        """Return what :meth:`act` does with which addresses, but for the observations'."""
+        """Return the modules and tensor addresses that determine what :meth:`act` does, without the observations'."""
         policy = self.networks.policy
         layers = [*self.networks.actor.layers, *self.networks.critic.network.layers]
         noise = [] if self.networks.noise is None else [self.networks.noise.parameter]
@@ -113,7 +114,7 @@ class FastForward:
         return actions.reshape(self._shape), values, log_prob
 
     def _seen(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
-        """Return what goes into the actor's last layer, and values."""
+        """Return the inputs of the actor's last layer, and the values."""
         actor, critic = self.networks.actor, self.networks.critic
         if self.networks.extracts and isinstance(obs, th.Tensor):
             return self._extracted(obs)
@@ -124,7 +125,7 @@ class FastForward:
         return actor.hidden(inputs), critic.network(critic_inputs)
 
     def _extracted(self, obs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """Do the same through an extractor that learns; what actor and critic begin with is computed once."""
+        """Do the same through a features extractor that is trained; what actor and critic share is computed once."""
         actor, critic = self.networks.actor, self.networks.critic
         prepared = self._prepare(obs)
         features = actor.through(prepared, slice(self._n_shared_layers))

@@ -12,10 +12,10 @@ from sb3_npg.graphs import Capture, Graph, capture
 
 
 class _Recording(NamedTuple):
-    """A forward pass from observations and random numbers at addresses of its own."""
+    """A recorded forward pass, with the tensors that it reads observations and random numbers from."""
 
     signature: tuple[object, ...]
-    forward: FastForward  # so that none of the parameters' addresses is given to another tensor
+    forward: FastForward  # kept alive, so that no other tensor gets a parameter's address
     observations: th.Tensor
     noise: th.Tensor
     graph: Graph
@@ -24,9 +24,9 @@ class _Recording(NamedTuple):
 
 class Recorder:
     """
-    Records how a policy acts at its first step, and keeps the graph for as long as the policy's tensors stay in place.
+    Records a policy's forward pass at its first step, and keeps the graph while the policy's tensors stay in place.
 
-    Random numbers are drawn outside of the graph, so that they are those of a policy that is not recorded.
+    Random numbers are drawn outside the graph, so a recorded policy uses the same ones as any other.
 
     :param record: records a function as a graph
     """
@@ -38,19 +38,19 @@ class Recorder:
 
     @classmethod
     def on(cls, device: th.device) -> "Recorder | None":
-        """Return one for a device; None where there are no graphs."""
+        """Return a recorder for a device; None if it has no CUDA graphs."""
         return cls(partial(capture, device)) if device.type == "cuda" else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has, which records graphs of its own."""
+        """Leave out the recording: a copy makes its own."""
         return {**vars(self), "_recording": None}
 
     def recorded(self, forward: FastForward) -> "RecordedForward | FastForward":
-        """Return a forward pass that is replayed where it can be."""
+        """Return a forward pass that is replayed if possible, else ``forward`` itself."""
         return RecordedForward(self, forward) if self._can_record and forward.is_recordable() else forward
 
     def recording_of(self, forward: FastForward, observations: th.Tensor) -> _Recording | None:
-        """Return what is recorded of a forward pass, recorded now if it is not known; None if it cannot be."""
+        """Return the recording of a forward pass, made now if there is none yet; None if it cannot be recorded."""
         signature = (*forward.signature(), observations.shape, observations.dtype, observations.device)
         if self._recording is None or self._recording.signature != signature:
             self._recording = None  # free its memory first
@@ -67,10 +67,10 @@ class Recorder:
 
 class RecordedForward:
     """
-    What a forward pass returns, by replaying it; the first step of a rollout looks for the recording.
+    A forward pass by replaying its recording, which the first step of a rollout looks up or makes.
 
     :param recorder: keeps the recording
-    :param forward: what is recorded
+    :param forward: the forward pass that is recorded
     """
 
     def __init__(self, recorder: Recorder, forward: FastForward):
@@ -80,7 +80,7 @@ class RecordedForward:
         self._has_looked = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let a copy of the policy act by SB3's own forward pass."""
+        """Give a copy of the policy SB3's own forward pass."""
         return self._forward.__reduce__()
 
     def __call__(self, obs: PyTorchObs, deterministic: bool = False) -> Acted:
@@ -97,5 +97,5 @@ class RecordedForward:
         self._forward.draw(recording.noise)
         recording.graph.replay()
         actions, values, log_prob = recording.acted
-        # The next step overwrites them, and somebody may call the policy between two steps.
+        # Copies, as the next step overwrites them and someone may call the policy between two steps.
         return actions.clone(), values.clone(), log_prob.clone()

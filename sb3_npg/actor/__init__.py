@@ -1,4 +1,4 @@
-"""The acting half of a policy on the rows of a rollout: any by autograd, or networks by hand."""
+"""A policy's actor on the rows of a rollout: of any policy through autograd, or of feed-forward networks by hand."""
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -29,13 +29,13 @@ def make_actor(
     networks: PolicyNetworks | None,
 ) -> Actor:
     """
-    Choose how a policy is computed on the rows of a rollout.
+    Choose how a policy's action distribution is computed on the rows of a rollout.
 
     :param policy: SB3 actor-critic policy
     :param observations: what the rollout buffer returns, n rows
     :param actions: shape (n, action_dim), or (n,) for a Discrete space
     :param parameters: θ, the parameters that act
-    :param networks: the policy's, if they are known and are to be computed by hand
+    :param networks: the policy's networks, if they are to be computed by hand; None to use autograd
     :return: an actor
     :raises ValueError: if the policy's distribution is of a kind whose Fisher is not known
     """

@@ -1,4 +1,4 @@
-"""What an actor is: how the rows of a rollout are acted on, and how that depends on the parameters."""
+"""The interface of an actor."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -20,7 +20,7 @@ class ActingRows(NamedTuple):
 
     :param outputs: z, shape (n, k)
     :param log_prob: of the actions taken, shape (n,)
-    :param entropy: makes the entropy in nats, shape (n,); None where it has no closed form
+    :param entropy: computes the entropy in nats, shape (n,); returns None if it has no closed form
     """
 
     outputs: th.Tensor
@@ -28,12 +28,12 @@ class ActingRows(NamedTuple):
     entropy: Callable[[], th.Tensor | None]
 
 
-#: What is summed over rows to be differentiated.
+#: Returns one number for each row, shape (n,); their sum is differentiated.
 Objective = Callable[[ActingRows], th.Tensor]
 
 
 class Actor(Protocol):
-    """How the rows of a rollout are acted on, and how that depends on the parameters θ."""
+    """The action distribution on the rows of a rollout, as a function of the parameters θ."""
 
     metric: OutputFisher
     parameters: ParameterVector
@@ -47,11 +47,11 @@ class Actor(Protocol):
         ...
 
     def gradient(self, rows: slice, objective: Objective) -> th.Tensor:
-        """Return the derivative of an objective by the present θ, shape (p,)."""
+        """Return the gradient of an objective with respect to θ, at the present θ, shape (p,)."""
         ...
 
     def rows_within(self, memory_budget: int) -> int:
-        """Return how many rows can be differentiated at once within so many bytes."""
+        """Return how many rows can be differentiated at once within ``memory_budget`` bytes."""
         ...
 
     def fisher(self, chunk_rows: int) -> RolloutFisher:
@@ -63,5 +63,5 @@ class Actor(Protocol):
         ...
 
     def every(self, step: int) -> "Actor":
-        """Return the same on every so-many-th row."""
+        """Return the same actor on every ``step``-th row."""
         ...

@@ -1,4 +1,4 @@
-"""A policy of feed-forward networks as an actor, by hand."""
+"""The actor of a policy of feed-forward networks, computed by hand."""
 
 import math
 from functools import cached_property
@@ -22,7 +22,7 @@ from sb3_npg.parameters import ParameterVector
 
 
 class _Kept(NamedTuple):
-    """J of z for the rows of the network's, at a version of the noise's parameter."""
+    """J of z at a version of the noise parameter, for the rows of the kept mean Jacobian."""
 
     version: int
     jacobian: GaussianJacobian
@@ -30,10 +30,11 @@ class _Kept(NamedTuple):
 
 class FeedForwardActor:
     """
-    A policy whose actor is a feed-forward network: constant features once, Jacobians by hand, densities in closed form.
+    An actor that is a feed-forward network: constant features are computed once, Jacobians by hand, densities in closed
+    form.
 
-    :param networks: the policy's
-    :param inputs: what its actor is applied to, n rows
+    :param networks: the policy's networks
+    :param inputs: inputs of its actor, n rows
     :param actions: shape (n, action_dim), or (n,) for a Discrete space
     :param parameters: θ
     """
@@ -52,7 +53,7 @@ class FeedForwardActor:
         """
         Return the action distribution at the present θ, with its graph where gradients are enabled.
 
-        Log-probabilities are NaN if the outputs of any row are not those of a distribution.
+        All log-probabilities are NaN if the outputs of any row define no distribution.
         """
         network, noise = self.networks.actor, self.networks.noise
         hidden = network.hidden(self.inputs[rows])
@@ -60,7 +61,7 @@ class FeedForwardActor:
         if noise is not None:
             outputs = th.cat([outputs, noise.log_std(hidden)], dim=1)
         known = self._known(outputs, rows)
-        # Where torch's distributions raise, and wait for the device to do so.
+        # Torch's distributions would raise here, and wait for the device to find out.
         undefined = ~self.metric.is_defined(outputs)
         return known._replace(log_prob=known.log_prob.masked_fill(undefined, math.nan))
 
@@ -70,7 +71,7 @@ class FeedForwardActor:
         return self._known(self._jacobian(rows).outputs, rows)
 
     def gradient(self, rows: slice, objective: Objective) -> th.Tensor:
-        """Return the derivative of an objective by the present θ, shape (p,): one pass backwards."""
+        """Return the gradient of an objective with respect to θ, at the present θ, shape (p,): one backward pass."""
         jacobian = self._jacobian(rows)
         with th.enable_grad():
             outputs = jacobian.outputs.detach().requires_grad_()
@@ -78,7 +79,7 @@ class FeedForwardActor:
         return jacobian.pull(cotangent)
 
     def rows_within(self, memory_budget: int) -> int:
-        """Return how many rows' activations fit into so many bytes."""
+        """Return for how many rows the activations fit into ``memory_budget`` bytes."""
         return self._mean_jacobian.rows_within(memory_budget)
 
     def fisher(self, chunk_rows: int) -> RolloutFisher:
@@ -94,7 +95,7 @@ class FeedForwardActor:
         return FeedForwardLayers(FeedForwardModel(self._seen, chunks, self.metric, noise_span=self._noise_span))
 
     def every(self, step: int) -> "FeedForwardActor":
-        """Return the same on every so-many-th row."""
+        """Return the same actor on every ``step``-th row."""
         if step == 1:
             return self
         return FeedForwardActor(self.networks, self.inputs[::step].contiguous(), self.actions[::step], self.parameters)

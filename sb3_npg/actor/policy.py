@@ -23,17 +23,17 @@ from sb3_npg.observations import examples, take_rows, uneven_observations
 from sb3_npg.output_fisher import make_output_fisher
 from sb3_npg.parameters import ParameterVector, reached_parameters
 
-#: Squared norms of gradients below this say nothing in single precision.
+#: Squared norms of gradients below this are meaningless in single precision.
 _LEAST_SQUARE = 1e-24
-#: Norms of gradients below so many roundings of the largest one are taken for zero.
+#: Norms of gradients below this many rounding errors of the largest one count as zero.
 _ROUNDINGS = 32.0
-#: What rounding may take from all tensors together, a thousandth of each in TF32; a lost one is 1.
+#: Largest total error that may be rounding, about 0.001 per tensor in TF32; a tensor whose derivative is lost adds 1.
 _MOST_MISSING = 0.3
 
 
 class PolicyActor:
     """
-    Any SB3 policy: what it computes, differentiated by autograd.
+    Any SB3 policy: its own computation, differentiated by autograd.
 
     :param policy: SB3 actor-critic policy
     :param observations: what the rollout buffer returns, n rows
@@ -55,7 +55,7 @@ class PolicyActor:
 
     def act(self, rows: slice) -> ActingRows:
         """Return the action distribution at the present θ, with its graph where gradients are enabled."""
-        # A copy, as SB3 fills the same object again at the next call.
+        # A copy, as SB3 reuses the same object in the next call.
         distribution = copy(self.policy.get_distribution(take_rows(self.observations, rows)))
         outputs = self.metric.outputs(distribution)
         return ActingRows(outputs, distribution.log_prob(self.actions[rows]), distribution.entropy)
@@ -66,13 +66,13 @@ class PolicyActor:
         return self.act(rows)
 
     def gradient(self, rows: slice, objective: Objective) -> th.Tensor:
-        """Return the derivative of an objective by the present θ, shape (p,)."""
+        """Return the gradient of an objective with respect to θ, at the present θ, shape (p,)."""
         with th.enable_grad():
             total = objective(self.act(rows)).sum()
             return self.parameters.flatten(th.autograd.grad(total, self.parameters.tensors, materialize_grads=True))
 
     def rows_within(self, memory_budget: int) -> int:
-        """Return how many rows' graphs fit into so many bytes."""
+        """Return for how many rows the autograd graphs fit into ``memory_budget`` bytes."""
         return rows_within(memory_budget, self.n_rows, self._model().jacobian, self.policy.parameters())
 
     def fisher(self, chunk_rows: int) -> RolloutFisher:
@@ -91,7 +91,7 @@ class PolicyActor:
         return LayeredFisher(model, chunk_rows, memory_budget)
 
     def every(self, step: int) -> "PolicyActor":
-        """Return the same on every so-many-th row."""
+        """Return the same actor on every ``step``-th row."""
         if step == 1:
             return self
         rows = slice(None, None, step)
@@ -115,7 +115,7 @@ def acting_parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> li
 
     :param policy: SB3 actor-critic policy
     :param observations: at least one row
-    :return: those that are trained and that one of the rows reaches, in the policy's order
+    :return: the trained ones that the outputs of at least one row depend on, in the policy's order
     """
     with th.enable_grad():
         return reached_parameters(_outputs(policy, observations), policy.parameters())
@@ -124,11 +124,11 @@ def acting_parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> li
 @th.no_grad()
 def known_observation(policy: ActorCriticPolicy) -> PyTorchObs:
     """
-    Return an observation that a policy knows what to do with, before any environment is asked.
+    Return an observation that a policy has an action distribution for, without asking an environment.
 
     :param policy: SB3 actor-critic policy
-    :return: one row: of zeros if it can be, else drawn from the policy's observation space
-    :raises ValueError: if the distribution is one of NaN wherever the policy is tried
+    :return: one row: zeros if possible, else a sample of the policy's observation space
+    :raises ValueError: if the distribution is NaN for all observations that are tried
     """
     for example in examples(policy.observation_space):
         observations, _ = policy.obs_to_tensor(example)
@@ -144,18 +144,18 @@ def known_observation(policy: ActorCriticPolicy) -> PyTorchObs:
 
 def require_products(policy: ActorCriticPolicy, observations: PyTorchObs, parameters: ParameterVector) -> None:
     """
-    Check that a policy's outputs can be differentiated twice, as autograd's products with F need it.
+    Check that a policy's outputs can be differentiated twice, as products with F through autograd require.
 
     :param policy: SB3 actor-critic policy
     :param observations: at least one row
     :param parameters: those that act
-    :raises ValueError: if torch does not know how, or an operation's backward pass is not differentiated itself
+    :raises ValueError: if torch cannot do so, or an operation's backward pass cannot be differentiated itself
     """
     try:
         _try_products(policy, observations, parameters)
     except RuntimeError as error:
         try:
-            # Zeros may lie on a kink, where the first and the second derivatives of prelu are not of the same side.
+            # Zeros may lie on a kink, where prelu takes its first and second derivatives from different sides.
             _try_products(policy, uneven_observations(observations), parameters)
         except RuntimeError:
             raise ValueError(
@@ -163,21 +163,21 @@ def require_products(policy: ActorCriticPolicy, observations: PyTorchObs, parame
                 f"products with the Fisher are second derivatives: {error}. Write it in operations that it can, such "
                 "as th.linalg.vector_norm of differences in the place of th.cdist."
             ) from error
-    with th.no_grad():  # a policy that holds on to a graph cannot be copied
+    with th.no_grad():  # a policy that keeps its last outputs could not be copied with their graph
         _outputs(policy, observations)
 
 
 def _try_products(policy: ActorCriticPolicy, observations: PyTorchObs, parameters: ParameterVector) -> None:
-    """Fail with a RuntimeError if J cannot be had, or lacks what Jᵀ has."""
+    """Raise a RuntimeError if J cannot be computed, or lacks derivatives that Jᵀ has."""
     with th.enable_grad():
         _require_whole(Linearization(_outputs(policy, observations), parameters))
 
 
 def _require_whole(linearization: Linearization) -> None:
     """
-    Check that J has all that Jᵀ has; where a backward pass leaves torch it has not, and torch says nothing.
+    Check that J has all derivatives that Jᵀ has: if a backward pass leaves torch, J silently lacks some.
 
-    With w = Jᵀu and v made of w_l / ‖w_l‖² for each tensor l of θ, uᵀJv is their number, whatever their scales.
+    With w = Jᵀu, and v made of w_l / ‖w_l‖² for each tensor l of θ, uᵀJv is their number, whatever their scales.
 
     :param linearization: of the outputs
     :raises RuntimeError: if J lacks something, or torch refuses
@@ -188,7 +188,7 @@ def _require_whole(linearization: Linearization) -> None:
     pulled = [part.double() for part in parameters.split(linearization.pull(u))]
     squares = th.stack([part.square().sum() for part in pulled])
     squares = th.where(squares.isfinite(), squares, 0.0)
-    # What is zero but for rounding says nothing either, such as the keys' bias in attention.
+    # A gradient that is zero up to rounding, such as that of the keys' bias in attention, is no evidence either.
     rounding = (_ROUNDINGS * th.finfo(outputs.dtype).eps) ** 2 * squares.max()
     reached = squares > rounding.clamp_min(_LEAST_SQUARE)
     parts = [

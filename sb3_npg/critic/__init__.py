@@ -30,7 +30,7 @@ def make_critic_solver(name: str, kwargs: dict[str, Any] | None, gamma: float) -
 
     :param name: one of ``CRITIC_SOLVERS``
     :param kwargs: arguments of its constructor
-    :param gamma: discount factor, which the solver's defaults may follow
+    :param gamma: discount factor, on which the solver's defaults may depend
     :return: the solver
     :raises ValueError: if the name or an argument is unknown or out of range
     """

@@ -1,4 +1,4 @@
-"""Damped Gauss–Newton steps on the value loss, by any solver that the policy step knows."""
+"""Damped Gauss–Newton steps on the value loss, with any of the Fisher solvers."""
 
 import math
 from typing import Any
@@ -17,25 +17,25 @@ from sb3_npg.policy_parts import PolicyParts, criticising_modules, refresh_runni
 from sb3_npg.rollout import Samples
 from sb3_npg.solvers import FISHER_SOLVERS, ScaledProblem, construct, find_direction, mean_eigenvalue
 
-#: A step is not taken if it promises less than this part of what the steps before it have gained.
+#: A step is not taken if its predicted gain is less than this fraction of what the steps before it have gained.
 WORTHWHILE = 0.02
 
 
 class GaussNewtonSolver(CriticSolver):
     """
-    Minimises ½ mean (V(s) − R)² + ½ λ‖w − w₀‖² over the whole rollout, w₀ being the critic's parameters
-    once its intercept has moved.
+    Minimises ½ mean (V(s) − R)² + ½ λ‖S(w − w₀)‖² over the whole rollout, where w₀ are the critic's parameters
+    after its intercept has moved, and the diagonal S puts the last layer in units of the returns' standard deviation.
 
-    Each step is along (JᵀJ/N + λI)⁻¹ (Jᵀ(R − V)/N − λ(w − w₀)), shortened until the objective falls. One or two do
-    at the default damping; with less of it the objective is less like a quadratic one, and more are taken, until the
-    next promises little. Before them V's intercept, the bias of ``policy.value_net``, takes up its part of the mean of
-    R − V, 1/(1 + damping), as its own eigenvalue is one: what all states have in common tells no action from another,
-    and must not be spread over what does.
+    Each step is along (JᵀJ/N + λS²)⁻¹ (Jᵀ(R − V)/N − λS²(w − w₀)), shortened until the objective falls. At the default
+    damping one or two suffice; with less damping the objective is less quadratic, and more are taken, until the next
+    one promises little. Before the first step V's intercept, the bias of ``policy.value_net``, moves by 1/(1 + damping)
+    of the mean of R − V: a damped step in a direction of curvature one. An error that all states share does not tell
+    one action from another, and must not be spread over the parameters that do.
 
-    The damping is a multiple of the mean eigenvalue of JᵀJ/N as the rollout finds it, so it needs no tuning to the
-    scale of rewards, observations or the network. It is what keeps the critic from fitting the noise of one rollout:
-    directions with less curvature than λ hardly move. The critic is in evaluation mode, its own BatchNorm averages
-    renewed on the rollout before the first step.
+    The damping is a multiple of the mean eigenvalue of S⁻¹JᵀJS⁻¹/N on the rollout, so it needs no tuning to the
+    scale of rewards, observations or the network. It keeps the critic from fitting the noise of one rollout:
+    directions with less curvature than λ hardly move. The critic is in evaluation mode; BatchNorm averages that belong
+    only to it are refreshed on the rollout before the first step.
 
     Schulman et al. (2016), High-Dimensional Continuous Control Using Generalized Advantage Estimation, section 5;
     Martens (2010), Deep learning via Hessian-free optimization, section 4; Parikh and Boyd (2014), Proximal
@@ -43,10 +43,11 @@ class GaussNewtonSolver(CriticSolver):
 
     :param fisher_solver: how the system is solved: a key of ``sb3_npg.solvers.FISHER_SOLVERS``
     :param fisher_solver_kwargs: arguments of that solver; None: up to 10 products for "cg", its defaults for another
-    :param damping: λ as a multiple of the mean eigenvalue of JᵀJ/N, > 0; ``NPG`` lets it follow γ, see ``defaults``
+    :param damping: λ as a multiple of the mean eigenvalue of S⁻¹JᵀJS⁻¹/N, > 0; by default it depends on γ, see
+        :meth:`defaults`
     :param max_change: largest root mean square change of V that the quadratic model may predict for a step, as a
-        multiple of that of R − V before the first; > 0
-    :param backtrack_max_iter: number of times that a step is halved before it is given up
+        multiple of the root mean square of R − V before the first step; > 0
+    :param backtrack_max_iter: how often a step is halved before it is given up
     :raises ValueError: if an argument is unknown or out of range
     """
 
@@ -79,11 +80,11 @@ class GaussNewtonSolver(CriticSolver):
     @classmethod
     def defaults(cls, gamma: float) -> dict[str, Any]:
         """
-        Return a damping of 10 up to γ = 0.99, above it in proportion to 1 − γ: 0.1 at γ = 0.9999; 0.01 at least.
+        Return a damping of 10 up to γ = 0.99, and proportional to 1 − γ above: 0.1 at γ = 0.9999, at least 0.01.
 
-        The returns bootstrap on V, so what V lacks goes from rollout to rollout: one that is fitted exactly keeps
-        1 − (1 − γ)/(1 − γλ) of an error that all states share, λ being that of GAE. Damping adds its own delay to
-        each fit. The longer the horizon, the less of that is left to spare.
+        The returns bootstrap on V, so an error of V persists from rollout to rollout: even an exact fit keeps the
+        fraction 1 − (1 − γ)/(1 − γλ) of an error that all states share, with the λ of GAE. Damping delays each fit
+        further, and the longer the horizon, the less delay can be afforded.
 
         :param gamma: discount factor
         """
@@ -94,7 +95,7 @@ class GaussNewtonSolver(CriticSolver):
         self.solver.use(linalg)
 
     def check_size(self, n_parameters: int, n_rows: int) -> None:
-        """Refuse a critic or a rollout that the solver cannot serve."""
+        """Refuse a critic or a rollout that the solver cannot handle."""
         try:
             self.solver.check_size(n_parameters, n_rows)
         except ValueError as error:
@@ -125,9 +126,9 @@ class GaussNewtonSolver(CriticSolver):
         return loss
 
     def _step(self, objective: ProximalProblem, value: float, reach: float, at_least: float) -> float:
-        """Take one step within reach that promises enough, and return the objective after it; as it was without one."""
+        """Take one step within reach if its predicted gain exceeds ``at_least``; return the objective afterwards."""
         gradient = objective.gradient()
-        # gᵀ(F + λI)⁻¹g ≤ ‖g‖²/λ: no step along any x can promise more.
+        # gᵀ(F + λS²)⁻¹g ≤ ‖S⁻¹g‖²/λ: no step can promise more than half of that.
         if at_least > 0.0 and 0.5 * float((gradient / objective.problem.scale).square().sum()) <= (
             at_least * objective.damping
         ):
@@ -142,7 +143,7 @@ class GaussNewtonSolver(CriticSolver):
             return value
         vector = objective.regression.vector
         start = vector.get()
-        # The model's change of V along x has mean square xᵀFx.
+        # To first order, a step along x changes V by a mean square of xᵀFx.
         length = min(1.0, reach / direction.curvature**0.5)
         for _ in range(self.backtrack_max_iter + 1):
             vector.set(start.add(direction.natural_gradient, alpha=length))
@@ -155,10 +156,10 @@ class GaussNewtonSolver(CriticSolver):
 
 def _scale_of(policy: ActorCriticPolicy, problem: ValueProblem) -> th.Tensor:
     """
-    Return the diagonal of S: 1/σ for the last layer, which is so measured in returns' standard deviations, else 1.
+    Return the diagonal of S: 1/σ for the last layer, else 1; σ is the returns' standard deviation, at least 1.
 
-    What V lacks is σ, so that the last layer has to come to about σ, while the layers before it are of order one. In
-    θ itself the step of least norm would spread it over all of them alike, and saturate their units.
+    V is wrong by about σ, so the last layer has to grow to about σ, while the layers before it are of order one. In
+    θ itself the step of least norm would change all of them alike, and saturate their units.
     """
     scale = th.ones_like(problem.vector.get())
     last = getattr(policy, "value_net", None)
@@ -175,9 +176,9 @@ def _fit_intercept(
     policy: ActorCriticPolicy, problem: ValueProblem, scale: th.Tensor, damping: float
 ) -> tuple[float, float, float]:
     """
-    Move the bias that V ends in by itself, if it is the critic's to move.
+    Move the last bias of V by itself, if it is one of the critic's parameters.
 
-    :return: the loss before and after, and the mean eigenvalue of S⁻¹JᵀJS⁻¹/N before: one look at the device
+    :return: the loss before and after, and the mean eigenvalue of S⁻¹JᵀJS⁻¹/N before, in one read from the device
     """
     own = getattr(getattr(policy, "value_net", None), "bias", None)
     bias = next((tensor for tensor in problem.vector.tensors if tensor is own), None)
@@ -191,7 +192,7 @@ def _fit_intercept(
     with th.no_grad():
         bias.add_(residuals.mean() / (1.0 + damping))
         loss, left, mean = th.stack([before, problem.loss(), eigenvalue]).tolist()
-        if not left <= loss:  # a policy of its own kind, which does more to V after this bias
+        if not left <= loss:  # a custom policy, which does more to V after this bias
             bias.copy_(start)
             left = loss
     problem.refresh()

@@ -17,7 +17,7 @@ from sb3_npg.parameters import ParameterVector
 from sb3_npg.policy_parts import PolicyParts, criticising_modules, training_mode
 from sb3_npg.rollout import Samples
 
-#: Leaves the gradient of a minibatch's loss in the parameters, and returns the loss.
+#: Stores the gradient of a minibatch's loss in the parameters' ``grad``, and returns the loss.
 Backward = Callable[[th.Tensor], th.Tensor]
 
 
@@ -25,8 +25,8 @@ class MinibatchSolver(CriticSolver):
     """
     Minimises mean (V(s) − R)² by the policy's optimizer: Adam, unless ``policy_kwargs`` says otherwise.
 
-    Gradients are taken for the criticising parameters alone, so a shared features extractor is the actor's.
-    Modules that act stay in evaluation mode: the regression does not move BatchNorm's averages of the policy.
+    Only the criticising parameters get gradients: a shared features extractor belongs to the actor.
+    Modules that act stay in evaluation mode, so the regression does not move their BatchNorm averages.
     """
 
     n_updates = 10
@@ -49,7 +49,7 @@ class MinibatchSolver(CriticSolver):
 
 @contextmanager
 def _backward(policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples) -> Iterator[Backward]:
-    """Choose how a minibatch is differentiated: by hand, or by autograd with what is not the actor's training."""
+    """Choose how to differentiate a minibatch: by hand, or by autograd with the critic's modules in training mode."""
     policy.optimizer.zero_grad()
     if parts.critic is not None:
         yield _backward_by_hand(parts.critic, ParameterVector(parts.criticising), rollout)
@@ -57,7 +57,7 @@ def _backward(policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples) -
     modules = criticising_modules(policy, parts)
 
     def backward(rows: th.Tensor) -> th.Tensor:
-        # BatchNorm has no variance for a rest of one row.
+        # BatchNorm has no variance for a last minibatch of one row.
         with training_mode(modules if len(rows) == 1 else [], False):
             values = policy.predict_values(take_rows(rollout.observations, rows)).flatten()
         loss = F.mse_loss(values, rollout.returns[rows])
@@ -82,7 +82,7 @@ def _backward_by_hand(critic: CriticNetwork, parameters: ParameterVector, rollou
     @th.no_grad()
     def backward(rows: th.Tensor) -> th.Tensor:
         found = [tensor.data_ptr() for tensor in parameters.tensors]
-        if places != found:  # an optimizer may give a parameter other memory
+        if places != found:  # an optimizer may move a parameter to other memory
             places[:] = found
             jacobians.clear()
         n = len(rows)
@@ -107,9 +107,10 @@ def _minibatches(n_rows: int, n_epochs: int, batch_size: int, device: th.device)
 @contextmanager
 def fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
     """
-    Let Adam update all parameters in one call within the block, where torch can; the result is the same to rounding.
+    Let Adam update all parameters in one call within the block, if torch can; results are the same up to rounding.
 
-    Torch reads memory in its order there, and takes a gradient wrongly that is laid out otherwise than its parameter.
+    This kernel reads memory in order, and misreads a gradient that is not laid out like its parameter: all parameters
+    must be contiguous.
 
     :param optimizer: any optimizer
     """
@@ -123,7 +124,7 @@ def fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
     for group in groups:
         group["fused"] = True
         for state in (optimizer.state[parameter] for parameter in group["params"] if parameter in optimizer.state):
-            # Otherwise Adam counts on the host, and a count that is loaded stays where it was or was mapped to.
+            # Adam otherwise counts its steps on the host, and a loaded count stays on the device that it was loaded to.
             state["step"] = th.as_tensor(state["step"], dtype=th.float32, device=state["exp_avg"].device)
     try:
         yield
@@ -133,6 +134,6 @@ def fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
 
 
 def _has_a_say(group: dict[str, object]) -> bool:
-    """Tell whether a user asked for a certain implementation."""
+    """Tell whether the user has chosen an implementation of the optimizer."""
     chosen = any(group.get(name) is not None for name in ("foreach", "fused"))
     return chosen or any(group.get(name) for name in ("capturable", "differentiable"))

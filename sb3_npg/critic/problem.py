@@ -1,4 +1,4 @@
-"""The regression of a value function as a problem that the policy's solvers can solve."""
+"""The regression of a value function as a problem for the Fisher solvers."""
 
 import functools
 
@@ -22,7 +22,7 @@ class ValueProblem:
                                                     Gaussian with mean V and standard deviation one
         g = (1/N) Σ_n J_nᵀ (R_n − V(s_n))           minus the gradient of half the loss
 
-    A :class:`~sb3_npg.solvers.base.Problem`: whatever solves (F + λI) x = g for a policy does it for a critic.
+    A :class:`~sb3_npg.solvers.base.Problem`: any solver of (F + λI) x = g for a policy works for a critic too.
 
     Schulman et al. (2016), High-Dimensional Continuous Control Using Generalized Advantage Estimation, section 5.
 
@@ -76,7 +76,7 @@ class ValueProblem:
         return self._fisher.product(vector)
 
     def fisher_chain(self) -> FisherChain | None:
-        """Return F at θ₀ as a chain of layers, where it is one."""
+        """Return F at θ₀ as a chain of layers; None if it is not one."""
         return self._fisher.chain()
 
     def dense_fisher(self) -> th.Tensor:
@@ -93,7 +93,7 @@ class ValueProblem:
 
 class ProximalProblem:
     """
-    The regression held near the parameters θ₁ that it begins with: ½ loss(θ) + ½ λ‖S(θ − θ₁)‖².
+    The regression held near its initial parameters θ₁: ½ loss(θ) + ½ λ‖S(θ − θ₁)‖².
 
     :param regression: the regression, at θ₁
     :param scale: diagonal of S, shape (p,)
@@ -102,7 +102,7 @@ class ProximalProblem:
 
     def __init__(self, regression: ValueProblem, scale: th.Tensor, damping: float):
         self.regression = regression
-        #: The regression in the coordinates Sθ, in which λ damps all alike.
+        #: The regression in the coordinates Sθ, in which λ damps all parameters alike.
         self.problem = ScaledProblem(regression, scale)
         self.damping = damping
         self._start = regression.vector.get()
@@ -113,7 +113,7 @@ class ProximalProblem:
         return 0.5 * float(loss) + 0.5 * self.damping * float(squared)
 
     def gradient(self) -> th.Tensor:
-        """Return minus its gradient at the problem's θ₀, where the parameters are, shape (p,)."""
+        """Return minus the objective's gradient at the problem's θ₀, where the parameters must be, shape (p,)."""
         return self.regression.gradient() - self.damping * self.problem.scale * self._moved()
 
     def _moved(self) -> th.Tensor:

@@ -1,4 +1,4 @@
-"""What a critic solver is."""
+"""The interface of critic solvers."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ class CriticSolver(ABC):
     """
     Regresses the value function on a rollout's returns.
 
-    ``n_updates`` is how much to do, in the solver's own units, where the user does not say.
+    ``n_updates`` is the default amount of work, in the solver's own units such as epochs or steps.
     """
 
     n_updates: ClassVar[int]
@@ -22,7 +22,7 @@ class CriticSolver(ABC):
     @classmethod
     def defaults(cls, gamma: float) -> dict[str, Any]:
         """
-        Return those arguments of the constructor that follow the discount factor where the user does not say.
+        Return defaults for those arguments of the constructor that depend on the discount factor.
 
         :param gamma: discount factor
         """
@@ -34,7 +34,7 @@ class CriticSolver(ABC):
 
     def check_size(self, n_parameters: int, n_rows: int) -> None:
         """
-        Refuse a critic or a rollout that this solver cannot serve. Called once, before training.
+        Refuse a critic or a rollout that this solver cannot handle. Called once, before training.
 
         :param n_parameters: parameters that criticise
         :param n_rows: rows of a rollout
@@ -47,13 +47,13 @@ class CriticSolver(ABC):
         self, policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples, n_updates: int, batch_size: int
     ) -> float:
         """
-        Move the criticising parameters, and no other.
+        Fit the value function, moving only the criticising parameters.
 
         :param policy: SB3 actor-critic policy, in evaluation mode
-        :param parts: its acting and its criticising part, of which the latter is not empty
-        :param rollout: all its rows
+        :param parts: its acting and criticising parts; the latter is not empty
+        :param rollout: all rows of the rollout
         :param n_updates: how much to do, in the solver's own units, at least 1
         :param batch_size: rows in a minibatch, if the solver uses any
-        :return: mean (V(s) − R)² on the way
+        :return: mean (V(s) − R)² before or during the fit
         :raises NumericalFailure: if a loss or a parameter is not finite at the end
         """

@@ -31,11 +31,11 @@ class Values(Protocol):
     n_rows: int
 
     def model(self) -> OutputModel:
-        """Return V, shape (n, 1), as what F is made of."""
+        """Return the model of V, shape (n, 1), that F is computed from."""
         ...
 
     def rows_within(self, memory_budget: int) -> int:
-        """Return how many rows can be differentiated at once within so many bytes."""
+        """Return how many rows can be differentiated at once within ``memory_budget`` bytes."""
         ...
 
     def layers(self, chunk_rows: int, memory_budget: int) -> LayeredFisher | FeedForwardLayers:
@@ -45,7 +45,7 @@ class Values(Protocol):
 
 class PolicyValues:
     """
-    The values of any SB3 policy: what it computes, differentiated by autograd.
+    The values of any SB3 policy: its own computation, differentiated by autograd.
 
     :param policy: SB3 actor-critic policy
     :param observations: n rows
@@ -59,11 +59,11 @@ class PolicyValues:
         self.n_rows = count_rows(observations)
 
     def model(self) -> OutputModel:
-        """Return V, shape (n, 1), as what F is made of."""
+        """Return the model of V, shape (n, 1), that F is computed from."""
         return OutputModel(self._values, self.n_rows, self.parameters, UnitMetric())
 
     def rows_within(self, memory_budget: int) -> int:
-        """Return how many rows' graphs fit into so many bytes."""
+        """Return for how many rows the autograd graphs fit into ``memory_budget`` bytes."""
         return rows_within(memory_budget, self.n_rows, self.model().jacobian, self.policy.parameters())
 
     def layers(self, chunk_rows: int, memory_budget: int) -> LayeredFisher:
@@ -76,7 +76,7 @@ class PolicyValues:
 
     def _outputs(self, rows: slice) -> RowOutputs:
         values = self._values(rows)
-        # F_out has a single column, the number one: what stands for a sampled score is exact too.
+        # F_out is the number one, and so is its root: V in place of log π makes "sampled" columns exact too.
         return RowOutputs((values,), values.squeeze(1))
 
 
@@ -85,7 +85,7 @@ class FeedForwardValues:
     The values of a policy whose critic is a feed-forward network, by hand.
 
     :param network: the policy's critic
-    :param inputs: what its critic is applied to, n rows
+    :param inputs: inputs of the critic, n rows
     :param parameters: θ
     """
 
@@ -96,11 +96,11 @@ class FeedForwardValues:
         self._jacobian = KeptJacobian(network, inputs, parameters)
 
     def model(self) -> OutputModel:
-        """Return V, shape (n, 1), as what F is made of."""
+        """Return the model of V, shape (n, 1), that F is computed from."""
         return OutputModel(self._values, self.n_rows, self.parameters, UnitMetric(), self._jacobian.of)
 
     def rows_within(self, memory_budget: int) -> int:
-        """Return how many rows' activations fit into so many bytes."""
+        """Return for how many rows the activations fit into ``memory_budget`` bytes."""
         return self._jacobian.rows_within(memory_budget)
 
     def layers(self, chunk_rows: int, memory_budget: int) -> FeedForwardLayers:
@@ -130,7 +130,7 @@ def make_values(
     :param policy: SB3 actor-critic policy
     :param observations: n rows
     :param parameters: θ, the parameters that the regression moves
-    :param critic: the policy's, if it is to be computed by hand
+    :param critic: the policy's critic, if it is to be computed by hand; None to use autograd
     :return: the values
     """
     if critic is None:

@@ -1,4 +1,4 @@
-"""F = (1/N) Σ_n J_nᵀ F_out,n J_n over the rows of a rollout: its products, itself, and its layers."""
+"""F = (1/N) Σ_n J_nᵀ F_out,n J_n over the rows of a rollout: products with it, F itself, and its blocks."""
 
 from sb3_npg.fisher.autograd import Linearization
 from sb3_npg.fisher.blocks import Block, DenseBlock, LayerBlock, dense_blocks, layer_blocks

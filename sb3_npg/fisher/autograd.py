@@ -64,7 +64,7 @@ def batched_gradients(outputs: th.Tensor, targets: Sequence[th.Tensor], cotangen
     Differentiate for several cotangents at once.
 
     :param outputs: with their graph
-    :param targets: what to differentiate by
+    :param targets: the tensors to differentiate with respect to
     :param cotangents: m of them, shape (m, *outputs.shape)
     :return: for each target a tensor of shape (m, *target.shape)
     """

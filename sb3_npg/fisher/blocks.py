@@ -12,8 +12,8 @@ class LayerBlock:
     """
     The parameters of a linear map s = W a + b that is applied once or several times to each row.
 
-    As a matrix they have the shape (g, a): one row for each output, the bias in the last column, where the
-    input has a coordinate that is always one.
+    As a matrix they have the shape (g, a): one row for each output, and the bias as the last column, for an
+    input coordinate that is always one.
 
     :param name: of the module
     :param weight: where W lies in the parameter vector; None if it does not act
@@ -28,7 +28,7 @@ class LayerBlock:
 
     @classmethod
     def of(cls, module: str, weight: slice | None, bias: slice | None, n_outputs: int) -> "LayerBlock":
-        """Return the block of a module, in whose name stands which of the two acts if the other does not."""
+        """Return the block of a module; its name says so if only the weight or only the bias acts."""
         alone = "" if weight and bias else ".weight" if weight else ".bias"
         return cls(module + alone, weight, bias, n_outputs)
 
@@ -59,12 +59,12 @@ class LayerBlock:
 @dataclass(frozen=True, eq=False)
 class DenseBlock:
     """
-    Parameters that belong to no layer, as b groups of m whose Fisher is formed: m = 1 leaves its diagonal.
+    Parameters that belong to no layer, as b groups of m. Each group's Fisher is formed: only the diagonal if m = 1.
 
     :param name: of the parameter
     :param span: where it lies in the parameter vector, as a matrix of m rows and b columns
     :param n_groups: b
-    :param note: words for the user where this is an approximation; None where it is not
+    :param note: tells the user how the parameters are treated; None for the noise, which has a closed form
     """
 
     name: str

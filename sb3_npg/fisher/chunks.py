@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable
 
 import torch as th
 
-#: Numbers that a temporary with an entry for each row and parameter may hold.
+#: Largest number of entries of a temporary that has one for each row and parameter.
 LARGEST_TEMPORARY = 2**24
-#: Rows that a graph is measured on.
+#: Number of rows on which the memory of a graph is measured.
 _PROBE_ROWS = 8
 
 
 def memory_budget_of(device: th.device) -> int:
-    """Return the bytes that one chunk of rows may take while it is differentiated: of a GPU's memory, an eighth."""
+    """Return the bytes that one chunk of rows may take during differentiation: 1/8 of a GPU's memory, or 256 MiB."""
     return th.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else 2**28
 
 
@@ -40,7 +40,7 @@ def saved_bytes(compute: Callable[[], object], parameters: Iterable[th.Tensor]) 
         if storage.data_ptr() not in storages:
             storages.add(storage.data_ptr())
             total += storage.nbytes()
-        return tensor.detach()  # itself would be held by the graph that made it, for ever
+        return tensor.detach()  # the tensor itself would form a cycle with its graph, and never be freed
 
     with th.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         # The graph stays alive until all is counted: a freed storage's address would be used again.
@@ -53,11 +53,11 @@ def rows_within(budget: int, n_rows: int, compute: Callable[[slice], object], pa
     """
     Find how many rows can be differentiated at once within a memory budget.
 
-    What a graph keeps whatever the number of its rows does not count, as fewer rows would not spare it: observations
-    that are views of the rollout keep all of it.
+    Memory that a graph keeps whatever its number of rows does not count, as fewer rows would not save it: observations
+    that are views of the rollout keep the whole rollout.
 
     :param budget: bytes that autograd may keep for rows
-    :param n_rows: rows there are
+    :param n_rows: number of rows available
     :param compute: builds the graph of some rows
     :param parameters: the tensors of the policy, which do not count
     :return: number of rows, from 1 to ``n_rows``

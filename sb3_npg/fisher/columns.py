@@ -10,14 +10,14 @@ Columns = Literal["exact", "propagated", "sampled"]
 
 def propagated_root(root: th.Tensor, rows: th.Tensor | None, columns: Columns, generator: th.Generator) -> th.Tensor:
     """
-    Leave out the columns that no layer moves, such as a free log_std's, and join the others if asked to.
+    Drop the columns that no layer affects, such as those of a free log_std, and combine the others if asked to.
 
     Martens, Sutskever & Swersky (2012), Estimating the Hessian by Back-propagating Curvature.
 
     :param root: B with B Bᵀ = F_out, shape (n, k, r)
     :param rows: which of the k outputs depend on a layer, shape (k,), boolean; None for all
     :param columns: "exact" leaves them as they are; "propagated" sums them with random signs ±1
-    :param generator: of the signs
+    :param generator: draws the signs
     :return: shape (n, k, c)
     """
     if rows is not None:

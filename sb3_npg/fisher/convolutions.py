@@ -1,4 +1,4 @@
-"""The part of a convolution in the Jacobian of a network."""
+"""A convolution's part in the Jacobian of a network."""
 
 import torch as th
 from torch import nn
@@ -14,7 +14,7 @@ from sb3_npg.precision import convolutions_in_tf32
 
 class ConvolutionStep(LayerStep):
     """
-    The part of a Conv2d layer.
+    A Conv2d layer's part in J.
 
     :param layer: the layer
     :param convolution: its linear map
@@ -54,11 +54,11 @@ class ConvolutionStep(LayerStep):
         return out if self.slope is None else out.mul_(self.slope)
 
     def pull(self, delta: th.Tensor, before: LayerStep) -> th.Tensor:
-        """Return the cotangent of the sums before."""
+        """Return the cotangent of the previous layer's sums."""
         return sloped(self._pulled(delta), before)
 
     def pull_all(self, deltas: th.Tensor, before: LayerStep) -> th.Tensor:
-        """Return c cotangents of the sums before."""
+        """Return c cotangents of the previous layer's sums."""
         pulled = self._pulled(deltas.flatten(0, 1))
         return sloped(pulled.view(*deltas.shape[:2], *pulled.shape[1:]), before)
 
@@ -71,7 +71,7 @@ class ConvolutionStep(LayerStep):
             th.sum(delta, dim=(0, 2, 3), out=gradient[self.bias_span])
 
     def in_chain(self) -> None:
-        """Return nothing: it is applied at many positions."""
+        """Return None: a convolution is not one matrix."""
         return
 
     def seen(self, weight_sharing: WeightSharing) -> th.Tensor:
@@ -100,6 +100,6 @@ class ConvolutionStep(LayerStep):
 
 
 def layout_for(images: th.Tensor) -> th.memory_format:
-    """Return the order in memory that convolutions are fastest in: on tensor cores, channel by channel last."""
+    """Return the memory format in which convolutions are fastest: channels last on tensor cores."""
     on_tensor_cores = images.is_cuda and images.dtype == th.float32 and convolutions_in_tf32()
     return th.channels_last if on_tensor_cores else th.contiguous_format

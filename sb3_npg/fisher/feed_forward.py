@@ -4,7 +4,7 @@ layers each.
 
 J v is the R-operator of Pearlmutter (1994), Fast Exact Multiplication by the Hessian, section 3, and Jᵀu is
 backpropagation; Schraudolph (2002), Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent, section 3,
-puts them together to F v. What a forward pass computes is kept: each layer's inputs, and the slopes of its activation.
+combines them into F v. The forward pass keeps each layer's inputs and the slopes of its activation.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,10 +20,10 @@ from sb3_npg.fisher.steps import LayerStep, LinearStep, NetworkLayer
 from sb3_npg.linalg import FisherChain
 from sb3_npg.parameters import ParameterVector
 
-#: What is done to the inputs of a network before its first layer.
+#: Transforms the inputs of a network before its first layer.
 Prepare = Callable[[th.Tensor], th.Tensor]
 
-#: Activations that act on each element by itself, without parameters and without chance in evaluation mode.
+#: Elementwise activations without parameters, and without randomness in evaluation mode.
 ELEMENTWISE: tuple[type[nn.Module], ...] = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.Mish,
     nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh, nn.Tanhshrink,
@@ -32,7 +32,7 @@ ELEMENTWISE: tuple[type[nn.Module], ...] = (
 
 class FeedForward:
     """
-    Linear layers with activations of elements between them, and convolutions before them.
+    Linear layers with elementwise activations between them, possibly preceded by convolutions.
 
     :param layers: in the order of their use, at least one
     :param prepare: what is done to the inputs first; None for nothing
@@ -87,7 +87,7 @@ class FeedForward:
         return [tensor for tensor in tensors if tensor.requires_grad]
 
     def shapes(self, inputs: th.Size) -> list[tuple[th.Size, th.Size]]:
-        """Return the shapes of what goes into each layer and of what comes out, for those of a row's inputs."""
+        """Return the shapes of each layer's inputs and outputs, given the shape of a row's inputs."""
         found: list[tuple[th.Size, th.Size]] = []
         for layer in self.layers:
             found.append((inputs, layer.output_shape(inputs)))
@@ -96,7 +96,7 @@ class FeedForward:
 
     def bytes_per_row(self, inputs: th.Size) -> int:
         """
-        Return what the Jacobian of one row takes: inputs, sums, slopes and a buffer for each layer.
+        Return the bytes that the Jacobian of one row takes: inputs, sums, slopes and a buffer for each layer.
 
         :param inputs: shape of a row's inputs
         """
@@ -105,7 +105,7 @@ class FeedForward:
 
     def record_bytes_per_row(self, inputs: th.Size, n_columns: int) -> int:
         """
-        Return what a row's inputs and deltas of each layer take, position by position.
+        Return the bytes that one row's inputs and deltas of all layers take, position by position.
 
         :param inputs: shape of a row's inputs
         :param n_columns: c, the columns that are propagated backwards
@@ -151,12 +151,12 @@ class FeedForwardJacobian:
     """
     J = ∂z/∂θ of a network's outputs on some rows.
 
-    Buffers are reused: at most one product at a time. It is the Jacobian at the parameters it was made with; once these
-    have moved it refuses to go on, as autograd does.
+    Buffers are reused, so only one product may run at a time. It is the Jacobian at the parameters that it was made
+    with; once these have moved, products raise an error, as autograd does.
 
     :param network: the network
     :param inputs: what it is applied to, n rows
-    :param parameters: θ, which may hold other parameters too, and not all of the network's
+    :param parameters: θ, which may hold other parameters too, and lack some of the network's
     """
 
     def __init__(self, network: FeedForward, inputs: th.Tensor, parameters: ParameterVector):
@@ -170,7 +170,7 @@ class FeedForwardJacobian:
 
     @th.no_grad()
     def linearize(self, inputs: th.Tensor) -> None:
-        """Move to other inputs, of the same shape, and to the parameters as they are now."""
+        """Recompute J at other inputs of the same shape, and at the present parameters."""
         inputs = self._network.prepared(inputs)
         for step in self.steps:
             inputs = step.forward(inputs)
@@ -199,7 +199,7 @@ class FeedForwardJacobian:
 
     @th.no_grad()
     def pull_into(self, cotangent: th.Tensor, gradient: th.Tensor) -> None:
-        """Write Jᵀ u into its places of a vector of shape (p,), for u of shape (n, k)."""
+        """Write Jᵀ u into the network's entries of a vector of shape (p,), for u of shape (n, k)."""
         self._require_current()
         delta = self._by_sums(cotangent)
         for step, before in self._backwards():
@@ -214,7 +214,7 @@ class FeedForwardJacobian:
         Backpropagate several cotangents.
 
         :param cotangents: c of them, shape (c, n, k)
-        :return: for each layer the derivatives by its sums s, shape (c, n, …)
+        :return: for each layer the derivatives with respect to its sums s, shape (c, n, …)
         """
         self._require_current()
         found = [self._by_sums(cotangents)]
@@ -229,14 +229,14 @@ class FeedForwardJacobian:
         return self.weighted_chain(*metric.weights_at(self.outputs))
 
     def weighted_chain(self, diagonal: th.Tensor, groups: tuple[int, ...] = ()) -> FisherChain | None:
-        """Return the chain for an output metric, of shape (n, k), and its groups; None if it is not one."""
+        """Return the chain for an output metric, shape (n, k), and its groups; None if a layer is a convolution."""
         layers = [layer for step in self.steps if (layer := step.in_chain()) is not None]
         if len(layers) < len(self.steps):
             return None
         return FisherChain(tuple(layers), diagonal, groups, None, None, self.size)
 
     def _by_sums(self, cotangents: th.Tensor) -> th.Tensor:
-        """Bring cotangents of the outputs to the sums of the last layer."""
+        """Turn cotangents of the outputs into cotangents of the last layer's sums."""
         slope = self.steps[-1].slope
         return cotangents if slope is None else cotangents * slope
 
@@ -257,7 +257,7 @@ def _make_step(layer: NetworkLayer, n_rows: int, parameters: ParameterVector, re
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Tell whether a module does what its class says: no hooks, also of its parameters, no forward of its own."""
+    """Tell whether a module does only what its class does: no hooks, no hooked parameters, no own forward."""
     hooks = (
         module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks,
         torch_modules._global_forward_hooks, torch_modules._global_forward_pre_hooks,
@@ -269,7 +269,7 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def is_hooked(parameter: th.Tensor) -> bool:
-    """Tell whether something is done to a parameter's gradient that autograd alone knows of."""
+    """Tell whether a parameter has hooks on its gradient, which only autograd runs."""
     return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
@@ -282,7 +282,7 @@ def _flattened(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
 
 
 def _is_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Tell whether a module is a convolution that torch's functions differentiate as it is."""
+    """Tell whether a module is a convolution that can be computed by hand: no groups, fixed padding with zeros."""
     return (
         type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros" and module.padding != "same"
     )

@@ -20,7 +20,7 @@ class FeedForwardRows(NamedTuple):
     Some rows of a rollout, seen through a network.
 
     :param whole: J of their outputs z
-    :param score: makes ∂log π(a|s)/∂z for the actions taken, shape (n, k)
+    :param score: computes ∂log π(a|s)/∂z for the actions taken, shape (n, k)
     """
 
     whole: FeedForwardJacobian | GaussianJacobian
@@ -28,12 +28,12 @@ class FeedForwardRows(NamedTuple):
 
     @property
     def jacobian(self) -> FeedForwardJacobian:
-        """J of what the network itself makes, the first k' of the outputs."""
+        """J of the network's own outputs, the first k' of the outputs z."""
         return self.whole if isinstance(self.whole, FeedForwardJacobian) else self.whole.mean
 
     @property
     def noise(self) -> NoiseJacobian | None:
-        """J of the other outputs, if a parameter scales them."""
+        """J of the other outputs, the log σ; None if there are none."""
         return None if isinstance(self.whole, FeedForwardJacobian) else self.whole.noise
 
 
@@ -44,7 +44,7 @@ class FeedForwardModel(NamedTuple):
     :param rows: slice ↦ these rows
     :param chunks: the slices that make up the N rows
     :param metric: F_out
-    :param noise_span: where it lies in θ; None if there is none, or it is not trained
+    :param noise_span: where the noise parameter lies in θ; None if there is none, or it is not trained
     """
 
     rows: Callable[[slice], FeedForwardRows]
@@ -55,7 +55,7 @@ class FeedForwardModel(NamedTuple):
 
 class FeedForwardLayers(ChunkedRecords):
     """
-    The diagonal blocks of F, one for each layer, and one that is formed for the noise.
+    The diagonal blocks of F: one for each layer, and one for the noise parameter, which is formed.
 
     The same blocks and records as :class:`~sb3_npg.fisher.LayeredFisher` finds by hooks and autograd.
 
@@ -73,7 +73,7 @@ class FeedForwardLayers(ChunkedRecords):
             self.blocks.append(DenseBlock("log_std", model.noise_span, first.noise.n_groups))
 
     def chain(self) -> FisherChain | None:
-        """Return the Fisher as a chain of layers; None if it is not at hand for all rows at once."""
+        """Return the Fisher as a chain of layers; None if it is not one, or if the rows are in several chunks."""
         return self.model.rows(self.chunks[0]).whole.chain(self.model.metric) if len(self.chunks) == 1 else None
 
     def dense_block(self, block: DenseBlock) -> th.Tensor:
@@ -91,7 +91,7 @@ class FeedForwardLayers(ChunkedRecords):
 
     def scores(self, block: DenseBlock) -> th.Tensor:
         """
-        Differentiate each row's log π(a|s) by the noise's parameter.
+        Differentiate each row's log π(a|s) with respect to the noise parameter.
 
         :param block: one of :attr:`blocks`
         :return: shape (N, size of the block)

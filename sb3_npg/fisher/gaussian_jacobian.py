@@ -13,23 +13,23 @@ from sb3_npg.linalg import FisherChain
 
 
 class NoiseJacobian(Protocol):
-    """∂log σ of n rows by the noise's parameter, which is read as a matrix of m rows and b columns."""
+    """∂log σ of n rows with respect to the noise parameter, which is read as a matrix of m rows and b columns."""
 
     def push(self, direction: th.Tensor) -> th.Tensor:
-        """Return the change of log σ, shape (n, k), for a change of the parameter, of its shape."""
+        """Return the change of log σ, shape (n, k), for a change of the parameter, as a flat vector."""
         ...
 
     def pull(self, cotangent: th.Tensor) -> th.Tensor:
-        """Return the derivative by the parameter, of its shape, for u of shape (n, k)."""
+        """Return the derivative with respect to the parameter, in its shape, for a cotangent of shape (n, k)."""
         ...
 
     @property
     def n_groups(self) -> int:
-        """B, the columns of the parameter."""
+        """Number of columns of the parameter, b."""
         ...
 
     def columns(self) -> th.Tensor:
-        """Return it in full, shape (n, m, b, r): column j of the parameter moves r log standard deviations."""
+        """Return the whole Jacobian, shape (n, m, b, r): column j of the parameter moves r log standard deviations."""
         ...
 
     def fisher(self) -> th.Tensor:
@@ -39,10 +39,10 @@ class NoiseJacobian(Protocol):
 
 class GaussianJacobian:
     """
-    J of z = (μ, log σ), where a network makes μ.
+    J of z = (μ, log σ), where μ is the output of a network.
 
-    :param mean: of μ
-    :param noise: of log σ
+    :param mean: J of μ
+    :param noise: J of log σ
     :param log_std: log σ, shape (n, k)
     :param span: where the noise's parameter lies in θ; None if it is not trained
     """
@@ -86,7 +86,7 @@ class GaussianJacobian:
 
 def noise_fisher(jacobians: Iterable[th.Tensor]) -> th.Tensor:
     """
-    Sum 2 Σ_r J_r J_rᵀ over rows: F_out of a log standard deviation is 2.
+    Sum 2 Σ_r J_r J_rᵀ over rows, as F_out of a log standard deviation is 2.
 
     :param jacobians: chunks of shape (n, m, b, r), at least one
     :return: shape (b, m, m)
@@ -97,7 +97,7 @@ def noise_fisher(jacobians: Iterable[th.Tensor]) -> th.Tensor:
 
 def noise_scores(jacobian: th.Tensor, score: th.Tensor) -> th.Tensor:
     """
-    Chain ∂log π / ∂log σ to the noise's parameter, row by row.
+    Apply the chain rule from ∂log π / ∂log σ to the noise parameter, row by row.
 
     :param jacobian: shape (n, m, b, r)
     :param score: ∂log π / ∂log σ, shape (n, b·r)

@@ -9,7 +9,7 @@ from sb3_npg.parameters import ParameterVector
 
 class KeptJacobian:
     """
-    The Jacobians of a network on the rows of a rollout, of which the last is kept while the parameters stay.
+    The Jacobians of a network on the rows of a rollout; the last one is kept until the parameters move.
 
     :param network: the network
     :param inputs: what it is applied to, N rows
@@ -23,7 +23,7 @@ class KeptJacobian:
         self._kept: tuple[slice, FeedForwardJacobian] | None = None
 
     def holds(self, rows: slice) -> bool:
-        """Tell whether the Jacobian of some rows is at hand."""
+        """Tell whether the Jacobian of some rows is kept and still valid."""
         return self._kept is not None and self._kept[0] == rows and self._kept[1].is_current()
 
     def of(self, rows: slice) -> FeedForwardJacobian:
@@ -35,7 +35,7 @@ class KeptJacobian:
 
     def record_chunks(self, chunk_rows: int, memory_budget: int) -> list[slice]:
         """
-        Cut the rows so that the records of a chunk, position by position, fit into so many bytes.
+        Cut the rows so that the records of a chunk, position by position, fit into ``memory_budget`` bytes.
 
         :param chunk_rows: largest number of rows to differentiate at once
         :param memory_budget: bytes
@@ -45,5 +45,5 @@ class KeptJacobian:
         return split_rows(len(self.inputs), max(1, min(chunk_rows, memory_budget // per_row)))
 
     def rows_within(self, memory_budget: int) -> int:
-        """Return how many rows' activations fit into so many bytes."""
+        """Return for how many rows the activations fit into ``memory_budget`` bytes."""
         return max(1, min(len(self.inputs), memory_budget // self.network.bytes_per_row(self.inputs.shape[1:])))

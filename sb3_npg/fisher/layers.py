@@ -1,4 +1,4 @@
-"""The Fisher of a policy layer by layer: inputs and backpropagated outputs of its Linear and Conv2d layers."""
+"""The Fisher of a policy layer by layer, from the inputs and backpropagated derivatives of Linear and Conv2d layers."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -21,9 +21,9 @@ from sb3_npg.parameters import ParameterVector
 
 class RowOutputs(NamedTuple):
     """
-    What a model makes of some rows, with graphs.
+    A model's outputs for some rows, with graphs.
 
-    :param parts: the outputs z in parts of shape (n, k_i) that have graphs of their own
+    :param parts: the outputs z in parts of shape (n, k_i), each with its own graph
     :param log_prob: of the actions taken, shape (n,)
     """
 
@@ -33,13 +33,13 @@ class RowOutputs(NamedTuple):
 
 class LayeredModel(NamedTuple):
     """
-    A policy, or its critic, on N rows, as its layers are seen.
+    A policy, or its critic, on N rows, as :class:`LayeredFisher` needs it.
 
     :param module: where the layers are found
     :param of_rows: rows ↦ outputs and log-probabilities
     :param whole: the same outputs joined, with N, θ and F_out
     :param noise: the parameter that scales the exploration noise, if it acts
-    :param noise_jacobian: rows ↦ its Jacobian, shape (n, m, b, r); None where no closed form is known
+    :param noise_jacobian: rows ↦ its Jacobian, shape (n, m, b, r); None if no closed form is known
     """
 
     module: nn.Module
@@ -51,11 +51,11 @@ class LayeredModel(NamedTuple):
 
 class LayeredFisher(ChunkedRecords):
     """
-    The diagonal blocks of F, one for each layer, by the pieces that they are made of.
+    The diagonal blocks of F, one for each layer, as records of the layers' inputs and derivatives.
 
-    Linear layers and convolutions, used once or several times, are read by hooks, and only if their records
-    reproduce autograd's gradient row by row: names and types alone decide nothing. Other parameters become
-    blocks that are formed.
+    Linear layers and convolutions, used once or several times, are recorded by hooks, and accepted only if their
+    records reproduce autograd's gradient row by row: names and types do not decide. Other parameters get blocks
+    that are formed.
 
     :param model: the policy on the rows
     :param chunk_rows: largest number of rows to differentiate at once
@@ -97,7 +97,7 @@ class LayeredFisher(ChunkedRecords):
 
     def scores(self, block: DenseBlock) -> th.Tensor:
         """
-        Differentiate each row's log π(a|s) by parameters that belong to no layer.
+        Differentiate each row's log π(a|s) with respect to parameters that belong to no layer.
 
         :param block: one of :attr:`blocks`
         :return: shape (N, size of the block)
@@ -111,7 +111,7 @@ class LayeredFisher(ChunkedRecords):
         return th.cat([rows.squeeze(0) for rows in RolloutFisher(log_prob, self._chunk_rows).root_rows()])
 
     def _probe(self) -> tuple[list[LayerUse], int, list[bool]]:
-        """Find layers on a few rows, the bytes that a row's records take, and the parts that depend on a layer."""
+        """Find, on a few rows, the layers, the bytes that a row's records take, and which parts depend on a layer."""
         n = min(PROBE_ROWS, self.n_rows)
         modules = [module for module in self.model.module.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
         with th.enable_grad():
@@ -126,7 +126,7 @@ class LayeredFisher(ChunkedRecords):
         return layers, numbers * itemsize // n, [_reaches(part, outputs) for part in parts]
 
     def _mixing_rows(self, layers: Sequence[LayerUse]) -> set[nn.Module]:
-        """Find layers that did well on a few rows and do not on all."""
+        """Find layers that passed the test on a few rows but mix rows on all of them."""
         modules = {layer for use in layers for layer in use.layers}
         mixing: set[nn.Module] = set()
         for rows in self.chunks:
@@ -144,14 +144,14 @@ class LayeredFisher(ChunkedRecords):
                 return []
             gradients = self._backpropagated(found, columns, generator, [call.output for call in calls])
         deltas = [call.derivatives(gradient) for call, gradient in zip(calls, gradients, strict=True)]
-        # A layer may compute in another type than the vector, which holds all of them.
+        # A layer may compute in another dtype than that of the parameter vector, which can hold all of them.
         dtype = self.model.whole.parameters.dtype
         return [use.record(calls, deltas, weight_sharing).to(dtype) for use in self._layers]
 
     def _backpropagated(
         self, found: RowOutputs, columns: Columns, generator: th.Generator, targets: Sequence[th.Tensor]
     ) -> tuple[th.Tensor, ...]:
-        """Differentiate each column by the layers' outputs: shapes (c, *target.shape)."""
+        """Differentiate each column with respect to the layers' outputs: shapes (c, *target.shape)."""
         if columns == "sampled":
             gradients = th.autograd.grad(found.log_prob.sum(), targets, materialize_grads=True)
             return tuple(gradient.unsqueeze(0) for gradient in gradients)
@@ -164,7 +164,7 @@ class LayeredFisher(ChunkedRecords):
         return batched_gradients(outputs, targets, root.permute(2, 0, 1).contiguous())
 
     def _noise_block(self, span: slice, name: str) -> DenseBlock | None:
-        """Return the closed form's block, if the noise's parameter does what SB3 lets it do."""
+        """Return the block in closed form, if it agrees with the noise parameter's Fisher formed on a few rows."""
         n = min(PROBE_ROWS, self.n_rows)
         jacobian = self.model.noise_jacobian(slice(0, n))
         if jacobian is None:

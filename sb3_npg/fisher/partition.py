@@ -11,18 +11,18 @@ from sb3_npg.fisher.recording import Call, Layer, recordable
 from sb3_npg.fisher.statistics import LayerRecord, WeightSharing, jacobians
 from sb3_npg.parameters import ParameterVector
 
-#: Rows on which layers are tried.
+#: Number of rows on which layers are tried.
 PROBE_ROWS = 3
-#: Relative error at which records still reproduce a gradient: this much, or so many times a coarser type's precision.
+#: Records reproduce a gradient up to this relative error, or up to this many eps of a coarser dtype.
 _RTOL = 1e-3
 _RTOL_EPS = 4.0
-#: Parameters of an unknown kind whose block is formed; more of them leave its diagonal.
+#: Largest number of parameters of an unknown kind whose block is formed; of a larger one only the diagonal is.
 LARGEST_FORMED_BLOCK = 256
 
 
 class LayerUse(NamedTuple):
     """
-    A block and the modules that apply its parameters, more than one where they share them.
+    A block and the modules that apply its parameters, more than one if they share them.
 
     :param block: where the parameters lie
     :param layers: the modules
@@ -32,36 +32,36 @@ class LayerUse(NamedTuple):
     layers: tuple[Layer, ...]
 
     def made(self, call: Call) -> bool:
-        """Tell whether a call is one of this block's modules."""
+        """Tell whether a call was made by one of this block's modules."""
         return any(call.layer is layer for layer in self.layers)
 
     def record(
         self, calls: Sequence[Call], deltas: Sequence[th.Tensor], weight_sharing: WeightSharing = "expand"
     ) -> LayerRecord:
         """
-        Join what this block's calls saw and what depends on them.
+        Join the inputs of this block's calls, and the derivatives with respect to their outputs.
 
         :param calls: of all layers
         :param deltas: of each call, shape (c, n, T, g)
-        :param weight_sharing: "expand" for each position, "reduce" for all of them together
+        :param weight_sharing: "expand" keeps each position, "reduce" combines all of them into one
         """
         mine = [(call, delta) for call, delta in zip(calls, deltas, strict=True) if self.made(call)]
         if weight_sharing == "reduce":
             return self._reduced(mine)
         inputs = [self._homogeneous(call.inputs()) for call, _ in mine]
-        if len(mine) == 1:  # spare the copies
+        if len(mine) == 1:  # avoid the copies
             return LayerRecord(self.block, inputs[0], mine[0][1])
         return LayerRecord(self.block, th.cat(inputs, dim=1), th.cat([delta for _, delta in mine], dim=2))
 
     def _reduced(self, mine: Sequence[tuple[Call, th.Tensor]]) -> LayerRecord:
-        """Take all positions of all calls for one application to their mean input."""
+        """Treat all positions of all calls as one application to their mean input."""
         n_positions = sum(delta.shape[2] for _, delta in mine)
         inputs = [self._homogeneous(call.mean_inputs()) * (delta.shape[2] / n_positions) for call, delta in mine]
         deltas = [delta.sum(dim=2, keepdim=True) for _, delta in mine]
         return LayerRecord(self.block, th.stack(inputs).sum(dim=0), th.stack(deltas).sum(dim=0))
 
     def _homogeneous(self, inputs: th.Tensor) -> th.Tensor:
-        """Append a coordinate of ones for the bias, and leave the inputs out where the weight does not act."""
+        """Append a coordinate of ones if the bias acts, and leave out the inputs if the weight does not."""
         ones = inputs.new_ones(*inputs.shape[:-1], 1)
         kept = [inputs] if self.block.weight is not None else []
         return th.cat([*kept, *([ones] if self.block.bias is not None else [])], dim=-1)
@@ -120,7 +120,7 @@ def _keys(layer: Layer, calls: Sequence[Call], parameters: ParameterVector) -> l
 def _reproducing(
     candidates: Sequence[LayerUse], calls: Sequence[Call], parts: Sequence[th.Tensor], parameters: ParameterVector
 ) -> list[LayerUse]:
-    """Keep the layers whose records give autograd's gradient, row by row, of one combination of the outputs."""
+    """Keep the layers whose records reproduce autograd's gradient of one combination of the outputs, row by row."""
     differentiable = [part for part in parts if part.requires_grad]
     if not candidates or not differentiable:
         return []

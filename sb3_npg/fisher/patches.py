@@ -7,12 +7,12 @@ from torch.nn import functional as F
 
 def patches(layer: nn.Conv2d, images: th.Tensor, n_ones: int = 0) -> th.Tensor:
     """
-    Cut images into what a convolution is applied to.
+    Cut images into the patches that a convolution is applied to.
 
     :param layer: the convolution
     :param images: shape (n, c, h, w)
-    :param n_ones: coordinates that are always one, at the end of each patch
-    :return: shape (n, T, c · kernel + n_ones), T being the positions, in the order of the weight's entries
+    :param n_ones: number of ones to append to each patch
+    :return: shape (n, T, c · kernel + n_ones) for T positions, entries in the order of the weight's
     """
     cut = _padded(layer, images)
     for dim in (0, 1):
@@ -43,7 +43,7 @@ def mean_patch(layer: nn.Conv2d, images: th.Tensor) -> th.Tensor:
 
 def by_position(images: th.Tensor) -> th.Tensor:
     """
-    Bring what has the shape of a convolution's output, or c of them, into the order of :func:`patches`.
+    Reshape a convolution's outputs, or tensors of the same shape, to the order of :func:`patches`.
 
     :param images: shape (…, g, h', w')
     :return: shape (…, T, g)
@@ -57,7 +57,7 @@ def _padded(layer: nn.Conv2d, images: th.Tensor) -> th.Tensor:
 
 
 def _cut(layer: nn.Conv2d, images: th.Tensor, dim: int, axis: int) -> th.Tensor:
-    """Return a view with the positions along one side in the place of an axis, and the kernel's entries last."""
+    """Return a view with the positions along one side in place of an axis, and the kernel's entries as the last."""
     extent = (layer.kernel_size[dim] - 1) * layer.dilation[dim] + 1
     return images.unfold(axis, extent, layer.stride[dim])[..., :: layer.dilation[dim]]
 
@@ -69,5 +69,5 @@ def positions_along(layer: nn.Conv2d, length: int, dim: int) -> int:
 
 
 def conv_arguments(layer: nn.Conv2d) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Return stride, padding and dilation of a convolution, which is padded by numbers or not at all."""
+    """Return stride, padding and dilation of a convolution whose padding is given as numbers, or is "valid"."""
     return layer.stride, (0, 0) if isinstance(layer.padding, str) else layer.padding, layer.dilation

@@ -1,4 +1,4 @@
-"""What goes into Linear and Conv2d layers and what comes out, while a policy computes."""
+"""Records the inputs and outputs of Linear and Conv2d layers while a policy computes."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 from sb3_npg.fisher.patches import by_position, mean_patch, patches
 
-#: Layers that are s = W a + b at one or several positions.
+#: Layers that compute s = W a + b at one or several positions.
 Layer = nn.Linear | nn.Conv2d
 
 
@@ -40,7 +40,7 @@ class Call(NamedTuple):
 
     def derivatives(self, gradients: th.Tensor) -> th.Tensor:
         """
-        Bring derivatives by the output into the order of :meth:`inputs`.
+        Reshape derivatives with respect to the output to the order of :meth:`inputs`.
 
         :param gradients: shape (c, *output.shape)
         :return: shape (c, n, T, g)
@@ -66,9 +66,9 @@ def recorded_calls(layers: Iterable[nn.Module]) -> Iterator[list[Call]]:
     """
     Record the calls of layers within the block, in their order.
 
-    Differentiate after the block: checkpoints call their layers again while they are differentiated.
+    Differentiate after the block: checkpointed layers are called again in the backward pass.
 
-    :param layers: the modules to listen to
+    :param layers: the modules to record
     :return: the calls, filled while the block runs
     """
     calls: list[Call] = []
@@ -77,7 +77,7 @@ def recorded_calls(layers: Iterable[nn.Module]) -> Iterator[list[Call]]:
         if not output.requires_grad:
             return None
         calls.append(Call(module, (args[0] if args else kwargs["input"]).detach(), output))
-        # An activation that works in place must not write over the output that is differentiated by.
+        # An in-place activation must not overwrite the output that derivatives are taken with respect to.
         return output.clone()
 
     with ExitStack() as hooks:
@@ -90,9 +90,9 @@ def layers_that_mix_rows(layers: Iterable[nn.Module], compute: Callable[[], obje
     """
     Find layers that are not applied to one entry for each row: to the rows of a mask, say, or not at all.
 
-    :param layers: the modules to listen to
-    :param compute: what calls them, without gradients
-    :param n_rows: rows that it computes with
+    :param layers: the modules to watch
+    :param compute: calls them; runs without gradients
+    :param n_rows: number of rows that it computes
     """
     modules, by_row, mixing = set(layers), set[nn.Module](), set[nn.Module]()
 

@@ -20,10 +20,10 @@ _BLOCKS_AT_ONCE = 8
 
 
 class OutputMetric(Protocol):
-    """F_out of the outputs, row by row: its product and its root."""
+    """F_out of the outputs, row by row: in numbers, and its root."""
 
     def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
-        """Return F_out as numbers, shape (n, k), and the sizes of groups, of which there may be none."""
+        """Return F_out as the weights, shape (n, k), and groups of :func:`~sb3_npg.linalg.output_product`."""
         ...
 
     def root(self, outputs: th.Tensor) -> th.Tensor:
@@ -68,7 +68,7 @@ class OutputModel(NamedTuple):
     :param n_rows: N
     :param parameters: θ
     :param metric: F_out
-    :param linearize: rows ↦ J, where there is a faster way than through the graph of z
+    :param linearize: rows ↦ J, if there is a faster way than through the graph of z
     """
 
     outputs: Callable[[slice], th.Tensor]
@@ -97,9 +97,9 @@ class RolloutFisher:
     F = (1/N) Σ_n J_nᵀ F_out,n J_n of a policy given by its outputs: positive semi-definite by construction.
 
     Rows are taken ``chunk_rows`` at a time. When one chunk holds all rows, its graph is kept and shared
-    by all products; else each product builds the graph of one chunk after the other and frees it.
-    Products are those of the parameters at the time of the call, or, with a kept graph, of the first
-    call: once the parameters have moved, autograd refuses it.
+    by all products; otherwise each product builds and frees the graph of one chunk after the other.
+    Products use the parameters at the time of the call or, with a kept graph, of the first call:
+    once the parameters have moved, autograd raises an error.
 
     :param model: the outputs of the rows and their metric
     :param chunk_rows: largest number of rows to differentiate at once
@@ -134,7 +134,7 @@ class RolloutFisher:
         return functools.reduce(th.add, products).div_(self.model.n_rows)
 
     def chain(self) -> FisherChain | None:
-        """Return the Fisher as a chain of layers; None if it is not one, or not at hand for all rows at once."""
+        """Return the Fisher as a chain of layers; None if it is not one, or if the rows are in several chunks."""
         if len(self.chunks) > 1:
             return None
         jacobian = self.model.jacobian(self.chunks[0]) if self._kept is None else self._kept.jacobian
@@ -159,7 +159,7 @@ class RolloutFisher:
         return diagonal
 
     def root_rows(self) -> Iterator[th.Tensor]:
-        """Yield blocks of S, F = SᵀS/N, each of shape (r, rows, p): column by column of F_out's root."""
+        """Yield blocks of S, F = SᵀS/N, each of shape (r, rows, p) for the r columns of F_out's root."""
         parameters = self.model.parameters
         at_once = max(1, min(_ROWS_AT_ONCE, LARGEST_TEMPORARY // len(parameters)))
         with th.no_grad():
@@ -174,7 +174,7 @@ class RolloutFisher:
             with th.no_grad():
                 root = self.model.metric.root(outputs.detach())
             n, k, r = root.shape
-            # Row n's cotangents are zero in every other row, so one batched backward pass serves all.
+            # A row's cotangents are zero in every other row, so one batched backward pass suffices for all.
             cotangents = outputs.new_zeros(r, n, n, k)
             each = th.arange(n, device=outputs.device)
             cotangents[:, each, each] = root.permute(2, 0, 1)
@@ -183,9 +183,9 @@ class RolloutFisher:
 
 def _add_gram(matrix: th.Tensor, scores: th.Tensor, n_strips: int = 8) -> None:
     """
-    Add the upper triangle of SᵀS to a matrix, strip by strip; what comes to lie below is of no meaning.
+    Add the upper triangle of SᵀS to a matrix, strip by strip; entries below the diagonal are meaningless.
 
-    A column of F_out's root that moves few parameters, such as that of a free log_std, is multiplied for these alone.
+    A column of F_out's root that moves few parameters, such as that of a free log_std, is multiplied only for these.
 
     :param matrix: shape (p, p)
     :param scores: rows of S, shape (r, n, p)

@@ -1,4 +1,4 @@
-"""What a module does, where that is to apply others one after the other."""
+"""Recognises modules that apply others one after the other."""
 
 import itertools
 import pickle
@@ -15,27 +15,27 @@ from torch.overrides import TorchFunctionMode
 
 from sb3_npg.fisher.feed_forward import ELEMENTWISE, is_plain
 
-#: What may be applied, and the dimensions of what it is applied to where they matter, that of the rows included.
+#: Modules that may be applied, and how many dimensions their inputs must have (rows included), or None for any.
 _LEAVES: dict[type[nn.Module], int | None] = {
     nn.Conv2d: 4, nn.Linear: 2, nn.Flatten: None, nn.Identity: None, **dict.fromkeys(ELEMENTWISE)
 }  # fmt: skip
 
 
 class _NoSequence(Exception):
-    """Something else is done."""
+    """The module does not just apply layers one after the other."""
 
 
 def sequence_of(module: nn.Module, example: Callable[[], th.Tensor]) -> list[nn.Module] | None:
     """
     Tell which layers a module applies one after the other, by watching it.
 
-    The example passes through the module's own ``forward``. Every layer must be applied to what the one before has
-    made, the same tensor, untouched, and nothing of torch may be called in between: not even to decide what to do next.
-    It must do the same in training and in evaluation mode, with gradients and without, and draw no number. A module
-    that holds anything but layers without chance and without memory is not tried.
+    The example passes through the module's own ``forward``. Every layer must be applied to the output of the one
+    before, the same tensor, unmodified, and no torch function may be called in between, not even to decide what to do
+    next. The module must do the same in training and in evaluation mode, with gradients and without, and draw no random
+    number. A module that holds anything but deterministic layers without buffers is not tried.
 
-    :param module: any
-    :param example: makes what it is applied to, one row
+    :param module: any module
+    :param example: makes its input, one row
     :return: layers in the order of their use; None if it does anything else
     """
     leaves = [leaf for leaf in module.modules() if not any(True for _ in leaf.children())]
@@ -46,7 +46,7 @@ def sequence_of(module: nn.Module, example: Callable[[], th.Tensor]) -> list[nn.
     watched = [
         _watched(module, mode, leaves, example(), grad) for mode, grad in itertools.product((True, False), repeat=2)
     ]
-    if _states_of_chance() != states:  # what it does next time, nobody knows
+    if _states_of_chance() != states:  # it draws random numbers: the next call may differ
         random.setstate(states[0])
         np.random.set_state(pickle.loads(states[1]))
         return None
@@ -54,7 +54,7 @@ def sequence_of(module: nn.Module, example: Callable[[], th.Tensor]) -> list[nn.
 
 
 def _states_of_chance() -> tuple[Any, bytes]:
-    """Return the states of Python's and numpy's random numbers; torch's cannot be drawn unnoticed."""
+    """Return the states of Python's and NumPy's random generators; draws from torch's are seen by :class:`_Watch`."""
     return random.getstate(), pickle.dumps(np.random.get_state())
 
 
@@ -74,13 +74,13 @@ def _watched(
             with watch:
                 made = module(watch.last)
             watch.require_last(made)
-        except Exception:  # not ours alone: a module may mind the example
+        except Exception:  # not only _NoSequence: a module may reject the example
             return None
     return watch.applied
 
 
 class _Watch(TorchFunctionMode):
-    """Follows one tensor from layer to layer, in one thread: others may use the layers meanwhile."""
+    """Follows one tensor from layer to layer, in its own thread only: others may use the layers at the same time."""
 
     def __init__(self, example: th.Tensor):
         super().__init__()
@@ -90,7 +90,7 @@ class _Watch(TorchFunctionMode):
         self.last, self._version = example, example._version
 
     def enter(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Look at what a layer is applied to."""
+        """Check what a layer is applied to."""
         if get_ident() != self._thread:
             return
         self._inside = True
@@ -99,7 +99,7 @@ class _Watch(TorchFunctionMode):
             raise _NoSequence
 
     def leave(self, layer: nn.Module, inputs: tuple[Any, ...], output: th.Tensor) -> None:
-        """Note the layer, and remember what it has made."""
+        """Note the layer and its output."""
         if get_ident() != self._thread:
             return
         self.last, self._version = output, output._version
@@ -107,7 +107,7 @@ class _Watch(TorchFunctionMode):
         self._inside = False
 
     def require_last(self, *tensors: object) -> None:
-        """Give up unless there is one tensor, what the last layer has made as it has made it."""
+        """Give up unless there is exactly one tensor: the last layer's output, unmodified."""
         if len(tensors) != 1 or tensors[0] is not self.last or self.last._version != self._version:
             raise _NoSequence
 

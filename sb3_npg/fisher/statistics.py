@@ -1,9 +1,9 @@
 """
-What block-diagonal approximations are made of: sums over the rows of a rollout, layer by layer.
+The statistics that block-diagonal approximations use: sums over the rows of a rollout, layer by layer.
 
-A row's Jacobian of output column c by a layer's parameters is D_cn = Σ_t δ_cnt ã_ntᵀ, over the positions t at
-which the layer is applied: one for a dense layer, one for each patch of a convolution, more where a layer is
-used more than once.
+The Jacobian of row n's output column c with respect to a layer's parameters is D_cn = Σ_t δ_cnt ã_ntᵀ, over the
+positions t at which the layer is applied: one for a dense layer, one for each patch of a convolution, more if a layer
+is used more than once.
 """
 
 from abc import ABC, abstractmethod
@@ -16,20 +16,20 @@ from sb3_npg.fisher.blocks import LayerBlock
 from sb3_npg.fisher.chunks import LARGEST_TEMPORARY
 from sb3_npg.fisher.columns import Columns
 
-#: What a layer counts as that is applied at several positions: as many applications that are independent, or one to
-#: the mean of its inputs.
+#: How to treat a layer that is applied at several positions: as independent applications, or as one application to the
+#: mean of its inputs.
 WeightSharing = Literal["expand", "reduce"]
 
 
 class LayerRecord(NamedTuple):
     """
-    What a layer saw and what depends on it, for n rows.
+    A layer's inputs, and the derivatives with respect to its outputs, for n rows.
 
     With weight sharing "reduce" there is one position, with the mean of all inputs and the sum of all derivatives.
 
     :param block: the layer's place in the parameter vector
-    :param inputs: ã, shape (n, T, a), the last coordinate one where there is a bias
-    :param deltas: δ, derivative of each of c columns by the layer's output, shape (c, n, T, g)
+    :param inputs: ã, shape (n, T, a), the last coordinate one if there is a bias
+    :param deltas: δ, derivative of each of c columns with respect to the layer's output, shape (c, n, T, g)
     """
 
     block: LayerBlock
@@ -37,7 +37,7 @@ class LayerRecord(NamedTuple):
     deltas: th.Tensor
 
     def to(self, dtype: th.dtype) -> "LayerRecord":
-        """Return the record in numbers of another type."""
+        """Return the record in another dtype."""
         return self._replace(inputs=self.inputs.to(dtype), deltas=self.deltas.to(dtype))
 
 
@@ -56,12 +56,12 @@ class ChunkedRecords(ABC):
         self, columns: Columns = "exact", seed: int = 0, weight_sharing: WeightSharing = "expand"
     ) -> Iterator[list[LayerRecord]]:
         """
-        Yield the records of all layers, a chunk of rows at a time. One chunk is kept and serves the next call too.
+        Yield the records of all layers, a chunk of rows at a time. A single chunk is kept for the next call.
 
         :param columns: "exact", all columns of F_out's root; "propagated", one random sum of them; "sampled", the
             score of the action taken
         :param seed: of the random signs
-        :param weight_sharing: "expand" for each position of a layer, "reduce" for all of them together
+        :param weight_sharing: "expand" keeps each position of a layer, "reduce" combines all of them into one
         """
         key = (columns, seed if columns == "propagated" else 0, weight_sharing)
         if self._kept is not None and self._kept[0] == key:
@@ -85,7 +85,7 @@ def kronecker_factors(record: LayerRecord) -> tuple[th.Tensor, th.Tensor]:
     """
     Sum the Kronecker factors A and G of a layer over rows, so that ΣDDᵀ ≈ A ⊗ G / n.
 
-    Several positions count as independent: A = Σ_t ã ãᵀ, G = Σ_t δ δᵀ / T. A reduced record has but one.
+    Several positions count as independent: A = Σ_t ã ãᵀ, G = Σ_t δ δᵀ / T. A reduced record has only one.
 
     Martens & Grosse (2015), section 3; Grosse & Martens (2016), A Kronecker-factored approximate Fisher matrix for
     convolution layers, section 3; Eschenhagen et al. (2023), Kronecker-Factored Approximate Curvature for Modern

@@ -1,4 +1,4 @@
-"""The part of each layer of a feed-forward network in its Jacobian, forwards and backwards."""
+"""Each layer's part in the Jacobian of a feed-forward network, forwards and backwards."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _NARROW = 16
 
 class NetworkLayer(NamedTuple):
     """
-    A linear map and what follows it.
+    A linear map and the activation that follows it.
 
     :param name: of the linear map
     :param linear: s = W a + b
@@ -32,7 +32,7 @@ class NetworkLayer(NamedTuple):
     activation: nn.Module | None
 
     def function(self) -> Callable[[th.Tensor], th.Tensor]:
-        """Return a ↦ W a + b. Looking up what it needs in the module takes longer than a small matrix product."""
+        """Return a ↦ W a + b with its tensors bound: looking them up takes longer than a small matrix product."""
         weight, bias = self.linear.weight, self.linear.bias
         if isinstance(self.linear, nn.Conv2d):
             stride, padding, dilation = conv_arguments(self.linear)
@@ -41,9 +41,9 @@ class NetworkLayer(NamedTuple):
 
     def follow_up(self, flattening: bool) -> Callable[[th.Tensor], th.Tensor] | None:
         """
-        Return what is done to W a + b; None for nothing.
+        Return the function that is applied to W a + b; None for the identity.
 
-        :param flattening: whether it is an image that the next layer takes for a vector
+        :param flattening: whether the result is an image that the next layer reads as a vector
         """
         activation = None if self.activation is None else self.activation.forward
         if not flattening:
@@ -79,7 +79,7 @@ class LayerStep(ABC):
         self.weight_span, self.bias_span = map(parameters.span_of, (layer.linear.weight, layer.linear.bias))
         self.acts = self.weight_span is not None or self.bias_span is not None
         self.reached = reached
-        #: Shape of a row's outputs, once there were some.
+        #: Shape of a row's outputs, set by :meth:`forward`.
         self.output_shape = th.Size()
 
     @abstractmethod
@@ -92,7 +92,7 @@ class LayerStep(ABC):
 
     @abstractmethod
     def pull(self, delta: th.Tensor, before: "LayerStep") -> th.Tensor:
-        """Return the cotangent of the sums s of the layer before, for that of this layer's: φ'(s) ∘ Wᵀδ."""
+        """Return the cotangent of the previous layer's sums s, given that of this layer's: φ'(s) ∘ Wᵀδ."""
 
     @abstractmethod
     def pull_all(self, deltas: th.Tensor, before: "LayerStep") -> th.Tensor:
@@ -108,7 +108,7 @@ class LayerStep(ABC):
 
     @abstractmethod
     def seen(self, weight_sharing: WeightSharing) -> th.Tensor:
-        """Return ã by position, shape (n, T, a), or its mean: the inputs where W acts, and a one where b does."""
+        """Return ã by position, shape (n, T, a), or its mean: the inputs if W acts, and a one if b does."""
 
     @abstractmethod
     def by_position(self, deltas: th.Tensor, weight_sharing: WeightSharing) -> th.Tensor:
@@ -117,12 +117,12 @@ class LayerStep(ABC):
 
 class LinearStep(LayerStep):
     """
-    The part of a Linear layer, with one buffer for what passes through.
+    A Linear layer's part in J, with one buffer for the tangents and cotangents that pass through.
 
     :param layer: the layer
     :param n_rows: n
     :param parameters: θ
-    :param reached: whether a layer before this one has a part in θ
+    :param reached: whether an earlier layer has parameters in θ
     """
 
     def __init__(self, layer: NetworkLayer, n_rows: int, parameters: ParameterVector, reached: bool):
@@ -156,13 +156,13 @@ class LinearStep(LayerStep):
         return out if self.slope is None else out.mul_(self.slope)
 
     def pull(self, delta: th.Tensor, before: LayerStep) -> th.Tensor:
-        """Return the cotangent of the sums before."""
+        """Return the cotangent of the previous layer's sums."""
         if isinstance(before, LinearStep):
             return sloped(th.mm(delta, self.weight, out=before._passing), before)
         return sloped((delta @ self.weight).view(-1, *before.output_shape), before)
 
     def pull_all(self, deltas: th.Tensor, before: LayerStep) -> th.Tensor:
-        """Return c cotangents of the sums before."""
+        """Return c cotangents of the previous layer's sums."""
         return sloped((deltas @ self.weight).view(*deltas.shape[:2], *before.output_shape), before)
 
     def write_gradient(self, delta: th.Tensor, gradient: th.Tensor) -> None:
@@ -189,7 +189,7 @@ class LinearStep(LayerStep):
 
 
 def with_slope(activation: nn.Module | None, sums: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
-    """Return φ(s) and φ'(s); φ acts on each element by itself, so that autograd's gradient of its sum is φ'."""
+    """Return φ(s) and φ'(s); φ is elementwise, so autograd's gradient of its sum is φ'."""
     if activation is None:
         return sums, None
     if type(activation) is nn.Tanh:
@@ -200,11 +200,11 @@ def with_slope(activation: nn.Module | None, sums: th.Tensor) -> tuple[th.Tensor
         return outputs, outputs.sign()
     with th.enable_grad():
         leaf = sums.requires_grad_()
-        outputs = activation(leaf.clone())  # which may work in place
+        outputs = activation(leaf.clone())  # a copy, as the activation may work in place
         (slope,) = th.autograd.grad(outputs.sum(), leaf)
     return outputs.detach(), slope
 
 
 def sloped(pulled: th.Tensor, before: LayerStep) -> th.Tensor:
-    """Bring cotangents of a layer's outputs to its sums, in place."""
+    """Turn cotangents of a layer's outputs into cotangents of its sums, in place."""
     return pulled if before.slope is None else pulled.mul_(before.slope)

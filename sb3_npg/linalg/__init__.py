@@ -1,4 +1,4 @@
-"""Numerical linear algebra on plain tensors. Knows nothing of policies."""
+"""Numerical linear algebra on plain tensors, independent of policies."""
 
 from sb3_npg.linalg.backend import BACKENDS, TORCH, FactoredChain, KroneckerSystem, LinearAlgebra, make_linalg
 from sb3_npg.linalg.chain import ChainLayer, FisherChain, output_product

@@ -1,4 +1,4 @@
-"""Who runs the linear algebra of the solvers: torch defines the answers, CuPy makes them faster on a GPU."""
+"""Backends for the linear algebra of the solvers: torch is the reference, CuPy is faster on a GPU."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -18,9 +18,9 @@ class KroneckerSystem(NamedTuple):
     """
     (A ⊗ G + λI) x = v in the eigenbasis of A ⊗ G.
 
-    :param left: of G, shape (g, g)
-    :param right: of A, shape (a, a)
-    :param values: the eigenvalues, shape (g, a); None for the products of those of G and A
+    :param left: eigendecomposition of G, shape (g, g)
+    :param right: eigendecomposition of A, shape (a, a)
+    :param values: the eigenvalues of the system, shape (g, a); None for the products of those of G and A
     :param matrix: v, shape (g, a)
     """
 
@@ -31,14 +31,14 @@ class KroneckerSystem(NamedTuple):
 
 
 class FactoredChain(Protocol):
-    """K-FAC of a chain of layers, measured in one go and solved in one go. An update overwrites what it holds."""
+    """K-FAC of a chain of layers, measured at once and solved at once. An update overwrites earlier results."""
 
     #: A and G of each layer that is trained.
     factors: list[tuple[th.Tensor, th.Tensor]]
 
     @property
     def eigens(self) -> dict[int, tuple[Eigen, Eigen]]:
-        """The decompositions of A and G, by the layer's number, of those that are decomposed."""
+        """The decompositions of A and G by layer number, for the layers that are decomposed."""
         ...
 
     @property
@@ -47,7 +47,7 @@ class FactoredChain(Protocol):
         ...
 
     def serves(self, chain: FisherChain) -> bool:
-        """Tell whether a chain is like the one that this was made for."""
+        """Tell whether a chain differs from the one that this was made for only in its numbers."""
         ...
 
     def update(self, chain: FisherChain) -> None:
@@ -55,21 +55,21 @@ class FactoredChain(Protocol):
         ...
 
     def solve(self, vector: th.Tensor, damping: float) -> th.Tensor:
-        """Return the damped inverse's product with v, shape (p,); not finite where it has none."""
+        """Return the damped inverse times v, shape (p,); not finite if there is no inverse."""
         ...
 
 
 class LinearAlgebra:
-    """The linear algebra of the solvers by torch, on any device; other backends give the same answers to rounding."""
+    """The linear algebra of the solvers by torch, on any device; other backends agree up to rounding."""
 
     name = "torch"
 
     def __deepcopy__(self, memo: object) -> "LinearAlgebra":
-        """Return the same: there is nothing in a backend that two solvers could not share."""
+        """Return the backend itself: solvers can share it."""
         return self
 
     def __reduce__(self) -> tuple[Callable[..., "LinearAlgebra"], tuple[str, th.device]]:
-        """Let pickled solvers go on with torch, wherever they are loaded."""
+        """Let pickled solvers continue with torch, wherever they are loaded."""
         return make_linalg, ("torch", th.device("cpu"))
 
     def conjugate_gradient(
@@ -86,7 +86,7 @@ class LinearAlgebra:
         """
         Solve (A + σI) x = b; see :func:`~sb3_npg.linalg.conjugate_gradient`.
 
-        :param chain: makes A as a chain of layers, where it is one; a backend may use it in the place of ``matvec``
+        :param chain: returns A as a chain of layers, None if it is not one; a backend may use it instead of ``matvec``
         """
         return conjugate_gradient(matvec, b, max_steps, rtol, preconditioner, x0, shift)
 
@@ -114,19 +114,19 @@ class LinearAlgebra:
         """
         Measure K-FAC's factors of all layers of a chain at once, with all columns of F_out's root.
 
-        :param chain: makes F as a chain of layers, where it is one
-        :return: A = 1/N Σ_n ã ãᵀ and G = 1/N Σ_n Σ_c δ δᵀ of each layer that is trained; None if this backend does not,
-            for such a chain
+        :param chain: returns F as a chain of layers, or None if it is not one
+        :return: A = 1/N Σ_n ã ãᵀ and G = 1/N Σ_n Σ_c δ δᵀ of each layer that is trained; None if this backend cannot
+            measure such a chain
         """
         return None
 
     def factored_chain(self, chain: FisherChain, largest_eigen: int) -> FactoredChain | None:
         """
-        Make K-FAC of a chain ready, for one solver's own use.
+        Prepare K-FAC for chains of one kind, for a single solver's use.
 
-        :param chain: which is like those to come
-        :param largest_eigen: decompose factors of up to so many rows; above, Cholesky with the damping split
-        :return: None if this backend has nothing better than the single steps, for such a chain
+        :param chain: an example of the chains to come
+        :param largest_eigen: layers with a factor of more rows than this use Cholesky with the damping split
+        :return: K-FAC of such chains; None if this backend has nothing better for them than the separate steps
         """
         return None
 
@@ -134,12 +134,12 @@ class LinearAlgebra:
         self, factors: Sequence[tuple[th.Tensor, th.Tensor]], matrices: Sequence[th.Tensor], damping: float
     ) -> list[th.Tensor] | None:
         """
-        Solve (A + λ_A I) ⊗ (G + λ_G I) x = v of several layers at once, λ being split as ``factored_damping`` does.
+        Solve (A + λ_A I) ⊗ (G + λ_G I) x = v of several layers at once, with λ split as in ``factored_damping``.
 
         :param factors: A of shape (a, a) and G of shape (g, g)
         :param matrices: v, shape (g, a)
         :param damping: λ ≥ 0
-        :return: x for each, NaN where a factor is not positive definite; None if this backend does not, at such sizes
+        :return: x for each, NaN if a factor is not positive definite; None if this backend cannot solve such sizes
         """
         return None
 
@@ -155,12 +155,12 @@ TORCH = LinearAlgebra()
 
 def make_linalg(backend: str, device: th.device) -> LinearAlgebra:
     """
-    Choose who runs the linear algebra.
+    Choose the backend for the linear algebra.
 
-    :param backend: "torch"; "cupy"; "auto", which is CuPy on a CUDA device where it works, with a warning where not
+    :param backend: "torch"; "cupy"; "auto", which is CuPy on a CUDA device, or torch with a warning if CuPy fails there
     :param device: where the policy is
     :return: the linear algebra
-    :raises ValueError: if CuPy is asked for and cannot be had
+    :raises ValueError: if "cupy" is asked for and cannot be used
     """
     if backend == "torch" or (backend == "auto" and device.type != "cuda"):
         return TORCH
@@ -182,6 +182,6 @@ def make_linalg(backend: str, device: th.device) -> LinearAlgebra:
 
 
 def install_command() -> str:
-    """Return how to install the CuPy that belongs to this torch."""
+    """Return the command that installs the CuPy for this torch."""
     major = (th.version.cuda or "13").split(".")[0]
     return f"pip install cupy-cuda{major}x"

@@ -1,4 +1,4 @@
-"""The Fisher of a chain of linear layers as plain tensors: all that a fused kernel or a CUDA graph needs to know."""
+"""The Fisher of a chain of linear layers as plain tensors: all that a fused kernel or a CUDA graph needs."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ class ChainLayer(NamedTuple):
     :param inputs: a, shape (N, i)
     :param weight: W, shape (o, i)
     :param slope: φ'(s), shape (N, o); None where φ is the identity
-    :param is_tanh: whether φ is tanh, so that the slope is 1 − a² of the next layer's inputs
+    :param is_tanh: whether φ is tanh, so that the slope is 1 − a² with a the next layer's inputs
     :param weight_span: where V lies in a vector, row by row; None if W is not trained
     :param bias_span: where v lies in a vector; None if there is no bias, or it is not trained
     """
@@ -44,16 +44,16 @@ def output_product(weights: th.Tensor, groups: tuple[int, ...], vectors: th.Tens
 
 class FisherChain(NamedTuple):
     """
-    F = S ((1/N) Σ_n J_nᵀ M_n J_n) S, with J the layers one after the other.
+    F = S ((1/N) Σ_n J_nᵀ M_n J_n) S, where J is the Jacobian of the layers applied one after the other.
 
     M_n = diag(d) for a row d of ``diagonal``, or, with ``groups``, block diagonal with diag(p) − p pᵀ for each group p
-    of consecutive numbers of it. Parameters of the noise, which no layer depends on, have blocks of their own.
+    of consecutive numbers in the row. Parameters of the noise, which no layer depends on, have their own blocks.
 
     :param layers: in the order of their use
     :param diagonal: shape (N, k)
     :param groups: sizes of the groups, k in all; empty for a diagonal M
     :param noise: blocks of the noise's parameter, shape (b, m, m), which lies in a vector as m rows of b numbers
-    :param noise_span: where it lies; None if there is none
+    :param noise_span: where the noise's parameter lies in a vector; None if there is none
     :param size: p, the length of a vector
     :param scale: the diagonal of S, shape (p,); None for the identity
     """
@@ -68,7 +68,7 @@ class FisherChain(NamedTuple):
 
     @property
     def n_rows(self) -> int:
-        """N."""
+        """Number of rows, N."""
         return self.diagonal.shape[0]
 
     def spans(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Symmetric matrices that are known by fewer rows than they have, and the damped inverses of such and of others."""
+"""Symmetric matrices RᵀR kept as R with fewer rows, and damped inverses of these and of dense matrices."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from sb3_npg.linalg.kronecker import try_cholesky
 
 class Gram:
     """
-    M = RᵀR, kept as R. Sums are taken of M.
+    M = RᵀR, kept as R. Sums and quotients are those of M.
 
     :param rows: R, shape (r, n)
     """
@@ -32,10 +32,10 @@ class Gram:
 
 class DampedInverse(NamedTuple):
     """
-    (M + λI)⁻¹ by a Cholesky factor in float64: of M + λI, or for M = RᵀR of RRᵀ + λI.
+    (M + λI)⁻¹ through a Cholesky factor in float64: that of M + λI, or that of RRᵀ + λI if M = RᵀR.
 
     :param cholesky: the factor
-    :param rows: R, shape (r, n), float64; None where the factor is of M + λI
+    :param rows: R, shape (r, n), float64; None if the factor is that of M + λI
     :param damping: λ, shape ()
     """
 
@@ -50,7 +50,7 @@ class DampedInverse(NamedTuple):
 
         :param matrix: M, symmetric positive semi-definite; left as it is
         :param damping: λ, shape ()
-        :return: the inverse, and whether it is what it should be, shape (), boolean
+        :return: the inverse, and whether the factorisation succeeded, shape (), boolean
         """
         if not isinstance(matrix, Gram):
             cholesky, succeeded = try_cholesky(matrix, damping)
@@ -61,7 +61,7 @@ class DampedInverse(NamedTuple):
 
     def solve(self, vectors: th.Tensor) -> th.Tensor:
         """
-        Multiply by the inverse: by Woodbury's identity (I − Rᵀ(RRᵀ + λI)⁻¹R) / λ where there are rows.
+        Multiply by the inverse, which is (I − Rᵀ(RRᵀ + λI)⁻¹R) / λ by Woodbury's identity if M = RᵀR.
 
         :param vectors: as columns, shape (n, k), float64
         :return: shape (n, k)
@@ -99,7 +99,7 @@ def factored_damping(a: th.Tensor | Gram, g: th.Tensor | Gram, damping: float) -
 
 def kronecker_solve(a: DampedInverse, g: DampedInverse, matrix: th.Tensor) -> th.Tensor:
     """
-    Solve (A ⊗ G) x = v by the factors' inverses.
+    Solve (A ⊗ G) x = v, given the factors' inverses.
 
     :param a: A⁻¹, shape (a, a)
     :param g: G⁻¹, shape (g, g)

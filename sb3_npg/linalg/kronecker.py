@@ -2,7 +2,7 @@
 Symmetric matrices and their Kronecker products, damped and inverted.
 
 A Kronecker product A ⊗ G acts on matrices V of shape (g, a), one row for each row of G: V ↦ G V A.
-Factorisations are made in float64 whatever the precision of what comes in and goes out.
+Factorisations are computed in float64, whatever the precision of inputs and outputs.
 """
 
 from typing import NamedTuple
@@ -34,7 +34,7 @@ def symmetric_eigen(matrix: th.Tensor) -> Eigen:
         raise ArithmeticError("a matrix to decompose is not finite")
     try:
         values, vectors = _eigh(matrix.double())
-    except RuntimeError as error:  # LinAlgError, or what a backend raises in its place
+    except RuntimeError as error:  # LinAlgError, or what a backend raises instead
         raise ArithmeticError(f"an eigendecomposition failed: {error}") from error
     if not bool(th.isfinite(values).all()) or not bool(th.isfinite(vectors).all()):
         raise ArithmeticError("an eigendecomposition is not finite")
@@ -43,9 +43,9 @@ def symmetric_eigen(matrix: th.Tensor) -> Eigen:
 
 def _eigh(matrix: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
-    Decompose; if that fails, with rows and columns the other way round.
+    Decompose a matrix; if that fails, with its rows and columns in reverse order.
 
-    LAPACK's divide and conquer now and then gives up on a matrix of low rank, and goes through from its other end.
+    LAPACK's divide and conquer occasionally fails on a matrix of low rank, and then succeeds on the reversed one.
     """
     try:
         values, vectors = th.linalg.eigh(matrix)
@@ -101,7 +101,7 @@ def try_cholesky(matrix: th.Tensor, damping: float | th.Tensor) -> tuple[th.Tens
 
     :param matrix: M, symmetric positive semi-definite, shape (n, n); left as it is
     :param damping: λ ≥ 0
-    :return: L, shape (n, n), float64, and whether it is what it should be, shape (), boolean
+    :return: L, shape (n, n), float64, and whether the factorisation succeeded, shape (), boolean
     """
     damped = matrix.to(th.float64, copy=True)
     damped.diagonal().add_(damping)

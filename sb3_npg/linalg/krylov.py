@@ -13,7 +13,7 @@ Operator = Callable[[th.Tensor], th.Tensor]
 
 class History(NamedTuple):
     """
-    What happened in a solve by conjugate gradient.
+    The history of a solve by conjugate gradient.
 
     :param steps: number of search directions, one product with A each
     :param residual: ‖b − (A + σI)x‖ / ‖b‖ as tracked by the recursion; 0 when b = 0
@@ -29,13 +29,13 @@ class History(NamedTuple):
 
 class ConjugateGradientResult:
     """
-    What :func:`conjugate_gradient` found.
+    The result of :func:`conjugate_gradient`.
 
-    What happened may still be on a device, which is waited for at the first question.
+    The history may still be on a device, which is waited for only when it is first read.
 
     :param x: the approximate solution, shape (p,)
-    :param product: A x, the sum of the products that x was made of, shape (p,)
-    :param tell: returns what happened
+    :param product: A x, accumulated from the products of the solve, shape (p,)
+    :param tell: returns the history
     """
 
     def __init__(self, x: th.Tensor, product: th.Tensor, tell: Callable[[], History]):
@@ -66,7 +66,7 @@ class ConjugateGradientResult:
         return ritz_condition(self._history.lengths, self._history.improvements)
 
     def from_start(self, x0: th.Tensor, product: th.Tensor) -> "ConjugateGradientResult":
-        """Return the same for a solve of what x₀ has left, with x₀ and A x₀ added."""
+        """Return the result for a solve that began at x₀, given that of its correction: x₀ and A x₀ are added."""
         return ConjugateGradientResult(self.x + x0, self.product + product, self._tell)
 
 
@@ -132,9 +132,9 @@ def conjugate_gradient(
 
 def ritz_condition(lengths: list[float], improvements: list[float]) -> float:
     """
-    Estimate the condition number of the operator that conjugate gradient went through.
+    Estimate the condition number of the operator in a solve by conjugate gradient.
 
-    Its coefficients are those of the Lanczos tridiagonal matrix T, whose eigenvalues lie between the smallest
+    The coefficients of the solve define the Lanczos tridiagonal matrix T, whose eigenvalues lie between the smallest
     and the largest of the operator.
 
     Saad (2003), Iterative Methods for Sparse Linear Systems, section 6.7.3.

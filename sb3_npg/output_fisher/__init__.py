@@ -3,8 +3,8 @@ The Fisher information of an action distribution with respect to its own paramet
 
 A policy maps a state to the *outputs* z of shape (k,): mean and log standard deviation of a Gaussian,
 logits of a categorical or Bernoulli distribution. The Fisher of the policy's weights is then
-F = E_s[Jᵀ F_out J] with J = ∂z/∂θ and F_out (k × k) the matrix of this module. This is the only room
-that knows SB3's distributions.
+F = E_s[Jᵀ F_out J] with J = ∂z/∂θ and F_out (k × k) the matrix of this package, the only one that depends on
+SB3's distributions.
 
 Amari (1998), Natural Gradient Works Efficiently in Learning, section 2;
 Martens (2020), New Insights and Perspectives on the Natural Gradient Method, section 9.
@@ -82,7 +82,8 @@ def plain_output_fisher(distribution: Distribution) -> OutputFisher | None:
     Choose the closed form of a distribution that is exactly one of SB3's.
 
     :param distribution: a policy's ``action_dist``
-    :return: its output Fisher; None for a subclass or methods of its own, and for gSDE that trains its features
+    :return: its output Fisher; None for a subclass, for an object with its own methods, and for gSDE that trains its
+        features
     """
     own = any(callable(getattr(type(distribution), name, None)) for name in vars(distribution))
     known = type(distribution) in _PLAIN and not own and not getattr(distribution, "learn_features", False)

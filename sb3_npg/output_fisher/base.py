@@ -1,4 +1,4 @@
-"""What is known in closed form of a family of action distributions."""
+"""The closed forms of a family of action distributions."""
 
 from abc import ABC, abstractmethod
 
@@ -13,9 +13,9 @@ class OutputFisher(ABC):
     @abstractmethod
     def parts(self, distribution: Distribution) -> tuple[th.Tensor, ...]:
         """
-        Read the outputs from an SB3 distribution, with their graph, in the parts that have graphs of their own.
+        Read the outputs from an SB3 distribution, with their graphs, in parts that have separate graphs.
 
-        SB3's policies hand back one mutable distribution object; the tensors returned here are values.
+        SB3's policies return the same mutable distribution object each time; the tensors returned here do not change.
 
         :param distribution: of n states
         :return: tensors of shape (n, k_i)
@@ -50,7 +50,7 @@ class OutputFisher(ABC):
         Evaluate the entropy of a plain SB3 distribution, from its outputs.
 
         :param outputs: z, shape (n, k)
-        :return: in nats, shape (n,); None where it has no closed form
+        :return: in nats, shape (n,); None if it has no closed form
         """
 
     @abstractmethod
@@ -59,14 +59,14 @@ class OutputFisher(ABC):
         Draw actions as a plain SB3 distribution does: the same random numbers, the same actions.
 
         :param outputs: z, shape (n, k)
-        :param noise: random numbers that are drawn already: gSDE's, which always are, shape (n, action_dim), or a
-            categorical's, shape (n, k)
+        :param noise: random numbers drawn beforehand: those of gSDE, which always are, shape (n, action_dim), or of
+            categoricals, shape (n, k)
         :return: shape (n, action_dim), or (n,) for a Discrete space
         """
 
     def noise_jacobian(self, distribution: Distribution, noise: nn.Parameter) -> th.Tensor | None:
         """
-        Differentiate the outputs by the parameter that scales SB3's exploration noise, in closed form.
+        Differentiate log σ with respect to the parameter that scales SB3's exploration noise, in closed form.
 
         :param distribution: of n states
         :param noise: the policy's ``log_std``, which is read as a matrix of m rows and b columns
@@ -78,7 +78,7 @@ class OutputFisher(ABC):
     @abstractmethod
     def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
         """
-        Return F_out as numbers, state by state.
+        Return the numbers that define F_out, state by state.
 
         :param outputs: z, shape (n, k)
         :return: the diagonal d of F_out = diag(d), shape (n, k), and no groups; or probabilities p and the sizes of

@@ -28,15 +28,15 @@ class CategoricalFisher(OutputFisher):
 
     def sample(self, outputs: th.Tensor, noise: th.Tensor | None = None) -> th.Tensor:
         """
-        Draw from p: of exponential random numbers with rates p, the a-th is least with probability p_a.
+        Draw from p: among exponential random numbers with rates p, the a-th is the smallest with probability p_a.
 
-        So ``torch.multinomial`` draws one action of each row, but it waits for the device to look at p first.
+        ``torch.multinomial`` draws the same way, but first waits for the device to check p.
         """
         drawn = th.empty_like(outputs).exponential_() if noise is None else noise
         return (outputs.softmax(dim=1) / drawn).argmax(dim=1)
 
     def pieces(self, noise: th.Tensor) -> tuple[th.Tensor, ...]:
-        """Return the places of a sample's random numbers, shape (n, C)."""
+        """Return the parts of a buffer for random numbers: the whole of it, shape (n, C)."""
         return (noise,)
 
     def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
@@ -109,7 +109,7 @@ class MultiCategoricalFisher(OutputFisher):
         return th.stack([self.block.sample(z, e) for z, e in zip(logits, drawn, strict=True)], dim=1)
 
     def pieces(self, noise: th.Tensor) -> tuple[th.Tensor, ...]:
-        """Return the places of each categorical's random numbers, shapes (n, C_i), one behind the other in memory."""
+        """Return each categorical's part of a buffer for random numbers, shapes (n, C_i), consecutive in memory."""
         flat = th.split(noise.view(-1), [len(noise) * n for n in self.action_dims])
         return tuple(piece.view(len(noise), n) for piece, n in zip(flat, self.action_dims, strict=True))
 
@@ -132,7 +132,7 @@ class MultiCategoricalFisher(OutputFisher):
         return th.stack([self.block.kl(p, q) for p, q in pairs]).sum(dim=0)
 
     def _split(self, rows: th.Tensor) -> tuple[th.Tensor, ...]:
-        """Cut rows into what belongs to each categorical."""
+        """Cut rows into the parts that belong to each categorical."""
         return th.split(rows, self.action_dims, dim=1)
 
 
@@ -147,11 +147,11 @@ class BernoulliFisher(OutputFisher):
         return (bernoulli.logits,)
 
     def log_prob(self, outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        """Σ_d a log p + (1 − a) log(1 − p)."""
+        """Σ_d [a log p + (1 − a) log(1 − p)]."""
         return -F.binary_cross_entropy_with_logits(outputs, actions, reduction="none").sum(dim=1)
 
     def entropy(self, outputs: th.Tensor) -> th.Tensor:
-        """Return −Σ_d p log p + (1 − p) log(1 − p)."""
+        """Return −Σ_d [p log p + (1 − p) log(1 − p)]."""
         return F.binary_cross_entropy_with_logits(outputs, outputs.sigmoid(), reduction="none").sum(dim=1)
 
     def sample(self, outputs: th.Tensor, noise: th.Tensor | None = None) -> th.Tensor:
@@ -167,7 +167,7 @@ class BernoulliFisher(OutputFisher):
         return th.diag_embed((0.5 * (F.logsigmoid(outputs) + F.logsigmoid(-outputs))).exp())
 
     def kl(self, old: th.Tensor, new: th.Tensor) -> th.Tensor:
-        """Σ_d p (log p − log q) + (1 − p) (log(1 − p) − log(1 − q))."""
+        """Σ_d [p (log p − log q) + (1 − p) (log(1 − p) − log(1 − q))], with p of the old and q of the new policy."""
         on = old.sigmoid() * (F.logsigmoid(old) - F.logsigmoid(new))
         off = (-old).sigmoid() * (F.logsigmoid(-old) - F.logsigmoid(-new))
         return (on + off).sum(dim=1)

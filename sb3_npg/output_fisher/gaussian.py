@@ -18,11 +18,11 @@ class GaussianFisher(OutputFisher):
     """
     Diagonal Gaussian with z = (μ, log σ): F_out = diag(1/σ², 2).
 
-    Serves gSDE in every form, where σ depends on the state: the chain rule from its parameters to
-    log σ is autograd's. SB3 stops the gradient at the features in σ(s) unless ``learn_features``; J stops there
+    Also used for every form of gSDE, where σ depends on the state: J then includes the Jacobian of log σ with respect
+    to gSDE's parameters. SB3 stops the gradient at the features in σ(s) unless ``learn_features``; J stops there
     too. A tanh after the Gaussian is a bijection and changes neither Fisher nor KL.
 
-    :param log_slope: of the tanh, if actions are squashed by one
+    :param log_slope: log |da/du| of the tanh, if actions are squashed by one
     """
 
     def __init__(self, log_slope: LogSlope | None = None):

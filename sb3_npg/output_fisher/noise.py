@@ -37,7 +37,7 @@ class ExplorationNoise(ABC):
         """Return ∂log σ / ∂parameter for features of shape (n, d)."""
 
     def draw(self, features: th.Tensor) -> th.Tensor | None:
-        """Return the noise of gSDE's present exploration matrices, shape (n, action_dim); None for fresh noise."""
+        """Return noise from gSDE's present exploration matrices, shape (n, action_dim); None to draw it afresh."""
         return None
 
 
@@ -55,11 +55,11 @@ class FreeNoise(ExplorationNoise):
 
 class StateDependentNoise(ExplorationNoise):
     """
-    gSDE: σ² = h²ᵀS² + ε with features h, at which SB3 stops the gradient, and S = σ(ls) of the parameter ls.
+    gSDE: σ² = h²ᵀS² + ε with features h, at which SB3 stops the gradient, and S a function of the parameter ls.
 
     Raffin, Kober & Stulp (2022), Smooth Exploration for Robotic Reinforcement Learning, section 3.
 
-    :param parameter: ls, shape (d, action_dim), or (d, 1) where actions share it
+    :param parameter: ls, shape (d, action_dim), or (d, 1) if all actions share one column
     :param distribution: the policy's
     """
 
@@ -110,7 +110,7 @@ class FreeNoiseJacobian(NamedTuple):
 
     @property
     def n_groups(self) -> int:
-        """K, as each σ is free."""
+        """Number of groups, k: every σ is free."""
         return len(self.parameter)
 
     def columns(self) -> th.Tensor:
@@ -129,7 +129,7 @@ class StateDependentNoiseJacobian(NamedTuple):
     :param squares: h², shape (n, d)
     :param slope: S∘dS/dls, shape (d, k)
     :param variance: σ², shape (n, k)
-    :param full_std: whether each action has a column of its own in the parameter, and not all the same one
+    :param full_std: whether each action has its own column in the parameter, instead of all sharing one
     """
 
     squares: th.Tensor
@@ -143,22 +143,22 @@ class StateDependentNoiseJacobian(NamedTuple):
         return (self.squares @ (self.slope * direction.view(shape))).div_(self.variance)
 
     def pull(self, cotangent: th.Tensor) -> th.Tensor:
-        """Return the derivative by the parameter, of its shape."""
+        """Return the derivative with respect to the parameter, in its shape."""
         derivative = self.slope * (self.squares.T @ (cotangent / self.variance))
         return derivative if self.full_std else derivative.sum(dim=1, keepdim=True)
 
     @property
     def n_groups(self) -> int:
-        """K, or 1 where all actions share a column."""
+        """Number of groups: k, or 1 if all actions share a column."""
         return self.slope.shape[1] if self.full_std else 1
 
     def columns(self) -> th.Tensor:
-        """Return it in full, shape (n, d, k, 1), or (n, d, 1, k) where all actions share a column."""
+        """Return the whole Jacobian, shape (n, d, k, 1), or (n, d, 1, k) if all actions share a column."""
         full = self.squares.unsqueeze(2) * self.slope / self.variance.unsqueeze(1)
         return full.unsqueeze(3) if self.full_std else full.unsqueeze(2)
 
     def fisher(self) -> th.Tensor:
-        """Return (2/n) Σ_n Σ_r J_r J_rᵀ, shape (k, d, d), or (1, d, d) where all actions share a column."""
+        """Return (2/n) Σ_n Σ_r J_r J_rᵀ, shape (k, d, d), or (1, d, d) if all actions share a column."""
         flat = self.columns().permute(2, 1, 0, 3).flatten(2)  # (b, m, n·r)
         return 2.0 * flat @ flat.mT / len(self.squares)
 

@@ -1,4 +1,4 @@
-"""Drawing actions with as few operations as there are: the same random numbers as SB3's distributions use."""
+"""Drawing actions in as few operations as possible, from the same random numbers as SB3's distributions use."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from sb3_npg.output_fisher.noise import ExplorationNoise, FreeNoise
 
 
 class Sampler(ABC):
-    """Draws actions from what an actor's last layer puts out."""
+    """Draws actions from the outputs of an actor's last layer."""
 
     @abstractmethod
     def draw(self, outputs: th.Tensor, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
@@ -27,7 +27,7 @@ class Sampler(ABC):
 
 
 class NoiseSampler(Sampler):
-    """Draws random numbers that do not depend on the outputs, and makes actions of them and the outputs."""
+    """Draws random numbers independently of the outputs, and computes actions from both."""
 
     @abstractmethod
     def fill(self, noise: th.Tensor) -> None:
@@ -61,7 +61,7 @@ class GaussianSampler(NoiseSampler):
         self._constant = 0.5 * len(log_std) * math.log(2.0 * math.pi)
 
     def fill(self, noise: th.Tensor) -> None:
-        """Draw ε of the standard normal distribution."""
+        """Draw ε from the standard normal distribution."""
         noise.normal_()
 
     def actions(self, outputs: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
@@ -72,7 +72,7 @@ class GaussianSampler(NoiseSampler):
 
 class CategoricalSampler(NoiseSampler):
     """
-    Categoricals, by random numbers of the exponential distribution.
+    Categoricals, sampled by means of exponential random numbers.
 
     :param metric: the closed forms of one categorical, or of several
     """

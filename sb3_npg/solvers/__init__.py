@@ -1,4 +1,4 @@
-"""Ways to x ≈ (F + λI)⁻¹ g, by name. Register a class of your own in ``FISHER_SOLVERS``."""
+"""Solvers for x ≈ (F + λI)⁻¹ g, by name. Register a class of your own in ``FISHER_SOLVERS``."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a Fisher solver is: x ≈ (F + λI)⁻¹ g for a problem that it sees through a few methods."""
+"""The interface of Fisher solvers: x ≈ (F + λI)⁻¹ g for a problem that is given by a few methods."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from sb3_npg.linalg import TORCH, FisherChain, LinearAlgebra
 
 
 class Sum(Protocol):
-    """What is added up over chunks of rows, and divided by their number."""
+    """What can be summed over chunks of rows, and divided by the number of rows."""
 
     def __add__(self, other: Any, /) -> Any: ...
 
@@ -47,12 +47,12 @@ class Layers(Protocol):
         ...
 
     def scores(self, block: DenseBlock) -> th.Tensor:
-        """Return each row's derivative of log π(a|s) by such parameters, shape (N, size)."""
+        """Return each row's derivative of log π(a|s) with respect to such parameters, shape (N, size)."""
         ...
 
 
 class Problem(Protocol):
-    """What a solver may ask of a policy update. ``LocalProblem`` is one; a test can make another."""
+    """What a solver may use of a policy update. ``LocalProblem`` is one such; a test can make another."""
 
     def fisher_vector_product(self, vector: th.Tensor) -> th.Tensor:
         """Return F v, undamped, for v of shape (p,)."""
@@ -75,9 +75,9 @@ class Problem(Protocol):
 
 class LazyFigures(Mapping[str, float]):
     """
-    Figures that are worked out when somebody asks for one: those on a GPU are not waited for before.
+    Figures that are computed when one is first read, so that a GPU is not waited for earlier.
 
-    :param make: works out all of them
+    :param make: computes all of them
     """
 
     def __init__(self, make: Callable[[], Mapping[str, float]]):
@@ -103,7 +103,7 @@ class Solution(NamedTuple):
 
     :param natural_gradient: x ≈ (F + λI)⁻¹ g, shape (p,)
     :param stats: figures for the log; ``{"steps": 10.0}`` appears as ``train/solver_steps``
-    :param product: F x, shape (p,), where the way to x came by it; it is computed otherwise
+    :param product: F x, shape (p,), if the solver has it anyway; None to have it computed
     """
 
     natural_gradient: th.Tensor
@@ -123,18 +123,18 @@ class FisherSolver(nn.Module, ABC):
     ``fisher_solver_kwargs`` may hold.
     """
 
-    #: Who runs the solver's linear algebra.
+    #: The backend that runs the solver's linear algebra.
     linalg: LinearAlgebra = TORCH
 
     def use(self, linalg: LinearAlgebra) -> None:
-        """Let a backend run the linear algebra of this solver and of those that it is made of."""
+        """Let a backend run the linear algebra of this solver and of the solvers inside it."""
         for module in self.modules():
             if isinstance(module, FisherSolver):
                 module.linalg = linalg
 
     def check_size(self, n_parameters: int, n_rows: int) -> None:
         """
-        Refuse a policy or a rollout that this solver cannot serve. Called once, before training.
+        Refuse a policy or a rollout that this solver cannot handle. Called once, before training.
 
         :param n_parameters: p, the number of parameters that act
         :param n_rows: N, the rows of a rollout that the Fisher uses
@@ -144,18 +144,18 @@ class FisherSolver(nn.Module, ABC):
 
     def update(self, problem: Problem) -> None:
         """
-        Look at the rollout's curvature, once per policy update. Matrix-free solvers need not.
+        Measure the rollout's curvature, once per policy update. Matrix-free solvers need not.
 
         :param problem: the policy update at θ_old
         """
         return
 
     def remembers(self) -> bool:
-        """Tell whether updates depend on earlier ones: what they depend on is then among the agent's parameters."""
+        """Tell whether updates depend on earlier ones; if so, the solver's state is saved with the parameters."""
         return not all(isinstance(value, str) for value in self.state_dict().values())
 
     def get_extra_state(self) -> str:
-        """Return what kind of solver this is, which is saved beside what it has learnt."""
+        """Return what kind of solver this is, which is saved along with what it has learnt."""
         return type(self).__name__
 
     def set_extra_state(self, state: str) -> None:
@@ -163,7 +163,7 @@ class FisherSolver(nn.Module, ABC):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """
-        Go on with what a saved solver had learnt; what a solver of another kind had learnt is left out.
+        Restore what a saved solver had learnt; what a solver of another kind had learnt is ignored.
 
         :param state_dict: what :meth:`state_dict` returned
         :param strict: see torch
@@ -189,19 +189,19 @@ class FisherSolver(nn.Module, ABC):
 
 
 def fisher_chain(problem: Problem) -> FisherChain | None:
-    """Return a problem's Fisher as a chain of layers; None if it is not one, or has no method to say so."""
+    """Return a problem's Fisher as a chain of layers; None if it is not one, or the problem has no such method."""
     make: Callable[[], FisherChain | None] | None = getattr(problem, "fisher_chain", None)
     return None if make is None else make()
 
 
 def layer_chain(layers: Layers) -> FisherChain | None:
-    """Return layers as a chain; None if they are not one, or have no method to say so."""
+    """Return layers as a chain; None if they are not one, or have no such method."""
     make: Callable[[], FisherChain | None] | None = getattr(layers, "chain", None)
     return None if make is None else make()
 
 
 def _kinds(state_dict: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the kinds of solver that a state belongs to, by the names of its entries."""
+    """Return the kind of solver in each entry of a state dict; None for entries of another type."""
     return {name: value if isinstance(value, str) else None for name, value in state_dict.items()}
 
 
@@ -213,14 +213,14 @@ def means_over_rows(
     weight_sharing: WeightSharing = "expand",
 ) -> dict[str, S]:
     """
-    Add up what a function of each layer's records gives, and divide by the number of rows.
+    Sum a statistic of each layer's records over all rows, and divide by the number of rows.
 
     :param layers: the policy update, layer by layer
     :param statistic: record of some rows ↦ sums over these rows, by name
     :param columns: which columns are propagated backwards
     :param seed: of random columns
-    :param weight_sharing: "expand" for each position of a layer, "reduce" for all of them together
-    :return: means, by the layer's name, a dot and the statistic's
+    :param weight_sharing: "expand" keeps each position of a layer, "reduce" combines all of them into one
+    :return: the means, by names of the form layer.statistic
     """
     sums: dict[str, S] = {}
     for records in layers.records(columns, seed, weight_sharing):

@@ -1,4 +1,4 @@
-"""Solvers that take F for block-diagonal: one block for each layer, approximated in some way."""
+"""Solvers that approximate F as block-diagonal: one block for each layer, approximated in some way."""
 
 import math
 from abc import abstractmethod
@@ -24,8 +24,8 @@ class BlockDiagonalSolver(FisherSolver):
 
     :param columns: which columns of the outputs' Fisher are propagated backwards: "exact", all of them;
         "propagated", one random sum of them; "sampled", the score of the action taken
-    :param decay: of the moving averages over updates; 0 uses the newest rollout alone
-    :param statistics_interval: measure every so many updates
+    :param decay: of the moving averages over updates; 0 uses only the newest rollout
+    :param statistics_interval: number of updates from one measurement to the next
     :param carries_over: whether the solver keeps more from one update to the next than averages
     :raises ValueError: if an argument is unknown or out of range
     """
@@ -39,7 +39,7 @@ class BlockDiagonalSolver(FisherSolver):
         self.decay = decay
         self.statistics_interval = statistics_interval
         carries_over = carries_over or decay > 0.0 or statistics_interval > 1
-        self.memory = Memory(carries_over, counts=columns == "propagated")  # which are drawn anew each time
+        self.memory = Memory(carries_over, counts=columns == "propagated")  # random signs, drawn anew for each update
         self._blocks: Sequence[Block] = ()
         self._is_updated = False
         self._announced: set[str] = set()
@@ -53,7 +53,7 @@ class BlockDiagonalSolver(FisherSolver):
         self._is_updated = True
 
     def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:
-        """Solve block by block. The condition number is that of the last update when it is asked for."""
+        """Solve block by block. The condition number is computed when it is read, from the last update at that time."""
         x = self.apply_inverse(gradient, damping)
         return Solution(x, LazyFigures(lambda: {"condition": self._condition(damping)}))
 
@@ -78,12 +78,12 @@ class BlockDiagonalSolver(FisherSolver):
         """
         Return the eigenvalues of the approximation, undamped, after an update.
 
-        :return: by the block's name, in no order, shape (size of the block,)
+        :return: by the block's name, in no particular order, shape (size of the block,)
         """
         return {block.name: self._eigenvalues_of(block).flatten() for block in self._blocks}
 
     def _look_at(self, problem: Problem) -> None:
-        """Find the blocks, and bring the memory up to the rollout."""
+        """Find the blocks, and update the memory from the rollout."""
         layers = problem.layers
         self._blocks = layers.blocks
         self._announce([block.note for block in dense_blocks(self._blocks) if block.note])
@@ -91,7 +91,7 @@ class BlockDiagonalSolver(FisherSolver):
 
     @abstractmethod
     def _update_blocks(self, layers: Layers) -> None:
-        """Bring the memory up to the rollout."""
+        """Update the memory from the rollout."""
 
     def _solve_blocks(self, rights: Sequence[th.Tensor], damping: float) -> list[th.Tensor]:
         """Solve the damped blocks, each for a right-hand side as its ``gather`` gives it."""
@@ -132,9 +132,9 @@ class BlockDiagonalSolver(FisherSolver):
 
     def _remember(self, measured: dict[str, th.Tensor]) -> None:
         """
-        Take measurements into their averages, all of them or, if one is not finite, none.
+        Add measurements to their averages, all of them or, if one is not finite, none.
 
-        Those that serve a single update are not looked at: a NaN in them is one in the solution, which is.
+        Those that are used for a single update are not checked: a NaN in them leads to one in the solution, which is.
         """
         if self.memory.carries_over:
             require_finite("the curvature of a layer", *measured.values())

@@ -15,7 +15,7 @@ from sb3_npg.solvers.ekfac import EKFACSolver
 from sb3_npg.solvers.kfac import KFACSolver
 from sb3_npg.solvers.memory import Memory
 
-#: What F may be approximated by, so that conjugate gradient has less to do.
+#: Approximations of F that can precondition conjugate gradient.
 PRECONDITIONERS: dict[str, type[BlockDiagonalSolver]] = {
     "diagonal": DiagonalSolver,
     "ekfac": EKFACSolver,
@@ -25,22 +25,22 @@ PRECONDITIONERS: dict[str, type[BlockDiagonalSolver]] = {
 
 class ConjugateGradientSolver(FisherSolver):
     """
-    Solves (F + λI) x = g by conjugate gradient, one Fisher-vector product a step.
+    Solves (F + λI) x = g by conjugate gradient, with one Fisher-vector product per step.
 
     A preconditioner M ≈ F + λI, inverted at each step, turns the steps towards the directions that matter; the
-    solution stays that of the full Fisher. With momentum the system is (F + λI) x = g + λμ x₋, where x₋ is the
-    natural gradient of the update before: what this rollout says nothing about is carried over.
+    solution is still that of the full Fisher. With momentum the system is (F + λI) x = g + λμ x₋, where x₋ is the
+    natural gradient of the previous update: it is carried over in directions that this rollout tells nothing about.
 
     Schulman et al. (2015), Trust Region Policy Optimization, appendix C; Martens (2010), Deep learning via
     Hessian-free optimization, sections 4.5 and 4.7; momentum: Goldshlager, Abrahamsen & Lin (2024), A
     Kaczmarz-inspired approach to accelerate the optimization of neural network wavefunctions (SPRING), section 3.
 
     :param max_steps: largest number of steps in a solve
-    :param rtol: stop earlier, when the residual's norm is at most so much of the right-hand side's
+    :param rtol: stop earlier if the residual's norm is at most this fraction of the right-hand side's
     :param preconditioner: "kfac", "ekfac", "diagonal", or None
     :param preconditioner_kwargs: arguments of the solver of that name
-    :param warm_start: start at x₋ and not at zero, for one more product
-    :param momentum: μ, in [0, 1); starts at μ x₋, for one more product. Above 0.95 it may diverge
+    :param warm_start: start at x₋ instead of zero, which costs one more product
+    :param momentum: μ, in [0, 1); starts at μ x₋, which costs one more product. Above 0.95 it may diverge
     :raises ValueError: if an argument is unknown or out of range, or two of them contradict each other
     """
 
@@ -71,7 +71,7 @@ class ConjugateGradientSolver(FisherSolver):
         self.memory = Memory(carries_over=warm_start or momentum > 0.0)
 
     def update(self, problem: Problem) -> None:
-        """Let the preconditioner look at the curvature; the last natural gradient becomes x₋."""
+        """Let the preconditioner measure the curvature; the last natural gradient becomes x₋."""
         if self.preconditioner is not None:
             self.preconditioner.update(problem)
         if "latest" in self.memory.tensors:

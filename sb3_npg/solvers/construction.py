@@ -22,14 +22,14 @@ def construct(
     hint: str = "",
 ) -> SomeSolver:
     """
-    Build a solver, and let complaints name the argument that the user wrote.
+    Build a solver; its error messages name the argument that the user wrote.
 
     :param solver_class: what to build
     :param kwargs: keyword arguments of its constructor
     :param argument: where the user wrote them
     :param owner: what they belong to, in words
-    :param own_name: the argument that the solver itself names in its complaints
-    :param hint: the way out, where a keyword argument is unknown
+    :param own_name: the argument that the solver itself names in its error messages
+    :param hint: what to do about an unknown keyword argument
     :return: the solver
     :raises ValueError: for an unknown keyword argument, or a value that the solver refuses
     """

@@ -9,16 +9,16 @@ from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
 
 class DiagonalSolver(BlockDiagonalSolver):
     """
-    Takes F for its diagonal: x = g / (diag F + λ), exact to the last parameter.
+    Approximates F by its diagonal, x = g / (diag F + λ); with exact columns the diagonal is exact.
 
-    Cheap, and blind to how parameters act together: it depends on the coordinates of the network.
+    Cheap, but blind to how parameters act together: the result depends on how the network is parametrised.
 
     Becker & LeCun (1988), Improving the Convergence of Back-Propagation Learning with Second Order Methods.
 
     :param columns: which columns of the outputs' Fisher are propagated backwards: "exact", all of them;
         "propagated", one random sum of them; "sampled", the score of the action taken
-    :param decay: of the moving average over updates; 0 uses the newest rollout alone
-    :param statistics_interval: measure every so many updates
+    :param decay: of the moving average over updates; 0 uses only the newest rollout
+    :param statistics_interval: number of updates from one measurement to the next
     :raises ValueError: if an argument is unknown or out of range
     """
 

@@ -14,7 +14,7 @@ from sb3_npg.solvers.scaling import ScaledProblem, block_scale
 
 #: Multiples of the damping to try, in this order, while the solver fails.
 DAMPING_RETRIES = (1.0, 10.0, 100.0, 1000.0)
-#: What the retries multiply when the user asked for less damping than this.
+#: The damping that the retries multiply if the user asked for less than this.
 SMALLEST_RETRY = 1e-5
 
 
@@ -25,10 +25,10 @@ class Direction(NamedTuple):
     :param natural_gradient: x, shape (p,)
     :param norm: ‖x‖
     :param curvature: xᵀFx > 0, with the true, undamped Fisher
-    :param slope: gᵀx > 0, what L gains to first order
+    :param slope: gᵀx > 0, the gain in L to first order
     :param damping: the λ that it was found with
     :param stats: the solver's figures for the log; "residual" is ‖g − (F + λI)x‖ / ‖g‖ with the true Fisher,
-        whatever the solver takes for it
+        whatever approximation the solver uses
     """
 
     natural_gradient: th.Tensor
@@ -39,7 +39,7 @@ class Direction(NamedTuple):
     stats: Mapping[str, float]
 
     def predicted_kl(self, length: float) -> float:
-        """Return what the step βx costs to second order, ½β² xᵀFx in nats, for β = ``length``."""
+        """Return the KL of the step βx to second order, ½β² xᵀFx in nats, for β = ``length``."""
         return 0.5 * length**2 * self.curvature
 
 
@@ -52,14 +52,14 @@ def find_direction(
     line: SearchLine | None = None,
 ) -> Direction:
     """
-    Solve (F + λI) x = g, with more and more damping while the solver fails or its answer is of no use.
+    Solve (F + λI) x = g, with more and more damping while the solver fails or its answer is unusable.
 
-    :param solver: the way to x
+    :param solver: finds x
     :param problem: the policy update at θ_old
     :param gradient: g = ∇L(θ_old), shape (p,)
     :param damping: λ ≥ 0 to begin with
     :param relative: whether λ is a multiple of the mean eigenvalue of each layer's block
-    :param line: takes the full step along x too, to be looked at together
+    :param line: if given, takes the full step along x too, so that the figures of both are read together
     :return: the first usable natural gradient
     :raises NumericalFailure: if the gradient is zero or not finite, or no damping helps
     """
@@ -76,7 +76,7 @@ def find_direction(
         try:
             return _usable(system, right, solver.solve(system, right, trial), trial, line)
         except (ArithmeticError, LinAlgError) as error:
-            _require_slope(gradient)  # no damping mends that
+            _require_slope(gradient)  # more damping would not help
             failure = error
             if line is not None:
                 line.back()
@@ -103,9 +103,9 @@ def _usable(
     system: Problem, right: th.Tensor, solution: Solution, damping: float, line: SearchLine | None
 ) -> Direction:
     """
-    Return a solution as a direction in the parameters' own coordinates, the full step along it taken.
+    Return a solution as a direction in the parameters' own coordinates, after the full step along it.
 
-    Fails if x is not finite, does not ascend or moves the policy by no KL. One look at the device tells all.
+    Raises if x is not finite, does not ascend or has no positive curvature. All is read from the device at once.
     """
     scaled = solution.natural_gradient
     product = system.fisher_vector_product(scaled) if solution.product is None else solution.product

@@ -10,22 +10,22 @@ from sb3_npg.solvers.kfac import KFACSolver
 
 class EKFACSolver(KFACSolver):
     """
-    Takes each layer's block of F for Q diag(S) Qᵀ: K-FAC's eigenvectors, with the second moments S that F has
+    Approximates each layer's block of F by Q diag(S) Qᵀ: K-FAC's eigenvectors Q, with the second moments S that F has
     along them.
 
-    With exact columns never further from the block in Frobenius norm than K-FAC of the same rollout. Layers with a
-    factor above ``largest_eigen``, which is not decomposed, are K-FAC's.
+    With exact columns it is never further from the block in Frobenius norm than K-FAC of the same rollout. Layers with
+    a factor of more than ``largest_eigen`` rows, which is not decomposed, are treated as in K-FAC.
 
     George et al. (2018), Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis, section 3.
 
     :param columns: which columns of the outputs' Fisher are propagated backwards: "exact", all of them;
         "propagated", one random sum of them; "sampled", the score of the action taken
     :param decay: of the moving averages of A and G, and of S for as long as the eigenbasis stays
-    :param statistics_interval: measure A, G and S every so many updates
-    :param inverse_interval: renew the eigenbasis every so many updates; S is then measured anew
-    :param weight_sharing: a convolution, or a layer that is used more than once: "expand" takes its positions for
-        independent, "reduce" for one application to the mean of its inputs. Concerns the basis; S is exact
-    :param largest_eigen: decompose factors of up to so many rows; above, as K-FAC
+    :param statistics_interval: number of updates from one measurement of A, G and S to the next
+    :param inverse_interval: number of updates from one eigenbasis to the next; S is then measured anew
+    :param weight_sharing: for a convolution, or a layer that is used more than once: "expand" treats its positions as
+        independent, "reduce" as one application to the mean of its inputs. Affects only the basis; S is exact
+    :param largest_eigen: layers with a factor of more rows than this are treated as in K-FAC
     :raises ValueError: if an argument is unknown or out of range
     """
 

@@ -35,7 +35,7 @@ class ExactSolver(FisherSolver):
 
     def update(self, problem: Problem) -> None:
         """Form F."""
-        self._fisher = None  # free its memory first, and let no failure leave the last rollout's
+        self._fisher = None  # frees its memory first; a failure must not leave the last rollout's
         self._fisher = problem.dense_fisher()
 
     def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:

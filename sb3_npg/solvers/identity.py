@@ -7,10 +7,10 @@ from sb3_npg.solvers.base import FisherSolver, Problem, Solution
 
 class IdentitySolver(FisherSolver):
     """
-    Takes F for the identity: x = g, the vanilla policy gradient.
+    Replaces F by the identity: x = g, the vanilla policy gradient.
 
     Damping does not apply; relative damping divides g by each block's mean eigenvalue. Step length and line search
-    stay those of the other solvers, so a comparison with them is one of directions only.
+    are those of the other solvers, so only the directions differ in a comparison.
     """
 
     def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:

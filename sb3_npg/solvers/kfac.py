@@ -35,7 +35,7 @@ from sb3_npg.linalg import (
 from sb3_npg.solvers.base import Layers, Problem, fisher_chain, layer_chain
 from sb3_npg.solvers.block_diagonal import BlockDiagonalSolver
 
-#: Rows of a factor from which on it pays to leave it as what it is the product of, where that is shorter by half.
+#: Number of rows from which on a factor RᵀR is kept as R, if R has at most half as many rows.
 SMALLEST_GRAM = 1024
 
 
@@ -44,7 +44,7 @@ class _Inverses(NamedTuple):
     Inverses of the large layers' damped factors, by the layer's name.
 
     :param damping: λ
-    :param factors: A and G that they are of
+    :param factors: the A and G that were damped and inverted
     :param by_name: (A + λ_A I)⁻¹ and (G + λ_G I)⁻¹
     """
 
@@ -53,7 +53,7 @@ class _Inverses(NamedTuple):
     by_name: dict[str, tuple[DampedInverse, DampedInverse]]
 
     def belong_to(self, factors: dict[str, tuple[th.Tensor | Gram, th.Tensor | Gram]], damping: float) -> bool:
-        """Tell whether they are of these very tensors at this damping."""
+        """Tell whether these are the inverses of these very tensors at this damping."""
         return damping == self.damping and all(
             name in self.factors and all(map(operator.is_, pair, self.factors[name])) for name, pair in factors.items()
         )
@@ -61,12 +61,12 @@ class _Inverses(NamedTuple):
 
 class KFACSolver(BlockDiagonalSolver):
     """
-    Takes each layer's block of F for a Kronecker product A ⊗ G of the second moments of what goes into the layer
-    and of what is propagated back to it.
+    Approximates each layer's block of F by a Kronecker product A ⊗ G of two second moments: of the layer's inputs, and
+    of the derivatives propagated back to its outputs.
 
     Small factors are decomposed, and A ⊗ G + λI is inverted exactly. Larger ones are factorised by Cholesky, with
-    the damping split between the factors, or inverted in the space of rows where these are few. Factorisations are
-    made in float64.
+    the damping split between the factors, or inverted in the space of rows if these are few. Factorisations are
+    computed in float64.
 
     Martens & Grosse (2015), Optimizing Neural Networks with Kronecker-factored Approximate Curvature, sections 3, 4.2
     and 6.3; Grosse & Martens (2016) for convolutions; Wu et al. (2017), Scalable trust-region method for deep
@@ -74,12 +74,12 @@ class KFACSolver(BlockDiagonalSolver):
 
     :param columns: which columns of the outputs' Fisher are propagated backwards: "exact", all of them;
         "propagated", one random sum of them; "sampled", the score of the action taken
-    :param decay: of the moving averages of A and G over updates; 0 uses the newest rollout alone
-    :param statistics_interval: measure A and G every so many updates
-    :param inverse_interval: decompose A and G every so many updates
-    :param weight_sharing: a convolution, or a layer that is used more than once: "expand" takes its positions for
-        independent, "reduce" for one application to the mean of its inputs
-    :param largest_eigen: decompose factors of up to so many rows; above, Cholesky with the damping split
+    :param decay: of the moving averages of A and G over updates; 0 uses only the newest rollout
+    :param statistics_interval: number of updates from one measurement of A and G to the next
+    :param inverse_interval: number of updates from one decomposition of A and G to the next
+    :param weight_sharing: for a convolution, or a layer that is used more than once: "expand" treats its positions as
+        independent, "reduce" as one application to the mean of its inputs
+    :param largest_eigen: layers with a factor of more rows than this use Cholesky with the damping split
     :raises ValueError: if an argument is unknown or out of range
     """
 
@@ -100,7 +100,7 @@ class KFACSolver(BlockDiagonalSolver):
         self.weight_sharing = weight_sharing
         self.largest_eigen = largest_eigen
         self._inverses: _Inverses | None = None
-        #: Factors of this update's rows alone that were not multiplied out.
+        #: Factors of the last measurement that are kept as R, not multiplied out.
         self._grams: dict[str, Gram] = {}
         self._factored: FactoredChain | None = None
 
@@ -111,11 +111,11 @@ class KFACSolver(BlockDiagonalSolver):
         return self._factored.solve(vector, damping)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has: its next update records graphs of its own."""
+        """Leave out the graphs: a copy records its own at its next update."""
         return {**vars(self), "_factored": None, "_is_updated": self._is_updated and self._factored is None}
 
     def _look_at(self, problem: Problem) -> None:
-        """Measure and decompose the factors, when that is due; all at once where the backend can."""
+        """Measure and decompose the factors, when that is due; all at once if the backend can."""
         chain = fisher_chain(problem) if self.linalg is not TORCH and self._is_forgetful() else None
         self._factored = None if chain is None else self._factored_like(chain, problem)
         if chain is None or self._factored is None:
@@ -124,11 +124,11 @@ class KFACSolver(BlockDiagonalSolver):
             self._factored.update(chain)
 
     def _is_forgetful(self) -> bool:
-        """Tell whether each update is its rollout's factors and no more; a subclass may measure anything."""
+        """Tell whether an update needs only the exact factors of its rollout; a subclass may need anything."""
         return type(self) is KFACSolver and self.columns == "exact" and not self.memory.carries_over
 
     def _factored_like(self, chain: FisherChain, problem: Problem) -> FactoredChain | None:
-        """Return what the last update used, if it serves the chain too, else what the backend makes for it."""
+        """Return what the last update used, if it fits this chain too, else what the backend makes for it."""
         if self._factored is not None and self._factored.serves(chain):
             return self._factored
         made = self.linalg.factored_chain(chain, self.largest_eigen)
@@ -138,7 +138,7 @@ class KFACSolver(BlockDiagonalSolver):
         return made
 
     def _remember_factored(self, found: FactoredChain) -> None:
-        """Let the memory name the tensors that are overwritten at each update."""
+        """Enter the tensors, which are overwritten at each update, into the memory."""
         tensors = self.memory.tensors
         for i, (block, factors) in enumerate(zip(layer_blocks(self._blocks), found.factors, strict=True)):
             for name, factor, eigen in zip("AG", factors, found.eigens.get(i, (None, None)), strict=True):
@@ -161,14 +161,14 @@ class KFACSolver(BlockDiagonalSolver):
             self._decompose()
 
     def _factors(self, layers: Layers) -> dict[str, th.Tensor | Gram]:
-        """Measure A and G of each layer, and form the blocks of what is in no layer."""
+        """Measure A and G of each layer, and form the blocks of parameters that are in no layer."""
         others: dict[str, th.Tensor | Gram] = {
             f"{block.name}.F": layers.dense_block(block) for block in dense_blocks(self._blocks)
         }
         pairs = self.linalg.kronecker_factors(partial(layer_chain, layers)) if self.columns == "exact" else None
         if pairs is not None:
             for block, (a, g) in zip(layer_blocks(self._blocks), pairs, strict=True):
-                # They are parts of one tensor, which would be saved with each of them.
+                # They are views of one tensor, all of which would be saved with each of them.
                 others[f"{block.name}.A"], others[f"{block.name}.G"] = (
                     (a.clone(), g.clone()) if self.memory.carries_over else (a, g)
                 )
@@ -178,7 +178,7 @@ class KFACSolver(BlockDiagonalSolver):
         return self._measure(layers, factors, self.weight_sharing) | others
 
     def _factors_of(self, record: LayerRecord, n_rows: int) -> dict[str, th.Tensor | Gram]:
-        """Return A and G of a layer, summed over a record's rows, of N."""
+        """Return A and G of a layer, summed over a record's rows; ``n_rows`` is N, in all records."""
         block, inputs, deltas = record
         if self.memory.carries_over or inputs.shape[1] > 1 or not self._is_large(block):
             return dict(zip("AG", kronecker_factors(record), strict=True))
@@ -186,7 +186,7 @@ class KFACSolver(BlockDiagonalSolver):
         return {name: _gram(rows, n_all) for name, (rows, n_all) in sides.items()}
 
     def _decompose(self) -> None:
-        """Decompose the factors as they are now; large ones are kept for Cholesky, which waits for the damping."""
+        """Decompose the present factors; large ones are kept for Cholesky, which needs the damping."""
         tensors = self.memory.tensors
         self._inverses = None
         small = [f"{dense.name}.F" for dense in dense_blocks(self._blocks)]
@@ -236,7 +236,7 @@ class KFACSolver(BlockDiagonalSolver):
     def _damped_inverses(self, names: Sequence[str], damping: float) -> dict[str, tuple[DampedInverse, DampedInverse]]:
         """Return the inverses of A + λ_A I and G + λ_G I of large layers, made once for their factors and a damping."""
         pairs = {name: (self._factor(name, "A"), self._factor(name, "G")) for name in names}
-        # Factors also change by what is loaded, or moved to another device.
+        # Factors also change when a state is loaded, or moved to another device.
         if self._inverses is None or not self._inverses.belong_to(pairs, damping):
             found: dict[str, tuple[DampedInverse, DampedInverse]] = {}
             succeeded: list[th.Tensor] = []
@@ -245,7 +245,7 @@ class KFACSolver(BlockDiagonalSolver):
                 (a, a_is_good), (g, g_is_good) = map(DampedInverse.of, factors, dampings)
                 found[name] = a, g
                 succeeded += [a_is_good, g_is_good]
-            # One look at the device for all of them.
+            # One read from the device for all of them.
             if not bool(th.stack(succeeded).all()):
                 raise ArithmeticError(f"a factor of a layer is not positive definite at damping {damping:g}")
             self._inverses = _Inverses(damping, pairs, found)
@@ -285,7 +285,7 @@ class KFACSolver(BlockDiagonalSolver):
 
 
 def _gram(rows: th.Tensor, n_all: int) -> th.Tensor | Gram:
-    """Return RᵀR, or R where there will be few rows in all."""
+    """Return RᵀR, or R if there will be few rows in all."""
     n_columns = rows.shape[1]
     return Gram(rows) if n_columns >= SMALLEST_GRAM and 2 * n_all <= n_columns else rows.T @ rows
 

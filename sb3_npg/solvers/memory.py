@@ -13,18 +13,18 @@ class Memory(nn.Module):
     """
     Named tensors and weighted moving averages of them.
 
-    A module that follows ``.to(device)``. The names are known only once the policy is, so the tensors are no
-    buffers: the state is one dict that loads whatever it holds.
+    A module, so that it follows ``.to(device)``. The names are known only once the policy is, so the tensors cannot be
+    buffers: the state is one dict, and whatever it holds is loaded.
 
     :param carries_over: whether an update uses what earlier ones measured; then the tensors are saved with the agent
-    :param counts: whether an update depends on how many there were; then their count is saved in any case
+    :param counts: whether an update depends on the number of earlier ones; then the count is saved in any case
     """
 
     def __init__(self, carries_over: bool, counts: bool = False):
         super().__init__()
         self.carries_over = carries_over
         self.counts = counts
-        #: Whether they are of :class:`~sb3_npg.solvers.scaling.ScaledProblem`'s coordinates.
+        #: Whether the tensors are in the coordinates of :class:`~sb3_npg.solvers.scaling.ScaledProblem`.
         self.is_scaled = False
         self.tensors: dict[str, th.Tensor] = {}
         self.weights: dict[str, float] = {}
@@ -37,17 +37,17 @@ class Memory(nn.Module):
             self.tensors, self.weights, self.is_scaled = {}, {}, is_scaled
 
     def has(self, name: str, *shape: int) -> bool:
-        """Tell whether a tensor is remembered, in the shape that it has now: layers may be frozen at any time."""
+        """Tell whether a tensor is remembered in this shape, which may change: layers may be frozen at any time."""
         return name in self.tensors and self.tensors[name].shape == shape
 
     def average(self, name: str, new: th.Tensor, decay: float) -> None:
         """
-        Take a new measurement into a moving average: the mean of all so far, each weighted by ``decay`` to the
-        power of its age. Unbiased from the first on, as the weights are counted too.
+        Add a new measurement to a moving average: the mean of all so far, each weighted by ``decay`` to the
+        power of its age. Unbiased from the first on, as the sum of the weights is kept too.
 
         :param name: of the average, which begins anew when the shape changes
         :param new: the measurement
-        :param decay: in [0, 1); 0 keeps the newest alone
+        :param decay: in [0, 1); 0 keeps only the newest
         """
         old = self.tensors.get(name)
         before = decay * self.weights.get(name, 0.0)
@@ -83,7 +83,7 @@ class Memory(nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any] | str) -> None:
-        """Remember what was saved, as far as it will be used, and nothing else."""
+        """Restore what was saved, as far as it will be used, and forget all else."""
         if isinstance(state, str):
             return
         kept = (state["tensors"], state["weights"]) if self.carries_over else ({}, {})

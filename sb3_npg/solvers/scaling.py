@@ -2,10 +2,10 @@
 Damping relative to each block's own scale, as absolute damping in scaled coordinates.
 
 The Fisher of a fresh policy has mean eigenvalues of 1e-8 to 1e-4 in the hidden layers and of 1e-2 to 4 in the last:
-one λ for all leaves plain gradient steps to the former. In the coordinates Sθ, with S diagonal and constant on each
-block, F becomes S⁻¹FS⁻¹; with the square roots of the blocks' mean eigenvalues for S, each block has the mean
-eigenvalue one, and (S⁻¹FS⁻¹ + εI) is (F + Λ) with Λ_l = ε tr(F_l)/P_l. So every solver has relative damping
-without knowing of it.
+with one λ for all, the former would take plain gradient steps. In the coordinates Sθ, with S diagonal and constant on
+each block, F becomes S⁻¹FS⁻¹; with the square roots of the blocks' mean eigenvalues for S, each block has the mean
+eigenvalue one, and (S⁻¹FS⁻¹ + εI) is (F + Λ) with Λ_l = ε tr(F_l)/P_l. So relative damping works with
+every solver as it is.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ class ScaledProblem:
         return self.problem.fisher_vector_product(vector / self.scale).div_(self.scale)
 
     def fisher_chain(self) -> FisherChain | None:
-        """Return S⁻¹FS⁻¹ as a chain of layers, where F is one."""
+        """Return S⁻¹FS⁻¹ as a chain of layers; None if F is not one."""
         chain = fisher_chain(self.problem)
         return None if chain is None else chain._replace(scale=1.0 / self.scale)
 
@@ -85,7 +85,7 @@ class ScaledLayers:
         return self.layers.dense_block(block) / self._scale_of(block) ** 2
 
     def scores(self, block: DenseBlock) -> th.Tensor:
-        """Return each row's derivative of log π(a|s) by such parameters, shape (N, size)."""
+        """Return each row's derivative of log π(a|s) with respect to such parameters, shape (N, size)."""
         return self.layers.scores(block) / self._scale_of(block)
 
     def _scale_of(self, block: Block) -> th.Tensor:
@@ -96,7 +96,7 @@ def block_scale(layers: Layers) -> th.Tensor:
     """
     Find the scale in which each block's mean eigenvalue is one.
 
-    A block without curvature, such as a layer behind dead units, has no scale of its own and is given the floor.
+    A block without curvature, such as a layer behind dead units, has no scale of its own and gets the floor.
 
     :param layers: the blocks of F
     :return: √(tr(F_l) / P_l) for each parameter of each block, shape (p,)

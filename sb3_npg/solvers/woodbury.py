@@ -13,8 +13,8 @@ from sb3_npg.solvers.base import FisherSolver, Layers, Problem, Solution
 
 class WoodburySolver(FisherSolver):
     """
-    Takes F = JᵀJ/N with the scores ∇log π(a_n|s_n) of the actions taken as rows of J, and inverts it exactly
-    through a matrix of N × N.
+    Approximates F by JᵀJ/N, with the scores ∇log π(a_n|s_n) of the actions taken as rows of J, and inverts
+    JᵀJ/N + λI exactly through an N × N matrix.
 
     With the Woodbury identity (F + λI)⁻¹ g = (g − Jᵀ(JJᵀ + NλI)⁻¹ J g) / λ. For g = JᵀÂ/N, the gradient of
     the surrogate, this is Jᵀ(JJᵀ + NλI)⁻¹ Â: ridge regression of the advantages on the scores, Kakade's
@@ -29,7 +29,7 @@ class WoodburySolver(FisherSolver):
     Kakade (2001), section 3; Ren & Goldfarb (2019), Efficient Subsampled Gauss-Newton and Natural Gradient Methods
     for Training Neural Networks, section 3.
 
-    :param max_rows: refuse rollouts of which the Fisher uses more rows than this
+    :param max_rows: refuse rollouts if the Fisher uses more rows of them than this
     :raises ValueError: if ``max_rows`` < 1
     """
 
@@ -51,7 +51,7 @@ class WoodburySolver(FisherSolver):
 
     def update(self, problem: Problem) -> None:
         """Form JJᵀ."""
-        self._system = None  # free its memory first, and let no failure leave the last rollout's
+        self._system = None  # frees its memory first; a failure must not leave the last rollout's
         self._system = _sampled(problem)
 
     def solve(self, problem: Problem, gradient: th.Tensor, damping: float) -> Solution:
@@ -69,8 +69,8 @@ class WoodburySolver(FisherSolver):
 
 class Scores:
     """
-    J, the scores of N rows by p parameters, as the pieces that it is made of. In float64, since the Woodbury
-    identity takes a difference that grows with 1/λ.
+    J, the scores of N rows with respect to p parameters, stored as each layer's inputs and derivatives. In float64, as
+    the Woodbury identity divides a difference by λ.
 
     :param layers: the policy update, layer by layer
     """
@@ -121,7 +121,7 @@ def _joined(chunks: tuple[LayerRecord, ...]) -> LayerRecord:
 
 
 def _layer_gram(record: LayerRecord) -> th.Tensor:
-    """Return the inner products of the rows' Jacobians by one layer, shape (n, n)."""
+    """Return the inner products of the rows' Jacobians with respect to one layer, shape (n, n)."""
     _, inputs, deltas = record
     _, n, n_positions, g = deltas.shape
     if n_positions == 1:

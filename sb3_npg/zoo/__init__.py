@@ -1,7 +1,7 @@
 """
 NPG in RL Baselines3 Zoo. Importing this registers it there.
 
-``python -m sb3_npg.zoo train --algo npg --env Hopper-v5`` runs a command of the zoo with NPG in it. For the zoo's own
+``python -m sb3_npg.zoo train --algo npg --env Hopper-v5`` runs a zoo command with NPG registered. For the zoo's own
 commands, write ``import sb3_npg.zoo`` into a file ``custom_envs.py`` of the folder that you call them from.
 """
 

@@ -1,4 +1,4 @@
-"""``python -m sb3_npg.zoo COMMAND ...``: the commands of the zoo, with NPG registered and its files at hand."""
+"""``python -m sb3_npg.zoo COMMAND ...``: the commands of the zoo, with NPG registered and its config found."""
 
 import argparse
 import importlib
@@ -16,7 +16,7 @@ import rl_zoo3.import_envs  # noqa: F401  the zoo's own environments
 from sb3_npg.zoo.errors import ZooError, did_you_mean
 from sb3_npg.zoo.repairs import own_subprocesses
 
-#: The zoo's modules by command, and whether a module's function of that name is called or the module is run.
+#: For each command the zoo's module, and whether to call its function of that name; otherwise the module is run.
 COMMANDS = {
     "train": ("rl_zoo3.train", True),
     "enjoy": ("rl_zoo3.enjoy", True),
@@ -66,7 +66,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
 
     :param command: its name
     :param arguments: its arguments
-    :raises ZooError: if there is no such command, or an argument names what is not there
+    :raises ZooError: if there is no such command, or an argument names something that does not exist
     """
     if command in ("-h", "--help"):
         print(USAGE)
@@ -89,16 +89,16 @@ def run(command: str, arguments: Sequence[str]) -> None:
 
 
 def enter_folder() -> None:
-    """Let modules of the folder be found, environments and configs above all, as ``python -m`` does by itself."""
+    """Make modules in the current folder importable, such as environments and configs, as ``python -m`` does."""
     if os.getcwd() in sys.path or "" in sys.path:
         return
     sys.path.insert(0, os.getcwd())
-    if importlib.util.find_spec("custom_envs") is not None:  # which the zoo has looked for before
+    if importlib.util.find_spec("custom_envs") is not None:  # the zoo looked for it before
         importlib.import_module("custom_envs")
 
 
 def complete(command: str, arguments: Sequence[str]) -> list[str]:
-    """Return the arguments, with those that have another default here than in the zoo."""
+    """Return the arguments, preceded by those whose default is not the zoo's."""
     defaults: list[str] = []
     if command in WITH_ALGO and named(arguments).algo is None:
         defaults += ["--algo", "npg"]
@@ -109,7 +109,7 @@ def complete(command: str, arguments: Sequence[str]) -> list[str]:
 
 def check(command: str, arguments: Sequence[str]) -> None:
     """
-    Check that what the arguments name is there.
+    Check that what the arguments name exists.
 
     :param command: a command of the zoo
     :param arguments: its arguments
@@ -131,7 +131,7 @@ def check(command: str, arguments: Sequence[str]) -> None:
 
 
 def named(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read those arguments of the zoo's commands that are looked at here."""
+    """Parse the arguments of the zoo's commands that are checked or completed here."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--algo")
     parser.add_argument("--env", default="CartPole-v1")
@@ -142,7 +142,7 @@ def named(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def import_package(name: str) -> None:
-    """Import what registers environments, also from the folder that the command is called in."""
+    """Import a module that registers environments, which may be in the current folder."""
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -162,7 +162,7 @@ def check_environment(env_id: str) -> None:
 
 
 def check_folder(folder: Path, algo: str, env_id: str) -> None:
-    """Refuse a folder that holds no run. The zoo would ask the hub for its own default folder."""
+    """Refuse a folder that holds no run. With the zoo's own default folder, the zoo would ask the hub for it."""
     name = env_id.replace("/", "-")
     if not any((folder / algo).glob(f"{name}_*")) and not (folder / algo / f"{name}.zip").is_file():
         raise ZooError(

@@ -19,21 +19,21 @@ from sb3_npg.schedules import LINEAR_PREFIX, make_schedule
 from sb3_npg.zoo.errors import ZooError, did_you_mean
 
 _HERE = Path(__file__).parent
-#: The file: in an installed package beside this one, in a checkout of the source at the top.
+#: The config file: beside this module in an installed package, in ``zoo_configs`` in a checkout of the source.
 CONFIG = next(path for path in (_HERE / "npg.yml", _HERE.parents[1] / "zoo_configs" / "npg.yml") if path.is_file())
-#: Each block a copy of its own, where the file has one under several names: the zoo changes a block as it reads it.
+#: The blocks by environment, each a copy of its own even if they share one in the file: the zoo changes what it reads.
 hyperparams: dict[str, dict[str, Any]] = {
     env_id: deepcopy(block) for env_id, block in yaml.safe_load(CONFIG.read_text(encoding="utf-8")).items()
 }
 
-#: What the zoo itself makes of a block.
+#: Keys of a block that the zoo itself uses.
 ZOO_KEYS = frozenset(
     {
         "callback", "env_kwargs", "env_wrapper", "frame_stack", "monitor_kwargs", "n_envs", "n_timesteps", "normalize",
         "policy", "vec_env_wrapper",
     }
 )  # fmt: skip
-#: Arguments of NPG that the zoo passes by itself, by the way that the user has to set them.
+#: Arguments of NPG that the zoo passes by itself, and the options by which the user sets them.
 COMMAND_LINE = {
     "env": "--env",
     "seed": "--seed",
@@ -43,11 +43,11 @@ COMMAND_LINE = {
 }
 #: Keys whose values name classes.
 CLASSES = ("callback", "env_wrapper", "vec_env_wrapper")
-#: Keys whose values are arguments of something else than NPG and its policy, which may be text that reads as a number.
+#: Keys whose values are arguments of something other than NPG and its policy: text that reads as a number is allowed.
 OTHERS = (*CLASSES, "env_kwargs", "monitor_kwargs")
 #: Arguments that may follow a schedule.
 SCHEDULES = ("learning_rate", "damping", "target_kl", "step_size")
-#: Arguments of sb3-contrib's TRPO by what they are called here.
+#: Arguments of sb3-contrib's TRPO, and what they are called here.
 TRPO_KEYS = {
     "cg_max_steps": "fisher_solver_kwargs: {max_steps: ...}",
     "cg_damping": "damping (TRPO's value × the number of action dimensions)",
@@ -59,7 +59,7 @@ def check_block(block: dict[str, Any], source: str) -> None:
     """
     Check the keys of a block, and the values that YAML can get wrong.
 
-    What a value must be beside that, NPG checks itself.
+    NPG itself checks everything else about the values.
 
     :param block: hyperparameters by name, as the file has them
     :param source: where they are from, for the message
@@ -104,7 +104,7 @@ def _check_schedule(key: str, value: Any, source: str) -> None:
 
 
 def _check_name(key: str, value: Any, source: str) -> None:
-    """Refuse a function or class that a saved config could not name, so that nothing could load the agent."""
+    """Refuse a function or class that cannot be found by its name: a saved agent with it could not be loaded."""
     if isinstance(value, dict):
         for inner, item in value.items():
             _check_name(f"{key}[{inner!r}]", item, source)

@@ -1,4 +1,4 @@
-"""What goes wrong before any training starts."""
+"""Errors in the input of the zoo's commands, found before any training starts."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,6 @@ class ZooError(ValueError):
 
 
 def did_you_mean(word: str, known: Iterable[str], quote: str = "") -> str:
-    """Return the question whether a known word was meant, and a space after it; nothing if none is near."""
+    """Return "Did you mean …? " with the nearest known word; an empty string if none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"Did you mean {quote}{near[0]}{quote}? " if near else ""

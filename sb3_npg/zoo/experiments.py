@@ -1,4 +1,4 @@
-"""What the zoo's experiments do otherwise for NPG: find its config, check it, and prune trials in numerical trouble."""
+"""What the zoo's experiments do differently for NPG: find its config, check it, prune trials in numerical trouble."""
 
 import math
 import traceback
@@ -27,20 +27,20 @@ _Method = Callable[..., Any]
 
 
 def check_experiments() -> None:
-    """Let an experiment with NPG find the package's config, and refuse a bad one by one clear line."""
+    """Let an experiment with NPG find the package's config, and refuse a bad one with one clear line."""
     _replace("read_hyperparameters", _checked_reading)
     _replace("load_trial", _checked_trial)
     _replace("setup_experiment", _with_source)
 
 
 def prune_numerical_trouble() -> None:
-    """Let a trial of NPG that is in numerical trouble be pruned, and the study go on."""
+    """Prune trials of NPG that are in numerical trouble, so that the study goes on."""
     _replace("objective", _pruning)
     _replace("hyperparameters_optimization", _watching)
 
 
 def _replace(name: str, make: Callable[[_Method], _Method]) -> None:
-    """Put a method around one of the zoo's, which every other algorithm goes on to use as it is."""
+    """Wrap one of the zoo's methods for NPG; every other algorithm still uses the original."""
     original = getattr(ExperimentManager, name)
     for_npg = make(original)
 
@@ -104,7 +104,7 @@ def _with_source(original: _Method) -> _Method:
 
 
 def _is_complaint(error: Exception) -> bool:
-    """Tell whether hyperparameters were refused, or something failed in an environment, which its traceback shows."""
+    """Tell by its traceback whether an error refuses hyperparameters, or comes from elsewhere, say an environment."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__", "").partition(".")[0] in _REFUSING
 
@@ -143,7 +143,7 @@ class PruneSkippedUpdates(BaseCallback):
     """
     Ends a trial whose updates fail numerically, which NPG itself skips and survives.
 
-    :param at_least: number of skipped updates that is trouble, if they are half of all
+    :param at_least: smallest number of skipped updates that ends a trial, if they are half of all updates
     """
 
     def __init__(self, at_least: int = 5):

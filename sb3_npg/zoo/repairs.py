@@ -1,4 +1,4 @@
-"""What rl_zoo3 2.9 asks of packages that have moved on since, given to it under the names that it knows."""
+"""Repairs for rl_zoo3 2.9: what it expects of packages that have changed since, under the names that it uses."""
 
 import subprocess
 import sys
@@ -16,8 +16,8 @@ def repair_hub() -> None:
     """
     Let the zoo exchange models with the Hugging Face hub.
 
-    Its ``push_to_hub`` imports ``generate_metadata``, which has got another name and answer; its ``load_from_hub``
-    expects requests' error for a model without normalisation, and gets the hub's.
+    Its ``push_to_hub`` imports ``generate_metadata``, which now has another name and return type; its ``load_from_hub``
+    expects requests' error for a model without normalisation, but now gets the hub's.
     """
     module: Any = sys.modules["huggingface_sb3.push_to_hub"]
     if not hasattr(module, "generate_metadata"):
@@ -35,7 +35,7 @@ def repair_hub() -> None:
 
 @contextmanager
 def own_subprocesses() -> Iterator[None]:
-    """Let commands of the zoo that a command calls in processes of their own know NPG, and run in this Python."""
+    """Let the commands of the zoo that a command calls as subprocesses run in this Python, with NPG registered."""
     call = subprocess.call
 
     def call_here(command: Sequence[str], *args: Any, **kwargs: Any) -> int:

@@ -59,7 +59,7 @@ def convert_npg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     Turn what a trial shows into arguments of NPG, as for ``--trial-id``.
 
     :param sampled_params: a trial's parameters
-    :return: arguments of NPG; what would meet a trial's in the environment's block, and not go with them, is None
+    :return: arguments of NPG; None for those of the environment's block that would conflict with the trial's
     """
     sampled = {"step_size": None, **convert_onpolicy_params(sampled_params)}
     solver = {"fisher_solver_kwargs": None, **SEARCHED_SOLVERS[sampled.pop("fisher_solver")]}
@@ -69,7 +69,7 @@ def convert_npg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         solver = {**solver, "fisher_solver_kwargs": kwargs}
     factor, steps, n_epochs = (sampled.pop(name) for name in ("critic_damping_factor", "critic_steps", "n_epochs"))
     if sampled["critic_solver"] == "gauss_newton":
-        damping = factor * GaussNewtonSolver.defaults(sampled["gamma"])["damping"]  # which a long horizon wants less of
+        damping = factor * GaussNewtonSolver.defaults(sampled["gamma"])["damping"]  # a long horizon needs less
         critic: dict[str, Any] = {"n_critic_updates": steps, "critic_solver_kwargs": {"damping": damping}}
         for unused in ("learning_rate", "batch_size"):
             del sampled[unused]

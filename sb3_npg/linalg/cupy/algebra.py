@@ -1,4 +1,4 @@
-"""The backend "cupy": which kernel serves what."""
+"""The backend "cupy": which kernel is used for what."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from sb3_npg.linalg.krylov import ConjugateGradientResult, History, Operator
 _DTYPES = (th.float32, th.float64)
 #: Bytes of the largest chain that is copied into a graph.
 LARGEST_GRAPH = 2**26
-#: Unknowns of the largest system whose preconditioned solve does not stop to look whether it has converged.
+#: Unknowns of the largest system whose preconditioned solve never waits to see whether it has converged.
 LARGEST_STEPS = 2**19
 
 
@@ -32,10 +32,10 @@ class CupyLinearAlgebra(LinearAlgebra):
     """
     The linear algebra of the solvers on a GPU.
 
-    A solve of conjugate gradient does not wait for the device: one kernel for a multilayer perceptron that
-    fits into shared memory, a CUDA graph for a larger one, single kernels between the products with a preconditioner.
-    What kernels do not make faster, products that take milliseconds, and what they cannot do, half precision, is left
-    to torch, which then stops as soon as a solve has converged.
+    Conjugate gradient does not wait for the device: it is one kernel for a multilayer perceptron that fits into shared
+    memory, a CUDA graph for a larger one, and separate kernels between the products if there is a preconditioner.
+    Torch is used if kernels would not be faster (products that take milliseconds) or cannot be used (half precision);
+    it stops as soon as a solve has converged.
 
     :param device: the GPU
     :param capture: records a function as a CUDA graph; None to do without graphs
@@ -56,9 +56,9 @@ class CupyLinearAlgebra(LinearAlgebra):
     @classmethod
     def on(cls, device: th.device) -> "CupyLinearAlgebra":
         """
-        Return the one of a CUDA device, made once.
+        Return the backend of a CUDA device, which is made only once.
 
-        :param device: torch's name for it; without an index the one that is current now
+        :param device: torch's name for it; without an index, the current device
         :raises ImportError: if CuPy cannot be imported
         :raises RuntimeError: if CuPy finds no CUDA, or cannot run a kernel
         """
@@ -76,7 +76,7 @@ class CupyLinearAlgebra(LinearAlgebra):
 
     def try_out(self, device: th.device) -> None:
         """
-        Solve (I + I) x = b on several blocks, so that what is wrong with an installation shows before training.
+        Solve (I + I) x = b on several blocks, so that a broken installation shows before training.
 
         :param device: torch's name for the GPU
         :raises RuntimeError: if no kernel can be compiled and run, or the answer is wrong
@@ -84,7 +84,7 @@ class CupyLinearAlgebra(LinearAlgebra):
         b = th.ones(2 * BLOCK_UNKNOWNS, device=device)
         try:
             x = self.steps.solve(th.clone, b, b, 1.0, 0.0, 1).vectors[0]
-        except Exception as error:  # CuPy's are of many kinds
+        except Exception as error:  # CuPy raises many kinds
             raise RuntimeError(f"CuPy cannot run a kernel: {error}") from error
         if not th.allclose(x, 0.5 * b):
             raise RuntimeError(f"a kernel gave numbers from {x.min():g} to {x.max():g} in the place of 0.5")
@@ -115,7 +115,7 @@ class CupyLinearAlgebra(LinearAlgebra):
         return result if x0 is None or applied is None else result.from_start(x0, applied)
 
     def _solve_of(self, chain: FisherChain) -> Solve | None:
-        """Return what solves a chain as one, if there is such."""
+        """Return a function that solves a whole chain without separate products, if there is one."""
         solve = self.chains.solve_of(chain)
         if solve is None and self.graphs is not None and chain_bytes(chain) <= LARGEST_GRAPH:
             return partial(self.graphs.solve, chain)
@@ -125,7 +125,7 @@ class CupyLinearAlgebra(LinearAlgebra):
         """
         Decompose several matrices, the small ones in one kernel; see :func:`~sb3_npg.linalg.symmetric_eigen`.
 
-        Small matrices that are not finite have NaN for a result, which is found where the solution is looked at.
+        For a small matrix that is not finite the result is NaN, which is found when the solution is checked.
         """
         small = {
             i: [matrix] if matrix.dim() == 2 else matrix.reshape(-1, *matrix.shape[-2:]).unbind()
@@ -152,7 +152,7 @@ class CupyLinearAlgebra(LinearAlgebra):
         return self.factors.solve(system)
 
     def factored_chain(self, chain: FisherChain, largest_eigen: int) -> RecordedChain | None:
-        """Record K-FAC of a chain as two graphs, if kernels do all of it."""
+        """Record K-FAC of a chain as two graphs, if kernels can do all of it."""
         kernels = Kernels(FactorSolver(self._device), self.eigens, self.kroneckers, self.choleskys)
         if self._capture is None or not kernels.fit(chain, largest_eigen):
             return None
@@ -170,7 +170,7 @@ class CupyLinearAlgebra(LinearAlgebra):
 
 
 def _eigen(matrix: th.Tensor) -> Eigen:
-    """Decompose what no kernel does."""
+    """Decompose a matrix, or a batch of them, that no kernel handles."""
     if matrix.shape[-1] > 1:
         return symmetric_eigen(matrix)
     return Eigen(matrix.squeeze(-1).clamp_min(0.0), th.ones_like(matrix))
@@ -185,13 +185,13 @@ def _stacked(eigens: list[Eigen], shape: th.Size) -> Eigen:
 
 
 def _result(solution: FusedSolution) -> ConjugateGradientResult:
-    """Return a solution whose figures stay on the device until somebody asks for them."""
+    """Return a solution whose figures stay on the device until they are read."""
     x, product = solution.vectors.unbind()
     return ConjugateGradientResult(x, product, partial(_history, solution.figures))
 
 
 def _history(figures: th.Tensor) -> History:
-    """Wait for the device, and read what happened."""
+    """Wait for the device, and read the history of a solve."""
     steps, taken, squared_residual, squared_right, *coefficients = figures.tolist()
     coefficients = coefficients[: 2 * int(taken)]
     residual = math.sqrt(squared_residual / squared_right) if squared_right > 0.0 else 0.0

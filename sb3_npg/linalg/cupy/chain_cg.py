@@ -12,23 +12,23 @@ from sb3_npg.linalg.cupy.chain_copy import ChainKey, chain_key
 from sb3_npg.linalg.cupy.chain_layout import GIVEN_SLOPE, ChainLayout, ChainShape, RowLayout, TileLayout
 from sb3_npg.linalg.cupy.device import Argument, Device, FusedSolution, Launch, forget_oldest, in_rows
 
-#: Solves (F + λI) x = b for b, what the residual is compared with, λ, rtol and the largest number of steps.
+#: Solves (F + λI) x = b, given b, the vector that the residual is compared with, λ, rtol and the number of steps.
 Solve = Callable[[th.Tensor, th.Tensor, float, float, int], FusedSolution]
 
 
 class _Workspace(NamedTuple):
     """
-    What a solve needs besides its problem, kept from one to the next.
+    What a solve needs besides its problem, kept from one solve to the next.
 
     :param source: of the kernel
     :param launch: how it is started
     :param slopes: kind of each layer's slope
-    :param covers: whether the chain's parameters are all of a vector
-    :param n_rows: N, as the kernel takes it
-    :param tiny: the smallest normal number, as the kernel takes it
-    :param places: address of where in a vector each number of a padded one lies
-    :param sums: addresses of blocks' sums, of their sum, and of what blocks wait at
-    :param tensors: what lies at these addresses
+    :param covers: whether the chain's parameters are the whole vector
+    :param n_rows: N, in the kernel's type
+    :param tiny: the smallest normal number, in the kernel's type
+    :param places: address of a table: where each number of a padded vector lies in a vector
+    :param sums: addresses of the blocks' sums, of their total, and of the barrier between blocks
+    :param tensors: the tensors at these addresses, kept alive
     """
 
     source: str
@@ -47,7 +47,7 @@ class ChainSolver:
     Runs the kernel for networks that fit into the shared memory of a processor.
 
     A block keeps W, the search direction, the residual and one tile of the rollout in shared memory; with no more tiles
-    than processors nothing of the rollout is read twice.
+    than processors, each row of the rollout is read only once.
 
     :param device: the GPU
     """
@@ -57,7 +57,7 @@ class ChainSolver:
         self._workspaces: dict[ChainKey, _Workspace] = {}
 
     def layout_of(self, shape: ChainShape, n_rows: int) -> ChainLayout | None:
-        """Return how the kernel lays out a network and so many rows; None if the network is too large."""
+        """Return how the kernel lays out a network and ``n_rows`` rows; None if the network is too large."""
         device = self.device
         if device.has_tensor_cores:
             layout = _layout_by_rows(shape, n_rows, device.n_processors, device.shared_bytes)
@@ -78,11 +78,11 @@ class ChainSolver:
 
         :param chain: F, which fits
         :param right: b, shape (p,)
-        :param reference: what the residual is compared with, shape (p,)
+        :param reference: the vector that the residual is compared with, shape (p,)
         :param damping: λ
         :param rtol: stop at ‖r‖ ≤ rtol ‖reference‖
         :param max_steps: largest number of steps
-        :return: x, F x and what happened
+        :return: x, F x and figures of the solve
         """
         solve = self.solve_of(chain)
         if solve is None:
@@ -152,7 +152,7 @@ def _layout_by_tiles(shape: ChainShape, n_rows: int, n_processors: int, shared_b
 
 @cache
 def _layout_by_rows(shape: ChainShape, n_rows: int, n_processors: int, shared_bytes: int) -> ChainLayout | None:
-    """Return the layout of a network of narrow layers, where its rows do not fit into all processors at once."""
+    """Return the layout by rows, if all layers are narrow and the rows do not fit into all processors at once."""
     layout = RowLayout(shape, RowLayout.size)
     is_narrow = max(shape.widths()[1:]) <= RowLayout.widest and shape.dtype == th.float32
     is_long = n_rows > TileLayout.sizes[-1] * n_processors

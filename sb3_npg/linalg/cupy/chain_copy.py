@@ -1,4 +1,4 @@
-"""A chain of layers at addresses of its own, which a CUDA graph can read again and again."""
+"""A copy of a chain of layers at fixed addresses, which a CUDA graph can read again and again."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from sb3_npg.linalg.cupy.sources import terms
 
 class ChainKey(NamedTuple):
     """
-    All of a chain but the numbers in its tensors: what a kernel is prepared for and a graph is recorded for.
+    Everything about a chain except the numbers in its tensors: what kernels are compiled and graphs recorded for.
 
     :param shape: widths and kinds of the layers
     :param spans: where the parameters lie in a vector
@@ -28,7 +28,7 @@ class ChainKey(NamedTuple):
 
 
 def chain_key(chain: FisherChain) -> ChainKey:
-    """Return a chain's key, for products as precise as torch's are now."""
+    """Return a chain's key, with the precision of products that torch is set to now."""
     return ChainKey(ChainShape.of(chain), chain.spans(), chain.n_rows, terms(), chain.diagonal.device)
 
 
@@ -41,7 +41,7 @@ class ChainCopy:
     """
     A copy of a chain.
 
-    :param chain: what is copied first
+    :param chain: the chain to copy first
     """
 
     def __init__(self, chain: FisherChain):

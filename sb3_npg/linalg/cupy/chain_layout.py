@@ -1,4 +1,4 @@
-"""How a network of fully connected layers lies in the memory of the kernels that run conjugate gradient on it."""
+"""How the kernels for conjugate gradient lay out a network of fully connected layers in memory."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _NO_SLOPE, GIVEN_SLOPE, _TANH_SLOPE = range(3)
 
 class ChainShape(NamedTuple):
     """
-    All of a chain that a kernel is compiled for.
+    The properties of a chain that a kernel is compiled for.
 
     :param inputs: width of each layer's inputs
     :param outputs: width of each layer's outputs
@@ -108,7 +108,7 @@ class ChainLayout(ABC):
         return sum(rounded_up(width, 8) * stride for width, stride in pairs)
 
     def source(self) -> str:
-        """Return the kernel."""
+        """Return the source of the kernel."""
         shape, layers = self.shape, range(len(self.shape.inputs))
         parameters = ", ".join(f"const real* a{i}, const real* s{i}, const real* w{i}" for i in layers)
         return kernel_source(
@@ -136,7 +136,7 @@ class ChainLayout(ABC):
         )
 
     def places(self, chain: FisherChain) -> list[int]:
-        """Return where in a vector each number of a padded vector lies; −1 for those that are not in it."""
+        """Return where each number of a padded vector lies in a vector; −1 for padding and what is not trained."""
         places = np.full(self.padded, -1, dtype=np.int32)
         for layer, offset, stride in zip(chain.layers, self.offsets, self.strides, strict=False):
             outputs, inputs = layer.weight.shape
@@ -154,7 +154,7 @@ class ChainLayout(ABC):
 
 
 class TileLayout(ChainLayout):
-    """A tile in shared memory, that all warps work on layer by layer; where a block has no other, it stays there."""
+    """A tile of rows in shared memory, on which all warps work layer by layer; a block's only tile stays there."""
 
     threads = 512
     product = "chain_product"
@@ -163,12 +163,12 @@ class TileLayout(ChainLayout):
 
     @cached_property
     def strides(self) -> list[int]:
-        """Eight rows of such a length begin in different banks."""
+        """Row lengths at which eight consecutive rows begin in different banks."""
         return [rounded_up(width, 8) + 4 for width in self.shape.widths()]
 
     @property
     def shared_numbers(self) -> int:
-        """Four vectors or three, and of the tile all that passes from layer to layer."""
+        """Three or four vectors, and for a tile all that passes from layer to layer."""
         shape, strides, warps = self.shape, self.strides, self.threads // 32
         slopes = sum(stride for kind, stride in zip(shape.slopes, strides[1:], strict=True) if kind == GIVEN_SLOPE)
         widest = max(strides[1:])
@@ -178,23 +178,23 @@ class TileLayout(ChainLayout):
 
 
 class RowLayout(ChainLayout):
-    """Sixteen rows in the registers of each warp, from the first layer to the last and back: for many rows."""
+    """For many rows: each warp takes sixteen of them through all layers and back in its registers."""
 
     threads = 256
     product = "chain_rows"
     #: Rows of a tile.
     size = threads // 2
-    #: Width of layers up to which a warp's registers hold sixteen rows of them.
+    #: Largest width of a layer of which a warp's registers can hold sixteen rows.
     widest = 64
 
     @cached_property
     def strides(self) -> list[int]:
-        """Pairs of numbers in four rows of such a length lie in different banks, and so do numbers in eight."""
+        """Row lengths at which pairs of numbers from four rows, or single ones from eight, lie in different banks."""
         return [rounded_up(width + 8, 16) - 8 for width in self.shape.widths()]
 
     @property
     def shared_numbers(self) -> int:
-        """Three vectors or two, the inputs of a tile's layers, and one layer's δ."""
+        """Two or three vectors, the inputs of all layers for a tile, and one layer's δ."""
         widest = max(self.strides[1:])
         tile = self.tile * (sum(self.strides[:-1]) + widest) + 16 * widest
         between = self.padded + 4 * self.threads

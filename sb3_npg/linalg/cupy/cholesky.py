@@ -15,7 +15,7 @@ _MOST_HELD = 6
 
 class CholeskySolver:
     """
-    Solves with layers' damped factors, a thread block for each, in double precision.
+    Solves the systems of layers' damped factors, one thread block for each layer, in double precision.
 
     :param device: the GPU
     """
@@ -25,7 +25,7 @@ class CholeskySolver:
 
     def fits(self, sizes: Sequence[tuple[int, int]], dtype: th.dtype = th.float32) -> bool:
         """
-        Tell whether layers can be solved for.
+        Tell whether the systems of layers can be solved here.
 
         :param sizes: (g, a) of each
         :param dtype: of all tensors
@@ -48,8 +48,8 @@ class CholeskySolver:
 
         :param factors: A, shape (a, a), and G, shape (g, g), of layers that fit; lower triangles are read
         :param matrices: V of each, shape (g, a), of the factors' dtype
-        :param damping: λ, or where on the device it is, shape (), float64
-        :return: X of each, shape (g, a); NaN where a damped factor is not finite or not positive definite
+        :param damping: λ, or a tensor on the device that holds it, shape (), float64
+        :return: X of each, shape (g, a); NaN if a damped factor is not finite or not positive definite
         """
         if not matrices:
             return []

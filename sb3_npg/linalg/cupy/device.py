@@ -1,4 +1,4 @@
-"""What a solver needs of a GPU: its limits, and kernels started on torch's tensors."""
+"""What a solver needs from a GPU: its limits, and a way to start kernels on torch's tensors."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch as th
 
-#: A tensor, of which the kernel gets the address, or the address; None is a null pointer; scalars come in the kernel's
-#: own types.
+#: An argument of a kernel: an address, or a tensor for its address; None for a null pointer; or a scalar in the
+#: kernel's own type.
 Argument = th.Tensor | int | np.generic | None
 
 
@@ -32,7 +32,7 @@ class FusedSolution(NamedTuple):
     A solve whose figures are still on the device.
 
     :param vectors: x and F x as rows, shape (2, p)
-    :param figures: steps, those that succeeded, ‖r‖², ‖b‖², then α and β of each step that succeeded
+    :param figures: number of steps, of those that succeeded, ‖r‖², ‖b‖², then α and β of each step that succeeded
     """
 
     vectors: th.Tensor
@@ -59,7 +59,7 @@ class Device(Protocol):
 
 
 def in_rows(tensor: th.Tensor) -> th.Tensor:
-    """Return a tensor row by row in memory, at an address that vectors of four can be read from."""
+    """Return a contiguous tensor, aligned for reading vectors of four numbers."""
     if not tensor.is_contiguous():
         return tensor.contiguous()
     return tensor.clone() if tensor.data_ptr() % 32 else tensor
@@ -71,6 +71,6 @@ def on_device(number: float | th.Tensor, device: th.device) -> th.Tensor:
 
 
 def forget_oldest(kept: dict[Any, Any], leave: int) -> None:
-    """Make room in what is kept by its shape: drop the oldest entries but so many."""
+    """Make room in a cache: drop the oldest entries until ``leave`` remain."""
     for key in list(kept)[: max(0, len(kept) - leave)]:
         kept.pop(key, None)  # another thread may have dropped it

@@ -9,7 +9,7 @@ from sb3_npg.linalg.cupy.device import Argument, Device, Launch
 from sb3_npg.linalg.cupy.sources import by_block, kernel_source, real, rounded_up
 from sb3_npg.linalg.kronecker import Eigen
 
-#: Threads that share two columns, and rows of a column that one of them holds at most.
+#: Threads that share two columns, and the most rows of a column that one of them can hold.
 _LANES, _MAX_ROWS = 16, 7
 _MAX_SWEEPS = 20
 
@@ -18,7 +18,7 @@ class EigenSolver:
     """
     Decomposes symmetric positive semi-definite matrices, a block for each, by one-sided Jacobi in double precision.
 
-    Errors are ε‖A‖ of the matrices' precision. An entry that is not finite makes its matrix's results NaN.
+    Errors are of the order ε‖A‖ in the matrices' precision. A matrix with an entry that is not finite gives NaN.
 
     :param device: the GPU
     """
@@ -75,7 +75,7 @@ def _shared_numbers(n: int) -> int:
 def _source(sizes: tuple[int, ...], dtype: th.dtype, n_threads: int) -> str:
     matrices = range(len(sizes))
     is_single = dtype == th.float32
-    # In single precision a matrix is positive up to its rounding, and vectors need no more than theirs.
+    # A single-precision matrix is positive semi-definite only up to rounding; eigenvectors need no more accuracy.
     tolerance = 1e-11 if is_single else 2.0**-47
     return kernel_source(
         "jacobi_eigen",

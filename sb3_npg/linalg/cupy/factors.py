@@ -27,9 +27,9 @@ class Plan(NamedTuple):
 
 class FactorShape(NamedTuple):
     """
-    All that a kernel is compiled for.
+    The properties of a chain that the kernel is compiled for.
 
-    :param layers: from the first that is trained to the last
+    :param layers: those from the first that is trained to the last
     :param trained: whether each one's weight and its bias are trained
     """
 
@@ -50,7 +50,7 @@ class FactorShape(NamedTuple):
         ]
 
     def n_pieces(self) -> int:
-        """Return of how many pieces the factors' lower triangles are made."""
+        """Return the number of pieces in the factors' lower triangles."""
         return sum(_pieces(size) for sizes in self.sizes() for size in sizes)
 
     def offsets(self) -> list[int]:
@@ -62,7 +62,7 @@ class FactorShape(NamedTuple):
         return _shared_numbers(self.layers, plan) * self.layers.dtype.itemsize
 
     def source(self, plan: Plan) -> str:
-        """Return the kernel that works by a plan."""
+        """Return the source of the kernel for a plan."""
         inputs, outputs, slopes, groups, *_ = self.layers
         layers = range(len(inputs))
         weights, biases = zip(*self.trained, strict=True)
@@ -115,7 +115,7 @@ def _shared_numbers(shape: ChainShape, plan: Plan) -> int:
 
 
 class _Workspace(NamedTuple):
-    """What a call needs besides its problem, kept from one to the next."""
+    """What a call needs besides its problem, kept from one call to the next."""
 
     source: str
     launch: Launch
@@ -129,7 +129,7 @@ class FactorSolver:
     """
     Runs the kernel for networks that fit into the shared memory of a processor.
 
-    A block takes a tile of the rollout at a time, with as many columns of the metric's root as there is room for.
+    A block takes a tile of the rollout at a time, with as many columns of the metric's root as fit.
 
     :param device: the GPU
     """
@@ -139,11 +139,11 @@ class FactorSolver:
         self._workspaces: dict[tuple[object, ...], _Workspace] = {}
 
     def plan_of(self, shape: FactorShape, n_rows: int) -> Plan | None:
-        """Return how blocks should work: on one tile each, if there are processors enough; None if nothing fits."""
+        """Return the plan for blocks: one tile each if there are enough processors; None if nothing fits."""
         return _plan_of(shape, n_rows, self.device.n_processors, self.device.shared_bytes)
 
     def fits(self, chain: FisherChain) -> bool:
-        """Tell whether this network's factors can be made here."""
+        """Tell whether the kernel can compute the factors of a network."""
         chain = _from_first_trained(chain)
         if not chain.layers or chain.diagonal.dtype not in (th.float32, th.float64):
             return False
@@ -153,10 +153,10 @@ class FactorSolver:
         """
         Return the factors A = (1/N) Σ_n ã ãᵀ and G = (1/N) Σ_n Σ_c δ_nc δ_ncᵀ, without waiting for the device.
 
-        δ_nc is column c of an exact root of M_n, propagated back to a layer's outputs. ã has a last coordinate of one
-        for a bias that is trained, and not the inputs of a weight that is not.
+        δ_nc is column c of an exact root of M_n, propagated back to a layer's outputs. ã ends with a one if the bias
+        is trained, and leaves out the inputs if the weight is not.
 
-        :param chain: a network that fits; its noise and its scale do not matter
+        :param chain: a network that fits; its noise and its scale are ignored
         :return: A, shape (a, a), and G, shape (g, g), of each layer that is trained; views of one tensor
         """
         chain = _from_first_trained(chain)
@@ -207,7 +207,7 @@ def _plan_of(shape: FactorShape, n_rows: int, n_processors: int, shared_bytes: i
 
 
 def _most_at_once(shape: FactorShape, tile: int, shared_bytes: int) -> int:
-    """Return the most columns for which there is room, in batches as even as can be."""
+    """Return the largest number of columns that fits, in batches as even as possible; 0 if none fits."""
     n_columns = shape.layers.outputs[-1]
     for n_batches in range(1, n_columns + 1):
         at_once = -(-n_columns // n_batches)
@@ -217,7 +217,7 @@ def _most_at_once(shape: FactorShape, tile: int, shared_bytes: int) -> int:
 
 
 def _from_first_trained(chain: FisherChain) -> FisherChain:
-    """Leave out the layers that nothing is propagated back to."""
+    """Drop the layers before the first that is trained: nothing is propagated back to them."""
     is_trained = [layer.weight_span is not None or layer.bias_span is not None for layer in chain.layers]
     first = is_trained.index(True) if any(is_trained) else len(is_trained)
     return chain._replace(layers=chain.layers[first:])

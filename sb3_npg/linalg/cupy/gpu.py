@@ -1,4 +1,4 @@
-"""CuPy: the only file that imports it. Compiles kernels, and starts them on torch's stream and torch's memory."""
+"""Compiles kernels with CuPy and starts them on torch's stream and memory. The only file that imports CuPy."""
 
 import importlib
 import threading
@@ -48,7 +48,7 @@ class CupyDevice:
             return
         if not hasattr(self._thread, "has_context"):
             with self._cupy.cuda.Device(self.device.index):
-                self._cupy.cuda.runtime.free(0)  # makes the context this thread's, which the driver leaves to us
+                self._cupy.cuda.runtime.free(0)  # binds the context to this thread, as driver calls do not
             self._thread.has_context = True
         key = (source, name, launch)
         if key not in self._kernels:
@@ -65,12 +65,12 @@ class CupyDevice:
 
 class _Kernel:
     """
-    A compiled kernel that can be started at the price of one call.
+    A compiled kernel that is started by a single driver call.
 
     :param cupy: the module
-    :param function: CuPy's, which is kept so that it stays loaded
+    :param function: CuPy's function, kept so that it stays loaded
     :param launch: grid and memory
-    :param arguments: of its first start
+    :param arguments: those of the first start, for their types
     """
 
     def __init__(self, cupy: Any, function: Any, launch: Launch, arguments: Sequence[Argument]):
@@ -83,7 +83,7 @@ class _Kernel:
         self._lock = threading.Lock()
 
     def start(self, arguments: Sequence[Argument], stream: int) -> None:
-        """Start it; the driver has read the arguments when it returns."""
+        """Start the kernel; the driver has read the arguments when this returns."""
         with self._lock:
             self._packed.pack(arguments)
             self._launch(*self._how, stream, self._packed.address, *self._more)

@@ -14,7 +14,7 @@ _MAX_THREADS = 512
 
 class KroneckerSolver:
     """
-    Solves with layers' blocks, a thread block for each, whose matrices fit into its shared memory.
+    Solves the systems of layers' blocks, one thread block for each layer; the matrices must fit into its shared memory.
 
     :param device: the GPU
     """
@@ -24,7 +24,7 @@ class KroneckerSolver:
 
     def fits(self, sizes: Sequence[tuple[int, int]], dtype: th.dtype = th.float32) -> bool:
         """
-        Tell whether layers can be solved for.
+        Tell whether the systems of layers can be solved here.
 
         :param sizes: (g, a) of each
         :param dtype: of all tensors
@@ -36,8 +36,8 @@ class KroneckerSolver:
         Return X = Q_G [(Q_Gᵀ V Q_A) / (D + λ)] Q_Aᵀ of each system, without waiting for the device.
 
         :param systems: layers that fit, with tensors of one dtype
-        :param damping: λ, or where on the device it is, shape (), float64
-        :return: X of each, shape (g, a); not finite where D + λ is zero
+        :param damping: λ, or a tensor on the device that holds it, shape (), float64
+        :return: X of each, shape (g, a); not finite if an entry of D + λ is zero
         """
         if not systems:
             return []

@@ -1,4 +1,4 @@
-"""Conjugate gradient with scalars that stay on the device, for products that torch makes."""
+"""Conjugate gradient with scalars that stay on the device, for products computed by torch."""
 
 import threading
 from typing import NamedTuple
@@ -14,25 +14,25 @@ from sb3_npg.linalg.cupy.sources import kernel_source, real
 from sb3_npg.linalg.krylov import Operator
 
 _THREADS = 1024
-#: Numbers of a vector that one block is given before there are two.
+#: Numbers of a vector that one block handles before a second is used.
 BLOCK_UNKNOWNS = 8192
-#: Of the state, behind the coefficients of the steps.
+#: Numbers of the state that follow the coefficients of the steps.
 _MORE = 4
 
 
 class Vectors(NamedTuple):
     """
-    What a solve of p unknowns works on.
+    The tensors of a solve with p unknowns.
 
     :param settings: σ and rtol, shape (2,)
     :param right: b, shape (p,)
-    :param reference: what the residual is compared with, shape (p,)
+    :param reference: the vector that the residual is compared with, shape (p,)
     :param solution: x and A x as rows, shape (2, p)
     :param residual: r, shape (p,)
     :param direction: the search direction, shape (p,)
-    :param state: scalars on the device; its beginning are the figures of a :class:`FusedSolution`
-    :param partial: sums of blocks
-    :param barrier: what blocks wait at
+    :param state: scalars on the device, beginning with the figures of a :class:`FusedSolution`
+    :param partial: the blocks' sums
+    :param barrier: the barrier between blocks
     """
 
     settings: th.Tensor
@@ -47,7 +47,7 @@ class Vectors(NamedTuple):
 
     @classmethod
     def like(cls, right: th.Tensor, max_steps: int, n_processors: int) -> "Vectors":
-        """Make room for a solve."""
+        """Allocate the tensors of a solve."""
         new = right.new_empty
         barrier = th.zeros(1, dtype=th.int64, device=right.device)
         vectors = (new(2), new(right.shape), new(right.shape), new(2, len(right)), new(right.shape), new(right.shape))
@@ -58,7 +58,7 @@ class StepSolver:
     """
     Runs conjugate gradient without waiting for the device.
 
-    All ``max_steps`` products are made; those after convergence move nothing.
+    All ``max_steps`` products are computed; those after convergence change nothing.
 
     :param device: the GPU
     """
@@ -81,12 +81,12 @@ class StepSolver:
 
         :param matvec: v ↦ A v
         :param right: b, shape (p,)
-        :param reference: what the residual is compared with, shape (p,)
+        :param reference: the vector that the residual is compared with, shape (p,)
         :param damping: σ
         :param rtol: stop at ‖r‖ ≤ rtol ‖reference‖
         :param max_steps: largest number of steps
         :param preconditioner: r ↦ M⁻¹ r
-        :return: x, A x and what happened
+        :return: x, A x and figures of the solve
         """
         vectors = Vectors.like(right, max_steps, self.device.n_processors)
         vectors.settings[0].fill_(damping)
@@ -131,11 +131,11 @@ class GraphSolver:
     """
     Runs :class:`StepSolver` on a chain of layers as a CUDA graph: one launch for a whole solve.
 
-    What a graph reads has fixed addresses, so a chain is copied to the graph's own tensors before each replay, and
-    parameters that were moved, loaded or replaced are no concern. Other shapes are captured anew.
+    A graph reads from fixed addresses, so a chain is copied to the graph's own tensors before each replay, and
+    parameters may be moved, loaded or replaced. Other shapes are captured anew.
 
-    :param steps: what is captured
-    :param capture: how
+    :param steps: the solver to capture
+    :param capture: records a function as a CUDA graph
     """
 
     def __init__(self, steps: StepSolver, capture: Capture):

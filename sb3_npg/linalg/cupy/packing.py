@@ -18,9 +18,9 @@ class PackedArguments:
     """
     Room for the arguments of a kernel, eight bytes each, and their addresses.
 
-    Packing them here takes one call, where CuPy makes an object of each argument.
+    Packing them takes one call, whereas CuPy makes an object for each argument.
 
-    :param like: arguments of the kernel; tensors and null pointers may take each other's places
+    :param like: example arguments of the kernel; a tensor may later be a null pointer, and the other way round
     """
 
     def __init__(self, like: Sequence[Argument]):
@@ -29,7 +29,7 @@ class PackedArguments:
         self._values = ctypes.create_string_buffer(self._struct.size)
         begin = ctypes.addressof(self._values)
         self._pointers = (ctypes.c_void_p * len(like))(*range(begin, begin + self._struct.size, _BYTES))
-        #: Where the arguments' addresses lie.
+        #: Address of the array that holds the arguments' addresses.
         self.address = ctypes.addressof(self._pointers)
 
     def pack(self, arguments: Sequence[Argument]) -> None:

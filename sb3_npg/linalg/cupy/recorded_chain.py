@@ -19,12 +19,12 @@ from sb3_npg.linalg.kronecker import Eigen, damped_solve
 
 class Kernels(NamedTuple):
     """
-    What K-FAC of a chain is made of.
+    The kernels that K-FAC of a chain consists of.
 
-    :param factors: measures A and G of all layers; in a workspace that a graph writes to, so nobody else may use it
-    :param eigens: decomposes them
-    :param kroneckers: solves with what is decomposed
-    :param choleskys: solves with what is not
+    :param factors: measures A and G of all layers; not shared, as a graph writes to its workspace
+    :param eigens: decomposes the factors of some layers
+    :param kroneckers: solves the systems of these layers
+    :param choleskys: solves the systems of the other layers
     """
 
     factors: FactorSolver
@@ -51,15 +51,15 @@ class RecordedChain:
     """
     (A ⊗ G + λI)⁻¹ of each layer of a chain, and (F + λI)⁻¹ of its noise.
 
-    An update is one launch besides the copies of what it is made of, and so is a solve: for a network as small as this
-    the host takes longer to say what is to be done than the device to do it. The graphs read and write tensors of this
-    object's own, so there is one object to a solver.
+    An update is one launch besides the copies of its inputs, and so is a solve: for a network this small, launching
+    each kernel takes the host longer than running it takes the device. The graphs read and write this object's own
+    tensors, so each solver needs its own object.
 
-    :param kernels: which fit
+    :param kernels: those that fit the chain
     :param capture: records a function as a graph
     :param decompose: decomposes matrices without waiting for the device
-    :param chain: which is like those to come
-    :param largest_eigen: decompose factors of up to so many rows; above, Cholesky with the damping split
+    :param chain: an example of the chains to come
+    :param largest_eigen: layers with a factor of more rows than this use Cholesky with the damping split
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class RecordedChain:
 
     @property
     def eigens(self) -> dict[int, tuple[Eigen, Eigen]]:
-        """The decompositions of A and G, by the layer's number, of those that are decomposed."""
+        """The decompositions of A and G by layer number, for the layers that are decomposed."""
         return {layer: (self._eigens[2 * i], self._eigens[2 * i + 1]) for i, layer in enumerate(self._small)}
 
     @property
@@ -98,23 +98,23 @@ class RecordedChain:
         return None if self._own.chain.noise is None else self._eigens[-1]
 
     def serves(self, chain: FisherChain) -> bool:
-        """Tell whether a chain is like the one that the graphs are recorded for."""
+        """Tell whether a chain differs from the one that the graphs are recorded for only in its numbers."""
         return chain_key(chain) == self._key
 
     def update(self, chain: FisherChain) -> None:
-        """Measure and decompose, without waiting for the device. What was found before is overwritten."""
+        """Measure and decompose, without waiting for the device. Earlier results are overwritten."""
         self._own.take(chain)
         self._updating.replay()
 
     def solve(self, vector: th.Tensor, damping: float) -> th.Tensor:
-        """Return the damped inverse's product with v, shape (p,), without waiting; NaN where there is none."""
+        """Return the damped inverse times v, shape (p,), without waiting; not finite if there is no inverse."""
         self._vector.copy_(vector)
         self._damping.fill_(damping)
         self._solving.replay()
         return self._solution.clone()
 
     def _factorised(self) -> tuple[th.Tensor, ...]:
-        """Return A and G of each layer, then values and vectors of all that is decomposed."""
+        """Return A and G of each layer, then eigenvalues and eigenvectors of all matrices that are decomposed."""
         chain = self._own.chain
         pairs = self._kernels.factors.solve(chain)
         small = [factor for i in self._small for factor in pairs[i]]
@@ -122,7 +122,7 @@ class RecordedChain:
         return (*(factor for pair in pairs for factor in pair), *(part for eigen in eigens for part in eigen))
 
     def _solved(self) -> tuple[th.Tensor]:
-        """Return the solution for the vector and the damping that are in their places."""
+        """Return the solution for the present contents of ``_vector`` and ``_damping``."""
         blocks = th.split(self._vector[self._order], [g * a for g, a in self._sizes] + self._noise_numbers())
         rights = [block.view(size) for block, size in zip(blocks, self._sizes, strict=False)]
         systems = [KroneckerSystem(g, a, None, rights[i]) for i, (a, g) in self.eigens.items()]
@@ -152,7 +152,7 @@ def _parted(sizes: Sequence[tuple[int, int]], largest_eigen: int) -> tuple[list[
 
 
 def _order(chain: FisherChain) -> list[int]:
-    """Return where in a vector the numbers of each layer's matrix lie, row by row, and then those of the noise."""
+    """Return where the numbers of each layer's matrix lie in a vector, row by row, followed by those of the noise."""
     parts: list[np.ndarray] = []
     for layer in chain.layers:
         spans = [span for span in (layer.weight_span, layer.bias_span) if span is not None]

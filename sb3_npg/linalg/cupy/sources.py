@@ -19,11 +19,11 @@ def _text(name: str) -> str:
 
 def kernel_source(name: str, defines: Defines, includes: tuple[str, ...] = ()) -> str:
     """
-    Return a kernel's source, complete.
+    Return the complete source of a kernel.
 
-    :param name: of the file, without its ending
-    :param defines: constants that it is compiled for
-    :param includes: files that it needs besides what all need, without their ending
+    :param name: of the file, without its extension
+    :param defines: constants that it is compiled with
+    :param includes: files that it needs besides those that all need, without their extension
     :return: CUDA C++17 of one translation unit
     """
     constants = "".join(f"#define {key} {value}\n" for key, value in defines.items())
@@ -33,9 +33,9 @@ def kernel_source(name: str, defines: Defines, includes: tuple[str, ...] = ()) -
 
 def terms() -> int:
     """
-    Return how many products of short numbers make one in single precision on tensor cores: three, or one for TF32.
+    Return how many tensor-core products make one in single precision: three, or one in TF32.
 
-    As torch's own matrix products do, kernels follow its switch.
+    Kernels follow the same switch as torch's own matrix products.
     """
     return 1 if products_in_tf32() else 3
 
@@ -46,13 +46,13 @@ def real(dtype: th.dtype) -> str:
 
 
 def by_block(values: Sequence[str]) -> str:
-    """Write the choice of a block's own value; an array would be copied to local memory."""
+    """Return C code that selects a block's own value; an array would be copied to local memory."""
     *others, last = values
     return "(" + "".join(f"blockIdx.x == {i} ? {value} : " for i, value in enumerate(others)) + last + ")"
 
 
 def c_list(numbers: "list[int] | tuple[int, ...]") -> str:
-    """Write numbers as the inside of a C array."""
+    """Return numbers as the contents of a C initialiser list."""
     return ", ".join(str(number) for number in numbers)
 
 
@@ -62,6 +62,6 @@ def rounded_up(n: int, unit: int) -> int:
 
 
 def row_stride(n: int) -> int:
-    """Return the length that a row of n numbers has in shared memory; the kernels' function of this name."""
+    """Return the length of a row of n numbers in shared memory, like the kernels' function of this name."""
     vectors = -(-n // 4)
     return 4 * (vectors + (vectors + 1) % 2)

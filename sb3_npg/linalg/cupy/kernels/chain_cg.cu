@@ -3,10 +3,10 @@
 //     F = S (1/N Σ_n J_nᵀ M_n J_n) S,   J_n v = W_L ∘ … of the layers, M_n a row's output metric, S a diagonal.
 //
 // Every block keeps some rows of the rollout. A product with F is three steps: each block's own rows (partial sums),
-// the sum over blocks (each block a slice of the vector), and the vector updates, which every block makes for itself,
-// so that all take the same decisions without being told. Sums have a fixed order: runs repeat bit for bit.
+// the sum over blocks (each block a slice of the vector), and the vector updates, which every block computes in full,
+// so that all take the same decisions without communication. Sums have a fixed order: runs repeat bit for bit.
 
-// Number i of the noise's part of a product, whose blocks stand alone.
+// Entry i of the noise's part of a product: its blocks do not depend on the layers.
 template <int BLOCKS, int SIZE>
 __device__ inline real noise_product(const Memory& m, const real* noise, int i) {
     real sum = 0;
@@ -19,7 +19,7 @@ __device__ inline real noise_product(const Memory& m, const real* noise, int i) 
     return sum;
 }
 
-// Sum this block's slice over all blocks: threads side by side take vectors side by side of the same block.
+// Sum this block's slice over all blocks: neighbouring threads read neighbouring vectors of the same block.
 __device__ inline void reduce_slice(
     const Memory& m, const real* partial, const real* noise, const int* place, const real* scale, real* reduced,
     int begin, int end, real weight) {
@@ -70,7 +70,7 @@ __device__ inline void turn(const Memory& m, real improvement, const int* place,
 
 constexpr int VECTORS = (PADDED + 4 * THREADS - 1) / (4 * THREADS);
 
-// This thread's part of pᵀ(F + λI)p; its numbers of Fp are kept.
+// This thread's part of pᵀ(F + λI)p; its entries of Fp are kept in `moved`.
 __device__ inline real curvature_of(const Memory& m, const real* reduced, real damping, real4 (&moved)[VECTORS]) {
     real sum = 0;
 #pragma unroll

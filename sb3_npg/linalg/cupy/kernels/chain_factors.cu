@@ -1,7 +1,7 @@
 // The Kronecker factors of all layers of a multilayer perceptron in one launch: A = 1/N Σ_n ã ãᵀ of a layer's inputs,
 // and G = 1/N Σ_n Σ_c δ_nc δ_ncᵀ of what is propagated back to its outputs, for all columns c of a root of the metric.
 //
-// Columns of a tile lie one below the other and are propagated together. Sums over rows are symmetric, so only pieces
+// A tile's columns are stacked and propagated together. Sums over rows are symmetric, so only pieces
 // of 16 × 8 that touch the lower triangle are formed. A piece stays with one warp, which keeps its block's sum in
 // device memory; then each block adds up some pieces over all blocks. Sums have a fixed order: runs repeat bit for bit.
 //
@@ -27,7 +27,7 @@ struct Layer {
     const real* weight;  // W
 };
 
-// Rows of whole pieces, of which four that follow each other lie in different banks.
+// Length of a row in whole pieces, such that four consecutive rows lie in different banks.
 __host__ __device__ constexpr int stride_for(int width) {
     return rounded_up(width, 8) + (rounded_up(width, 8) % 16 == 0 ? 8 : 0);
 }
@@ -68,7 +68,7 @@ __host__ __device__ constexpr int slope_at(int l) {
 __host__ __device__ constexpr int widest(int l) { return l == 0 ? 0 : larger(delta_stride(l - 1), widest(l - 1)); }
 constexpr int DELTA = larger(ROWS * widest(LAYERS), 2 * THREADS);  // both together hold four numbers of each thread
 constexpr int METRIC = TILE * delta_stride(LAYERS - 1);
-constexpr int SPARE = 32;  // read past the end of a matrix, and of no meaning
+constexpr int SPARE = 32;  // read past the end of a matrix; the values do not matter
 constexpr int SHARED_NUMBERS =
     weight_at(LAYERS) + inputs_at(LAYERS) + slope_at(LAYERS) + METRIC + 2 * DELTA + SPARE;
 static_assert(PIECES == EXPECTED_PIECES && SHARED_NUMBERS == EXPECTED_SHARED, "the host counts otherwise");
@@ -188,7 +188,7 @@ __device__ inline void pull_piece(const Memory& m, int t) {
         }
 }
 
-// Bands of sixteen rows have the pieces up to the diagonal: two, four, six, ….
+// A band of sixteen rows has the pieces up to the diagonal: two, four, six, ….
 __device__ inline int band_of(int piece) {
     int band = 0;
     while ((band + 1) * (band + 2) <= piece) band++;
@@ -196,7 +196,7 @@ __device__ inline int band_of(int piece) {
 }
 __device__ inline int column_of(int piece, int band) { return piece - band * (band + 1); }
 
-// Piece of XᵀX, added to what this block has summed.
+// A piece of XᵀX, added to this block's sum.
 template <int STRIDE>
 __device__ inline void gram_piece(const real* x, int n_rows, int piece, real* partial, bool is_first) {
     const int band = band_of(piece);
@@ -210,7 +210,7 @@ __device__ inline void gram_piece(const real* x, int n_rows, int piece, real* pa
     store4(place, is_first ? sum : add4(load4(place), sum));
 }
 
-// Backwards: what goes into this layer's factors, and δ of the layer below. Inputs are summed once for a tile.
+// Backwards: add to this layer's factors, and compute δ of the layer below. Inputs are added once per tile.
 template <int l>
 __device__ inline void pull(const Memory& m, real* partial, bool is_first_tile, bool is_first_batch) {
     if constexpr (l >= 0) {
@@ -235,7 +235,7 @@ __device__ inline void pull(const Memory& m, real* partial, bool is_first_tile, 
     }
 }
 
-// Put number i of a piece into its factor, and into the other triangle.
+// Write entry i of a piece to its factor, in both triangles.
 template <int factor>
 __device__ inline void place(real* factors, int piece, int i, real value) {
     if constexpr (factor < 2 * LAYERS) {

@@ -1,7 +1,7 @@
 // How a multilayer perceptron and a tile of its rollout lie in shared memory.
 //
 // Vectors have a padded layout, layer after layer: the weight as rows of stride_of(l) numbers, then the bias; the
-// noise's parameters come last. `place` says where in θ each number lies, −1 for padding and what is not trained.
+// noise's parameters come last. `place` tells where each number lies in θ, −1 for padding and what is not trained.
 //
 // Defined by the host: THREADS; TILE, rows at a time; LAYERS, and for each layer l INPUTS, OUTPUTS, ACTIVATIONS as lists,
 // LAYER_PARAMETERS and LAYER_POINTERS; STRIDES, the lengths of rows of each layer's inputs and of the outputs, in whole
@@ -36,7 +36,7 @@ __host__ __device__ constexpr int weight_at(int l) {
 __host__ __device__ constexpr int inputs_at(int l) { return l == 0 ? 0 : inputs_at(l - 1) + TILE * stride_of(l - 1); }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 __host__ __device__ constexpr int widest(int l) { return l == 0 ? 0 : larger(stride_of(l), widest(l - 1)); }
-constexpr int SPARE = 16 * widest(LAYERS);  // read past the end of a matrix, and of no meaning
+constexpr int SPARE = 16 * widest(LAYERS);  // read past the end of a matrix; the values do not matter
 
 // Copy rows of a matrix from device memory; what lies outside it is zero.
 template <int COLUMNS, int STRIDE>

@@ -1,6 +1,6 @@
 // Products with the Fisher of a multilayer perceptron on the rows of one tile, by all threads of a block:
 //
-//     Σ_n J_nᵀ M_n J_n v,   J_n v from layer to layer, M_n a row's output metric.
+//     Σ_n J_nᵀ M_n J_n v,   J_n v computed layer by layer, M_n a row's output metric.
 
 constexpr int BANDS = TILE / 16;  // of 16 rows
 
@@ -64,8 +64,8 @@ __host__ __device__ constexpr int divisor(int n, int limit) {
 }
 
 // Forwards: ∂a_out = φ'(s) ∘ (V a + v + W ∂a_in), for the tile's rows; the last layer's goes through the metric's
-// diagonal. The tangent of layer l goes into buffer (l + 1) % 2. Where there are more warps than pieces of 8 outputs,
-// they share the sums, of which V a and W ∂a_in are two.
+// diagonal. The tangent of layer l goes into buffer (l + 1) % 2. If there are more warps than pieces of 8 outputs,
+// they split the sums, of which V a and W ∂a_in are two.
 template <int l>
 __device__ inline void push(const Memory& m) {
     if constexpr (l < LAYERS) {
@@ -108,7 +108,7 @@ __device__ inline void push(const Memory& m) {
     }
 }
 
-// Categoricals: M u = p∘u − p (pᵀu), of which push has made p∘u. Then the slope of the outputs, if they have one.
+// Categoricals: M u = p∘u − p (pᵀu), where push has computed p∘u. Then times the slope of the outputs, if there is one.
 __device__ inline void finish_metric(const Memory& m) {
     constexpr int outputs = N_OUTPUTS[LAYERS - 1], stride = stride_of(LAYERS);
     real* u = m.tangent[LAYERS % 2];
@@ -208,7 +208,7 @@ __device__ inline void pull(const Memory& m, bool is_first) {
     }
 }
 
-// This block's part of a product: the sum over its rows. With one tile a block, that is loaded once.
+// This block's part of a product: the sum over its rows. If a block has a single tile, it is loaded only once.
 __device__ inline void sum_over_rows(
     const Layer* layers, const Memory& m, const real* metric, int n_rows, bool is_first_product, real* partial) {
     constexpr int k = N_OUTPUTS[LAYERS - 1];

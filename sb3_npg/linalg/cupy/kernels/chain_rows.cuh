@@ -1,24 +1,24 @@
 // The same products for many rows: a warp takes sixteen of them through all layers in registers.
 //
-// A lane holds of each piece of 16 rows and 8 columns what the tensor cores leave there: rows g and g + 8, columns 2t and
-// 2t + 1, with g = lane / 4 and t = lane % 4. What they read they want by columns t and t + 4, but the order of what a
-// product is summed over is free: with the other factor's rows in the order 0, 2, 4, 6, 1, 3, 5, 7 one layer's result is the
-// next one's factor as it is. Sums over rows are of all warps' rows: δ goes through shared memory, and each warp adds
-// up its pieces of δᵀa in registers, from the block's first tile to its last. In single precision, on tensor cores.
+// Of each piece of 16 rows and 8 columns, a lane holds what the tensor cores leave in it: rows g and g + 8, columns 2t
+// and 2t + 1, with g = lane / 4 and t = lane % 4. As a factor they expect columns t and t + 4 instead, but a product
+// may be summed in any order: with the other factor's rows in the order 0, 2, 4, 6, 1, 3, 5, 7, one layer's result is
+// the next layer's factor as it is. Sums over rows include all warps' rows: δ goes through shared memory, and each warp
+// sums its pieces of δᵀa in registers, from the block's first tile to its last. In single precision, on tensor cores.
 
 static_assert(sizeof(real) == 4 && TILE == 16 * WARPS, "a warp takes sixteen rows in single precision");
 
 __host__ __device__ constexpr int pieces_of(int width) { return (width + 7) / 8; }
 __host__ __device__ constexpr int bands_of(int width) { return (width + 15) / 16; }
 __host__ __device__ constexpr int divisor_from(int n, int least) { return n % least ? divisor_from(n, least + 1) : least; }
-// Pieces of layer l's δᵀa that a warp sums, all of one band, and units whose δ a quarter of a thread's group of four sums.
+// Pieces of layer l's δᵀa that a warp sums, all of one band; units whose δ a thread sums, over every fourth row.
 __host__ __device__ constexpr int pieces_per_warp(int l) {
     return divisor_from(pieces_of(N_INPUTS[l]), (bands_of(N_OUTPUTS[l]) * pieces_of(N_INPUTS[l]) + WARPS - 1) / WARPS);
 }
 __host__ __device__ constexpr int units_per_thread(int l) { return (4 * N_OUTPUTS[l] + THREADS - 1) / THREADS; }
 __host__ __device__ constexpr int widest_delta(int l) { return l == 0 ? 0 : larger(stride_of(l), widest_delta(l - 1)); }
 
-// Shared memory, in numbers. What a tile takes serves the sums over blocks in between.
+// Shared memory, in numbers. The tile's part is reused for the sums over blocks between products.
 constexpr int TILES = inputs_at(LAYERS) + TILE * widest_delta(LAYERS) + SPARE;
 constexpr int REGION = larger(TILES, PADDED + 4 * THREADS);
 constexpr int SHARED_NUMBERS = (2 + SCALED) * PADDED + weight_at(LAYERS) + REGION + 32;
@@ -42,7 +42,7 @@ __device__ inline Memory carve(real* arena) {
     return m;
 }
 
-// N numbers from device memory, or as many zeros: on their way until a thread waits for all that it sent for.
+// Start to copy N numbers from device memory, or N zeros; they have arrived once the thread has called wait_for_all().
 template <int N>
 __device__ inline void send_for(real* to, const real* from, bool there) {
 #ifdef EMULATED
@@ -60,7 +60,7 @@ __device__ inline void wait_for_all() {
 #endif
 }
 
-// The rows of layer l's inputs from the first on.
+// Start to copy the tile's rows of layer l's inputs, from row `first` on.
 template <int l>
 __device__ inline void send_for_inputs(const Layer* layers, const Memory& m, int first, int n_rows) {
     constexpr int columns = N_INPUTS[l], stride = stride_of(l), at_once = columns % 4 == 0 ? 4 : 1, across = stride / at_once;
@@ -88,7 +88,7 @@ struct __align__(8) Pair {
 
 __device__ inline Pair load_pair(const real* p) { return *reinterpret_cast<const Pair*>(p); }
 
-// Where this lane and its warp are.
+// The position of this lane and its warp.
 struct Lane {
     int row, column;  // g and 2t
     int first;        // the warp's first row of the tile
@@ -127,7 +127,7 @@ __device__ inline void add_product(real (&c)[4], const Factor<4>& a, const Facto
     multiply_add(c, a.large, b.large);
 }
 
-// A result as a factor.
+// A result as the left factor of the next product.
 __device__ inline Factor<4> turned(const real (&c)[4]) {
     const real values[4] = {c[0], c[2], c[1], c[3]};
     return factor(values);
@@ -192,7 +192,7 @@ __device__ inline void push(
     for (int piece = 0; piece < PIECES; piece++)
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const bool there = 8 * piece + lane.column + j % 2 < outputs;  // past them are other vectors' numbers
+            const bool there = 8 * piece + lane.column + j % 2 < outputs;  // beyond lie numbers of other parameters
             u[piece][j] = there ? u[piece][j] + bias[8 * piece + j % 2] : real(0);
         }
     bend<l>(m, layers, lane, u);
@@ -268,7 +268,7 @@ __device__ inline void pull(
     bend<l - 1>(m, layers, lane, below);
 }
 
-// What a thread adds up from tile to tile.
+// A thread's sums over tiles.
 template <int l>
 struct Sums {
     Sums<l - 1> below;
@@ -339,7 +339,8 @@ __device__ inline void store_gradient(const Lane& lane, const Sums<l>& sums, rea
     if constexpr (l > 0) store_gradient<l - 1>(lane, sums.below, partial);
 }
 
-// Layer l and those above it, forwards and backwards; its inputs are then overwritten by those of the next tile. `passing` is ∂a_in before and δ of the layer below afterwards.
+// Layer l and those above it, forwards and backwards; its inputs are then overwritten by those of the next tile.
+// `passing` is ∂a_in before, and δ of the layer below afterwards.
 template <int l, int BEFORE, class S>
 __device__ inline void through(
     const Memory& m, const Layer* layers, const Lane& lane, const real* metric, real (&passing)[BEFORE][4], S& all) {

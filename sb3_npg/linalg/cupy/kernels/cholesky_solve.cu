@@ -1,5 +1,5 @@
 // X = (G + λ_G I)⁻¹ V (A + λ_A I)⁻¹ of several layers in one launch, a block for each, with λ = λ_A λ_G split so that
-// λ_A / λ_G is the ratio of the factors' mean eigenvalues. Numbers are doubles whatever comes in and goes out.
+// λ_A / λ_G is the ratio of the factors' mean eigenvalues. Computed in doubles throughout.
 //
 // Half of the threads invert A + λ_A I, the other half G + λ_G I, by symmetric sweeps: row k of what is left, the one
 // that Cholesky would scale by the root of its pivot, is subtracted from all others at once, so that a column costs
@@ -21,7 +21,7 @@ struct Layer {
 
 typedef double Held[HELD][HELD];
 
-// Mean of a diagonal; every lane gets it.
+// The mean of a diagonal, returned to every lane.
 __device__ inline double mean_diagonal(const real* matrix, int n) {
     double sum = 0;
     for (int i = threadIdx.x % 32; i < n; i += 32) sum += double(matrix[i * n + i]);
@@ -81,7 +81,7 @@ __device__ inline bool sweep(Held& m, double* buffer, int n, int n_steps, int ro
     return is_bad;
 }
 
-// This thread's numbers of left · right, of shapes (n, depth) and (depth, width).
+// This thread's entries of left · right, of shapes (n, depth) and (depth, width).
 __device__ inline void multiply(
     double (&sums)[HELD][HELD_WIDE], const double* left, const double* right, int n, int depth, int width) {
     const int row = threadIdx.x / WIDE, column = threadIdx.x % WIDE;
@@ -134,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) cholesky_solve(LAYER_PA
         for (int r = 0; r < HELD; r++)
             if (row == column && row + SIDE * r < n) m[r][r] += share;
         is_bad = sweep<0>(m, buffers + (is_a ? 0 : 2 * LONGEST), n, n_a > n_g ? n_a : n_g, row, column);
-        double* const to = is_a ? inverse_a : inverse_g;  // both negative, which the product does not show
+        double* const to = is_a ? inverse_a : inverse_g;  // both are negated, which cancels in the product
 #pragma unroll
         for (int r = 0; r < HELD; r++)
 #pragma unroll

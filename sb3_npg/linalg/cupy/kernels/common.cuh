@@ -1,4 +1,4 @@
-// What all kernels share. `real` is float or double; DYNAMIC_SHARED can be given for another machine.
+// What all kernels share. `real` is float or double; an emulator can define its own DYNAMIC_SHARED.
 #ifndef REAL
 #define REAL float
 #endif
@@ -21,14 +21,14 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 
 __host__ __device__ constexpr int rounded_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
-// Rows of so many numbers put consecutive rows of 4-vectors into different banks of shared memory.
+// Length of a row of n numbers, such that consecutive rows of 4-vectors lie in different banks of shared memory.
 __host__ __device__ constexpr int row_stride(int n) { return 4 * ((n + 3) / 4 + ((n + 3) / 4 + 1) % 2); }
 
 __device__ inline real4 load4(const real* p) { return *reinterpret_cast<const real4*>(p); }
 
 __device__ inline real4 add4(real4 a, real4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
 
-// What other blocks wrote in this launch, past the first cache.
+// Load what other blocks wrote in this launch, bypassing the L1 cache.
 template <class T>
 __device__ inline real4 load4_of_blocks(const T* p) {
     if constexpr (sizeof(T) == 4) {

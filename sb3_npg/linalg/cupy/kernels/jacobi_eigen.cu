@@ -5,10 +5,10 @@
 // apart from zero; it is raised until the factorisation succeeds, so rounding may have made A slightly indefinite.
 // All is stable backwards: errors are of the order ε‖A‖. Numbers are doubles whatever comes in and goes out.
 //
-// Columns are paired by odd-even transposition: neighbours rotate and change places, and after as many rounds as there
+// Columns are paired by odd-even transposition: neighbours rotate and swap places, and after as many rounds as there
 // are columns every two have met. A pair belongs to LANES threads that hold it in registers. From one round to the
 // next a group keeps one column and hands on the other, through its slot in shared memory. Angles are found in single
-// precision, which costs no accuracy: c² + s² = 1 is restored, and a remainder falls to the next sweep.
+// precision, which costs no accuracy: c² + s² = 1 is restored, and the next sweep removes what remains.
 //
 // Defined by the host: THREADS; MATRIX_PARAMETERS, pointers, and PROBLEM, the block's own with its size; LARGEST, the
 // largest size; ROWS_USED, bit R set if a thread holds R rows for some size; TOLERANCE, the largest cosine between
@@ -26,7 +26,7 @@ struct Problem {
     int n;
 };
 
-// What is needed after the sweeps; waits in shared memory, as registers are few.
+// What is needed after the sweeps; kept in shared memory meanwhile, as registers are scarce.
 struct Result {
     real* values;
     real* vectors;
@@ -59,7 +59,7 @@ __device__ inline double dot(const double (&a)[R], const double (&b)[R]) {
     return lane_sum(even + odd);
 }
 
-// Largest magnitude of the matrix; every thread gets it. Not finite if an entry is not.
+// The largest magnitude of the matrix's entries, returned to every thread; infinity if one is not finite.
 __device__ inline double largest_entry(const Problem& problem, double* scratch) {
     double largest = 0;
     bool is_bad = false;
@@ -78,7 +78,7 @@ __device__ inline double largest_entry(const Problem& problem, double* scratch) 
     return largest;
 }
 
-// The lower triangle of A·scale + σI becomes L diag(√pivots), the pivots on the diagonal. Tells whether it could.
+// The lower triangle of A·scale + σI becomes L diag(√pivots), the pivots on the diagonal. Returns whether it did.
 __device__ inline bool factorise(const Problem& problem, double scale, double shift, double* factor) {
     const int n = problem.n, ld = leading(n), group = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     __syncthreads();
@@ -130,8 +130,8 @@ __device__ inline void receive(double (&column)[R], double& length, const double
     length = slot[R * LANES];
 }
 
-// Make two columns orthogonal and let them change places; their squared lengths go along. Tells whether what the other
-// pairs had reached may have been spoiled: by cosines, or angles as they show in cosines, above `rough`.
+// Make two columns orthogonal and swap them, with their squared lengths. Returns whether this may have spoiled the
+// orthogonality of other pairs: if the squared cosine, or the rotation's effect on squared cosines, exceeds `rough`.
 template <int R>
 __device__ inline bool rotate(double (&low)[R], double (&high)[R], double& length_low, double& length_high, int n) {
     const float rough = float(TOLERANCE) / float(n);  // squared
@@ -181,7 +181,7 @@ __device__ inline void orthogonalise(double (&moving)[R], double (&staying)[R], 
             if (is_mine) send(moving, length_moving, mine);
             __syncthreads();
             if (is_mine) receive(moving, length_moving, next);
-            __syncwarp();  // before anything of it is written again
+            __syncwarp();  // all lanes have read before the slot is written again
             if (is_busy) is_rough |= rotate(staying, moving, length_staying, length_moving, n);
             if (is_mine) send(moving, length_moving, next);
             __syncthreads();
@@ -199,7 +199,7 @@ __device__ inline void measure(const double (&column)[R], double* place, bool is
     if (is_mine && threadIdx.x % LANES == 0) *place = length > 0 ? length : double(INFINITY);
 }
 
-// Write a column as the eigenvector of its rank, and its eigenvalue.
+// Write a column as the eigenvector of its rank, with its eigenvalue.
 template <int R>
 __device__ inline void place_column(
     const double (&column)[R], int index, int n, double* arena, const Result& result) {

@@ -3,7 +3,7 @@
 //     X = Q_G [(Q_Gᵀ V Q_A) / (D + λ)] Q_Aᵀ,   V of shape (g, a), D given or λ_G λ_Aᵀ.
 //
 // Matrices lie in shared memory with rows of row_stride numbers, and zeros up to the next multiple of four both ways;
-// a thread makes tiles of 4 × 4.
+// a thread computes tiles of 4 × 4.
 //
 // Defined by the host: THREADS; SYSTEM_PARAMETERS, pointers, and SYSTEM, the block's own with its sizes.
 
@@ -44,7 +44,7 @@ __device__ inline void add_outer(real (&sum)[4][4], real4 a, real4 b) {
     }
 }
 
-// Tiles of a product. A B, AᵀB and A Bᵀ.
+// A tile of a product, of A B, AᵀB or A Bᵀ.
 __device__ inline void multiply(real (&sum)[4][4], const Padded& a, const Padded& b, int row, int column) {
     for (int k = 0; k < rounded_up(a.columns, 4); k += 4) {
         const real4 a0 = a.at(row, k), a1 = a.at(row + 1, k), a2 = a.at(row + 2, k), a3 = a.at(row + 3, k);

@@ -1,8 +1,8 @@
-// The vector part of conjugate gradient on (A + σI) x = b, with the products A p made by somebody else. Scalars stay on
-// the device: once it has converged, or met a direction without positive curvature, a step changes nothing any more.
+// The vector part of conjugate gradient on (A + σI) x = b, with the products A p computed elsewhere. Scalars stay on
+// the device: after convergence, or a direction without positive curvature, further steps change nothing.
 //
 // settings: σ, rtol. state: 0 steps, 1 those that succeeded, 2 ‖r‖², 3 ‖b‖², then α and β of each step, in the layout
-// that chain_cg leaves; behind them the target for ‖r‖², rᵀz, the last β, and whether the solve still runs.
+// that chain_cg leaves; after them the target for ‖r‖², rᵀz, the last β, and whether the solve still runs.
 //
 // Defined by the host: THREADS.
 

@@ -1,8 +1,8 @@
 // Products of small matrices in shared memory, a warp for each 16 × 8 piece of the result.
 //
-// Tensor cores read the first 11 bits of a float. It is taken apart into what they read and the rest, a = a₁ + a₀, and
-// ab ≈ a₁b₁ + a₁b₀ + a₀b₁ has nearly the digits of a product in single precision (3×TF32). In double precision, and before
-// sm_80, lanes multiply by themselves. Defined by the host: TERMS, 3, or 1 for a product in TF32.
+// Tensor cores read the first 11 bits of a float's significand. A float is split into what they read and the rest,
+// a = a₁ + a₀, and ab ≈ a₁b₁ + a₁b₀ + a₀b₁ is nearly as accurate as a product in single precision (3×TF32). In double
+// precision, and before sm_80, lanes multiply without them. Defined by the host: TERMS, 3, or 1 for a product in TF32.
 
 #if defined(EMULATED) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800)
 #define TENSOR_CORES 1
@@ -75,8 +75,8 @@ __device__ inline void add_rest(real (&c)[PIECES][4], const real (&rest)[PIECES]
         for (int j = 0; j < 4; j++) c[i][j] += rest[i][j];
 }
 
-// C += A B for PIECES pieces of 16 rows one below the other, summed over STEPS times eight. What is small is summed
-// apart: three sums do not wait for each other.
+// C += A B for PIECES stacked pieces of 16 rows, summed over STEPS times eight. Small terms are summed separately, so
+// that the sums do not wait for each other.
 template <int STEPS, int PIECES, class A, class B>
 __device__ inline void multiply(real (&c)[PIECES][4], A a, B b) {
     real rest[PIECES][4] = {};
@@ -85,7 +85,7 @@ __device__ inline void multiply(real (&c)[PIECES][4], A a, B b) {
     add_rest(c, rest);
 }
 
-// The same over so many steps.
+// The same over `n_steps` steps.
 template <int PIECES, class A, class B>
 __device__ inline void multiply(real (&c)[PIECES][4], int n_steps, A a, B b) {
     real rest[PIECES][4] = {};
