@@ -19,6 +19,8 @@ from sb3_npg.solvers import FISHER_SOLVERS, ScaledProblem, construct, find_direc
 
 #: A step is not taken if its predicted gain is less than this fraction of what the steps before it have gained.
 WORTHWHILE = 0.02
+#: Smallest σ that the last layer is measured in, as its first weights are of order one whatever the returns.
+SMALLEST_UNIT = 0.1
 
 
 class GaussNewtonSolver(CriticSolver):
@@ -156,15 +158,15 @@ class GaussNewtonSolver(CriticSolver):
 
 def _scale_of(policy: ActorCriticPolicy, problem: ValueProblem) -> th.Tensor:
     """
-    Return the diagonal of S: 1/σ for the last layer, else 1; σ is the returns' standard deviation, at least 1.
+    Return the diagonal of S: 1/σ for the last layer, else 1; σ is the returns' standard deviation.
 
-    V is wrong by about σ, so the last layer has to grow to about σ, while the layers before it are of order one. In
-    θ itself the step of least norm would change all of them alike, and saturate their units.
+    V varies by σ, so the last layer has to grow to about σ, while the layers before it are of order one. In θ itself
+    the step of least norm would change all of them alike, and saturate their units.
     """
     scale = th.ones_like(problem.vector.get())
     last = getattr(policy, "value_net", None)
     if isinstance(last, th.nn.Linear):
-        sigma = problem.returns.std(correction=0).clamp_min(1.0)
+        sigma = problem.returns.std(correction=0).clamp_min(SMALLEST_UNIT)
         for parameter in last.parameters():
             span = problem.vector.span_of(parameter)
             if span is not None:

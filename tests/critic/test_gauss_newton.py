@@ -124,11 +124,22 @@ def after_intercept(problem: RegressionOfPolicy, damping: float) -> th.Tensor:
     return moved
 
 
+def last_layer(problem: RegressionOfPolicy) -> th.Tensor:
+    """Return ones where the parameters are those of V's last layer, else zeros, shape (p,)."""
+    own = {id(parameter) for parameter in problem.policy.value_net.parameters()}
+    return problem.vector.flatten([th.full_like(one, float(id(one) in own)) for one in problem.vector.tensors])
+
+
+def units(problem: RegressionOfPolicy) -> th.Tensor:
+    """Return the diagonal of S⁻¹: the returns' standard deviation for V's last layer, else 1."""
+    return 1.0 + (float(problem.returns.std(correction=0)) - 1.0) * last_layer(problem)
+
+
 def eigenvalue_at(problem: RegressionOfPolicy, parameters: th.Tensor) -> float:
-    """Return the mean eigenvalue of JᵀJ/N at some parameters."""
+    """Return the mean eigenvalue of S⁻¹JᵀJS⁻¹/N at some parameters."""
     before = problem.vector.get()
     problem.vector.set(parameters)
-    eigenvalue = float(jacobian(problem).square().sum()) / N / len(problem.vector)
+    eigenvalue = float((jacobian(problem) * units(problem)).square().sum()) / N / len(problem.vector)
     problem.vector.set(before)
     return eigenvalue
 
@@ -175,14 +186,8 @@ def test_steps_end_where_fit_and_nearness_to_the_start_balance(policy, damping, 
     eigenvalue = eigenvalue_at(problem, start)
     fit(GaussNewtonSolver("cg", {"max_steps": 50}, damping=damping), problem, 200)
     problem.refresh()
-    pull = damping * eigenvalue * (problem.vector.get() - start)
+    pull = damping * eigenvalue * (problem.vector.get() - start) / units(problem) ** 2
     assert float((problem.gradient() - pull).norm()) < 1e-5 * float(pull.norm())
-
-
-def last_layer(problem: RegressionOfPolicy) -> th.Tensor:
-    """Return ones where the parameters are those of V's last layer, else zeros, shape (p,)."""
-    own = {id(parameter) for parameter in problem.policy.value_net.parameters()}
-    return problem.vector.flatten([th.full_like(one, float(id(one) in own)) for one in problem.vector.tensors])
 
 
 @pytest.mark.usefixtures("float64")
@@ -194,9 +199,8 @@ def test_step_is_of_least_norm_with_the_last_layer_in_units_of_the_returns(polic
     start = after_intercept(problem, 10.0)
     before = problem.vector.get()
     problem.vector.set(start)
-    sigma = float(problem.returns.std(correction=0))
-    assert sigma > 2.0
-    unit = 1.0 + (sigma - 1.0) * last_layer(problem)  # S⁻¹
+    unit = units(problem)
+    assert float(unit.max()) > 2.0
     error = problem.returns.flatten() - problem.policy.predict_values(problem.observations).flatten().detach()
     j = jacobian(problem) * unit
     problem.vector.set(before)
@@ -707,7 +711,7 @@ def test_bias_that_leaves_no_values_is_put_back():
 @pytest.mark.parametrize(("returns", "policy", "damping"), [(-10.0, Squared, 10.0), (-20.0, Rooted, 0.1)])
 def test_bias_that_is_put_back_leaves_the_loss_that_there_was(returns, policy, damping):
     problem = make_squared_problem(returns, policy)
-    loss, left, _ = _fit_intercept(problem.policy, problem, damping)
+    loss, left, _ = _fit_intercept(problem.policy, problem, th.ones(len(problem.vector)), damping)
     assert left == loss == float(problem.loss())
 
 
