@@ -147,7 +147,7 @@ CAVEATS = """\
 Read this with care: three seeds are few. TRPO and PPO use rl_zoo3's hyperparameters, whose MuJoCo blocks are for
 version 4: Ant-v5 observes 78 contact forces that version 4 leaves out, and on Hopper-v5 PPO's policies stand still or
 fall. NPG's were chosen on the five MuJoCo tasks and on LunarLander with these same seeds, and on BipedalWalker with
-others ([more](docs/results.md))."""
+others ([more](docs/results.md)). NPG's critic measures its last layer in units of the returns only since these runs."""
 
 
 def headline(found: Found, tasks: Sequence[str], algorithms: Sequence[str], picture: str) -> str:
@@ -269,7 +269,8 @@ def how_it_was_done() -> str:
         f"does not see: {EVALUATION_EPISODES} of the final policy, {EPISODES} at each of {EVALUATIONS} points on the "
         "way. Seconds are the process's own processor time, without evaluations. As a shared machine is faster at one "
         "hour than at another, a fixed piece of work is timed at every evaluation, and the seconds are scaled so that "
-        f"it takes {STANDARD} s (`benchmarks/pace.py`)."
+        f"it takes {STANDARD} s (`benchmarks/pace.py`). NPG's critic measures its last layer in units of the returns "
+        "only since these runs."
     )
 
 

@@ -214,8 +214,8 @@ class NPG(OnPolicyAlgorithm):
                 gamma=gamma,
                 gae_lambda=gae_lambda,  # type: ignore[arg-type]  # None until _setup_model knows the action space
                 ent_coef=ent_coef,
-                vf_coef=0.0,  # the critic has a loss of its own
-                max_grad_norm=0.0,
+                vf_coef=0.5,  # unused, as is the next: the values that PPO.load() of this agent goes on with
+                max_grad_norm=0.5,
                 use_sde=False,  # set below and checked in _setup_model, by name
                 sde_sample_freq=sde_sample_freq,
                 rollout_buffer_class=rollout_buffer_class,

@@ -31,6 +31,7 @@ from benchmarks import (
     report,
     returns,
     returns_report,
+    reward_scale,
     solver_cost,
     solver_returns,
     speed_peers,
@@ -254,6 +255,20 @@ def test_cost_is_compared_with_a_peer_that_solves_the_same_system():
     exact, peer = (solver_cost.solve(name, problem, gradient) for name in ("exact", solver_cost.PEER))
     assert float((exact - peer).norm() / exact.norm()) < 1e-2
     th.testing.assert_close(solver_cost.solve("cg 15", problem, gradient), exact, rtol=0.05, atol=0.05)
+
+
+def test_scale_of_rewards_is_a_column(tmp_path):
+    store = report.Store(tmp_path)
+    runs = reward_scale.all_runs(("NPG",), (0,), 2048)
+    report.in_fresh_process(reward_scale.measure, store, runs[0])
+    figures = store.load(runs[0].settings())
+    assert figures is not None
+    assert 5.0 < figures["return"] <= 500.0  # in the task's own unit, though trained on rewards × 0.01
+    for run in runs:
+        store.save(run.settings(), {"return": 100.0 * run.scale})
+    header, _, row = reward_scale.table(store, runs).splitlines()
+    assert header.startswith("| agent | CartPole-v1, rewards × 0.01 | CartPole-v1, rewards × 1 |")
+    assert row == "| NPG | 1 | 100 | 10000 | 1 | 100 | 10000 |"
 
 
 def test_critics_are_shown_side_by_side(tmp_path):

@@ -153,6 +153,22 @@ def test_what_cannot_be_differentiated_twice_is_refused_before_training():
         make_agent("vector", policy_kwargs={"features_extractor_class": Distances})
 
 
+class Complex(BaseFeaturesExtractor):
+    """Multiplies by a complex matrix."""
+
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space, 4)
+        self.matrix = nn.Parameter(th.randn(*observation_space.shape, 4, dtype=th.cfloat))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return (observations + 0j).matmul(self.matrix).abs()
+
+
+def test_complex_parameters_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"complex parameters that act.* as two parameters"):
+        make_agent("vector", policy_kwargs={"features_extractor_class": Complex})
+
+
 class OnceDifferentiable(th.autograd.Function):
     """tanh, with a derivative that says that it has none."""
 

@@ -1,5 +1,6 @@
 """NPG solves what it should: rewards far above those of the policy before training."""
 
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -64,6 +65,13 @@ def test_right_action_is_learnt_in_every_action_space(space, steps, random_level
     assert mean_reward(agent, evaluation, trained=False) < random_level
     agent.learn(steps)
     assert mean_reward(agent, evaluation, trained=True) > 95.0
+
+
+def test_cartpole_is_learnt_in_any_unit_of_the_rewards():
+    scaled = partial(gym.wrappers.TransformReward, func=lambda reward: 1000.0 * float(reward))
+    env = make_vec_env("CartPole-v1", n_envs=8, seed=0, wrapper_class=scaled)
+    agent = NPG("MlpPolicy", env, n_steps=128, seed=0, device="cpu").learn(30_000)
+    assert mean_reward(agent, make_vec_env("CartPole-v1", n_envs=1, seed=100), trained=True) > 450.0
 
 
 @pytest.mark.parametrize(

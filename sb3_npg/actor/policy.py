@@ -151,6 +151,11 @@ def require_products(policy: ActorCriticPolicy, observations: PyTorchObs, parame
     :param parameters: those that act
     :raises ValueError: if torch cannot do so, or an operation's backward pass cannot be differentiated itself
     """
+    if any(parameter.is_complex() for parameter in parameters.tensors):
+        raise ValueError(
+            f"`policy`={type(policy).__name__} has complex parameters that act, and the Fisher is that of real ones. "
+            "Keep real and imaginary parts as two parameters."
+        )
     try:
         _try_products(policy, observations, parameters)
     except RuntimeError as error:
