@@ -57,7 +57,8 @@ there yet in most lines.
   0.98 but on HalfCheetah and CartPole, where it is 0.95.
 - **Rollouts.** Shorter ones learn HalfCheetah faster; on Pendulum longer ones are surer.
 
-The defaults are the best line on no task of continuous actions here. What is better on one is worse on another.
+The defaults are the best line on no task of continuous actions here. What is better on one is worse on another. Since
+these runs the critic measures its last layer in units of the returns.
 """
 
 
