@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     solver_returns.main(["--processes", str(arguments.processes), "--seeds", *map(str, arguments.seeds)])
     solver_cost.main([])
-    returns, cost = Store(Path("benchmarks/results") / solver_returns.STUDY.name), Store(solver_cost.RESULTS)
+    returns, cost = Store(solver_returns.STUDY.results), Store(solver_cost.RESULTS)
     quality = Store(solver_quality.RESULTS)
     picture = arguments.out.with_name("solver_cost.png")
     solver_cost.draw(cost, picture)

@@ -71,6 +71,11 @@ class Study:
     candidates: dict[str, dict[str, Any]]
     seeds: tuple[int, ...] = (0, 1, 2)
 
+    @property
+    def results(self) -> Path:
+        """The folder of results."""
+        return Path("benchmarks/results") / self.name
+
     def runs(
         self,
         seeds: Sequence[int] | None = None,
@@ -98,7 +103,7 @@ class Study:
         parser.add_argument("--candidates", nargs="+", default=list(self.candidates), choices=list(self.candidates))
         parser.add_argument("--steps", type=int, help="environment steps of every task, by default each task's own")
         parser.add_argument("--processes", type=int, default=2, help="runs at once")
-        parser.add_argument("--results", type=Path, default=Path("benchmarks/results") / self.name)
+        parser.add_argument("--results", type=Path, default=self.results)
         return parser
 
     def measure_missing(self, arguments: argparse.Namespace) -> tuple[Store, list[Run]]:

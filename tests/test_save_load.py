@@ -373,6 +373,15 @@ def test_adapted_damping_is_given_up_with_the_adaptation(path):
         assert train(one, 1)[0]["train/damping"] == 0.5
 
 
+def test_ppo_goes_on_with_an_agent_that_npg_has_saved(path):
+    agent = make_agent("vector")
+    agent.save(path)
+    ppo = PPO.load(path, env=agent.get_env(), device="cpu")
+    ppo.learn(N_STEPS)
+    before, after = agent.policy.state_dict(), ppo.policy.state_dict()
+    assert all(not th.equal(before[name], after[name]) for name in ("action_net.weight", "value_net.weight"))
+
+
 def test_part_of_the_parameters_may_be_set():
     agent, other = make_agent(), make_agent(seed=1)
     optimizer = agent.get_parameters()["policy.optimizer"]
