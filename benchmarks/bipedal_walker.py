@@ -2,7 +2,7 @@
 The study behind BipedalWalker's hyperparameters in the zoo: which ones make it walk soon and keep it from falling.
 
 ``python -m benchmarks.bipedal_walker`` does the runs that are missing and writes ``docs/bipedal_walker.md``. If
-interrupted, it resumes. The long runs are trained as ``python -m benchmarks.returns`` does, and share its stored runs.
+interrupted, it resumes. The long runs are trained as ``python -m benchmarks.returns`` does.
 """
 
 import argparse
@@ -169,9 +169,10 @@ def _title(kind: type[Run]) -> str:
     return f"## {kind.steps:,} steps, an evaluation every {kind.steps // kind.evaluations:,}"
 
 
-def write(store: Store, final_store: Store, out: Path) -> None:
+def write(store: Store, out: Path) -> None:
     """Write the document from what is stored."""
-    reference = [final_store.load(run.settings()) for run in returns.all_runs(["trpo"], [TASK])]
+    others = Store(returns.RESULTS, any_machine=True)
+    reference = [others.load(run.settings()) for run in returns.all_runs(["trpo"], [TASK])]
     score = fmean(final(run) for run in reference if run is not None)
     about = (
         f"A candidate lists only what differs from {BASE}, the zoo's settings for MuJoCo, with NPG's default σ = 2/d "
@@ -183,13 +184,13 @@ def write(store: Store, final_store: Store, out: Path) -> None:
     sections = [
         "# BipedalWalker's hyperparameters",
         f"Written by `{command_line('benchmarks.bipedal_walker', [])}`.",
-        "\n".join(sorted(store.environments() | final_store.environments())),
+        "\n".join(sorted(store.environments())),
         CONCLUSIONS,
         about,
         _title(FirstLook),
         table(store, FirstLook.all(), score),
         _title(FinalRun),
-        table(final_store, FinalRun.all(), score),
+        table(store, FinalRun.all(), score),
     ]
     write_document(out, sections)
 
@@ -201,11 +202,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--report", action="store_true", help="only write what is stored")
     parser.add_argument("--out", type=Path, default=DOCUMENT)
     arguments = parser.parse_args(argv)
-    store, final_store = Store(RESULTS, any_machine=True), Store(returns.RESULTS, any_machine=True)
+    store = Store(RESULTS, any_machine=True)
     if not arguments.report:
         measure_missing(store, FirstLook.all(), measure, arguments.processes)
-        measure_missing(final_store, FinalRun.all(), measure, arguments.processes)
-    write(store, final_store, arguments.out)
+        measure_missing(store, FinalRun.all(), measure, arguments.processes)
+    write(store, arguments.out)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ The study behind the one set of hyperparameters for MuJoCo: candidates compared 
 
 ``python -m benchmarks.tuning`` does the runs that are missing and writes ``docs/tuning.md``. If interrupted, it
 resumes. ``--candidates``, ``--finalists``, ``--tasks`` and ``--seeds`` restrict the runs. Finalists are trained as
-``python -m benchmarks.returns`` does, and share its stored runs.
+``python -m benchmarks.returns`` does.
 """
 
 import argparse
@@ -23,7 +23,6 @@ from benchmarks.zoo_runs import ZooRun
 from benchmarks.zoo_runs import measure as measure_final
 
 RESULTS = Path("benchmarks/results/tuning")
-FINAL_RESULTS = Path("benchmarks/results/returns")
 DOCUMENT = Path("docs/tuning.md")
 #: Steps of the short runs of many candidates, and of the long runs of the finalists.
 STEPS, FINAL_STEPS = 500_000, 1_000_000
@@ -242,7 +241,7 @@ def final_runs(
     return [FinalRun("npg", task, seed, finalist) for seed, task, finalist in product(seeds, tasks, finalists)]
 
 
-def write(store: Store, final_store: Store) -> None:
+def write(store: Store) -> None:
     """Write the document from what is stored."""
     about = (
         f"Mean ± standard deviation over seeds {list(SEEDS)}, with the number of seeds in brackets if fewer; {N_ENVS} "
@@ -251,17 +250,16 @@ def write(store: Store, final_store: Store) -> None:
         "seeds were not run on all. Seconds are not scaled to one pace of the machine: only those of the same hour "
         "compare."
     )
-    machines = "\n".join(sorted(store.environments() | final_store.environments()))
     head = [
         "# One set of hyperparameters for MuJoCo",
         f"Written by `{command_line('benchmarks.tuning', [])}`.",
-        machines,
+        "\n".join(sorted(store.environments())),
     ]
     candidates = list(CANDIDATES)
     short = sorted(all_runs(), key=lambda run: candidates.index(run.candidate))
     tables = [
         f"## {FINAL_STEPS:,} steps",
-        *final_sections(final_store, final_runs()),
+        *final_sections(store, final_runs()),
         f"## {STEPS:,} steps",
         *sections(store, short),
     ]
@@ -278,12 +276,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--processes", type=int, default=2, help="runs at once")
     parser.add_argument("--report", action="store_true", help="only write what is stored")
     arguments = parser.parse_args(argv)
-    store, final_store = Store(RESULTS, any_machine=True), Store(FINAL_RESULTS, any_machine=True)
+    store = Store(RESULTS, any_machine=True)
     if not arguments.report:
         seeds, tasks, processes = arguments.seeds, arguments.tasks, arguments.processes
         measure_missing(store, all_runs(seeds, tasks, arguments.candidates), measure, processes)
-        measure_missing(final_store, final_runs(seeds, tasks, arguments.finalists), measure_final, processes)
-    write(store, final_store)
+        measure_missing(store, final_runs(seeds, tasks, arguments.finalists), measure_final, processes)
+    write(store)
 
 
 if __name__ == "__main__":
