@@ -73,7 +73,7 @@ class LocalProblem:
         self.ent_coef = ent_coef
         self.n_rows = len(advantages)
         parts = split_policy(policy, observations) if parts is None else parts
-        self.actor = make_actor(policy, observations, actions, parts.acting, parts.networks)
+        self.actor = make_actor(policy, observations, actions, parts.actor_parameters, parts.networks)
         self.metric = self.actor.metric
         self.vector = self.actor.parameters
         self._memory_budget = memory_budget_of(policy.device) if memory_budget is None else memory_budget

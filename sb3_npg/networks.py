@@ -134,13 +134,13 @@ class PolicyNetworks(NamedTuple):
             )
         )
 
-    def acting_parameters(self) -> list[nn.Parameter]:
+    def actor_parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters that the action distribution depends on, in the policy's order."""
         noise = [] if self.noise is None else [self.noise.parameter]
         mine = {id(parameter) for parameter in (*self.actor.parameters(), *noise)}
         return [p for p in self.policy.parameters() if id(p) in mine and is_trained(p)]
 
-    def criticising_parameters(self) -> list[nn.Parameter]:
+    def critic_parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters that the value depends on, in the policy's order."""
         mine = {id(parameter) for parameter in self.critic.network.parameters()}
         return [p for p in self.policy.parameters() if id(p) in mine and is_trained(p)]

@@ -282,8 +282,8 @@ class NPG(OnPolicyAlgorithm):
             require_actor(self.policy, example, parts)
         warn_without_critic(self.policy, parts)
         n_rows = self.n_steps * self.n_envs
-        self.fisher.check_size(len(parts.acting), -(-n_rows // self.sub_sampling_factor))
-        self._critic_solver.check_size(sum(p.numel() for p in parts.criticising), n_rows)
+        self.fisher.check_size(len(parts.actor_parameters), -(-n_rows // self.sub_sampling_factor))
+        self._critic_solver.check_size(sum(p.numel() for p in parts.critic_parameters), n_rows)
 
     def _fill_in_defaults(self) -> None:
         """Fill in arguments whose defaults depend on the spaces, and print the choice."""
@@ -353,7 +353,7 @@ class NPG(OnPolicyAlgorithm):
 
         with self._skipped_on_numerical_failure():
             require_finite_rollout(self.rollout_buffer)
-            if len(parts.acting) > 0:  # else the actor is frozen
+            if len(parts.actor_parameters) > 0:  # else the actor is frozen
                 problem = self._local_problem(rollout, parts)  # L, F and the mean KL at θ_old
                 gradient = problem.surrogate_gradient()  # g
                 line = SearchLine(problem, self._step_length)  # θ + cβx
@@ -370,7 +370,7 @@ class NPG(OnPolicyAlgorithm):
     def _local_problem(self, rollout: Samples, parts: PolicyParts) -> LocalProblem:
         """Set up the update at the present policy, after BatchNorm's averages are refreshed on the rollout."""
         observations = rollout.observations
-        refresh_running_statistics(self.policy.get_distribution, parts.acting_modules, observations, self.batch_size)
+        refresh_running_statistics(self.policy.get_distribution, parts.actor_modules, observations, self.batch_size)
         return LocalProblem(
             self.policy,
             observations,
@@ -420,7 +420,7 @@ class NPG(OnPolicyAlgorithm):
         start = time.perf_counter()
         n_updates = self._critic_solver.n_updates if self.n_critic_updates is None else self.n_critic_updates
         value_loss = math.nan
-        if parts.criticising and n_updates > 0:
+        if parts.critic_parameters and n_updates > 0:
             value_loss = self._critic_solver.fit(self.policy, parts, rollout, n_updates, self.batch_size)
         self.logger.record("time/critic", time.perf_counter() - start)
         self.logger.record("train/value_loss", value_loss)

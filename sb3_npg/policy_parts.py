@@ -1,5 +1,5 @@
 """
-Which parts of a policy act and which criticise, and which of its modules are in training mode when.
+What of a policy is its actor and what its critic, and which of its modules are in training mode when.
 
 The policy that acts is the policy in evaluation mode: dropout off, BatchNorm on its running averages.
 The trust region bounds how far *that* policy moves, so the policy step sees no other. BatchNorm's
@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_npg.actor import acting_parameters, require_products
+from sb3_npg.actor import actor_parameters, require_products
 from sb3_npg.fisher import split_rows
 from sb3_npg.networks import CriticNetwork, PolicyNetworks, read_critic, read_networks
 from sb3_npg.numerics import NumericalFailure, kept_finite, refusals_as_failures
@@ -32,25 +32,25 @@ class PolicyParts(NamedTuple):
     """
     The parts of an actor-critic policy, told apart by following its computation and not by names.
 
-    :param acting: parameters that the action distribution depends on: moved by the policy step only; none while the
-        actor is frozen
-    :param criticising: the other parameters that the value depends on: moved by the critic's regression
-    :param acting_modules: modules called on the way to the action distribution; none where ``networks`` are known, as
+    :param actor_parameters: those that the action distribution depends on: moved by the policy step only; none while
+        the actor is frozen
+    :param critic_parameters: the others that the value depends on: moved by the critic's regression
+    :param actor_modules: modules called on the way to the action distribution; none where ``networks`` are known, as
         these do the same in training and in evaluation
     :param networks: the policy's, if both are feed-forward networks that are computed by hand
     :param critic: its critic, if that is a feed-forward network that is computed by hand
     """
 
-    acting: ParameterVector
-    criticising: list[nn.Parameter]
-    acting_modules: list[nn.Module]
+    actor_parameters: ParameterVector
+    critic_parameters: list[nn.Parameter]
+    actor_modules: list[nn.Module]
     networks: PolicyNetworks | None = None
     critic: CriticNetwork | None = None
 
 
 def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths: bool = True) -> PolicyParts:
     """
-    Tell the acting part of a policy from the criticising part.
+    Tell the actor of a policy from its critic.
 
     :param policy: SB3 actor-critic policy, in evaluation mode
     :param observations: at least one row
@@ -59,15 +59,15 @@ def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths
     """
     networks = read_networks(policy) if fast_paths else None
     if networks is not None:
-        acting = ParameterVector(networks.acting_parameters())
-        return PolicyParts(acting, networks.criticising_parameters(), [], networks, networks.critic)
+        actor = ParameterVector(networks.actor_parameters())
+        return PolicyParts(actor, networks.critic_parameters(), [], networks, networks.critic)
     reached = _Reached.by(policy, observations)
-    acting = ParameterVector([parameter for parameter in policy.parameters() if parameter in reached.acting])
-    criticising = [p for p in policy.parameters() if p in reached.criticising and p not in reached.acting]
+    actor = ParameterVector([parameter for parameter in policy.parameters() if parameter in reached.actor_parameters])
+    values = [p for p in policy.parameters() if p in reached.critic_parameters - reached.actor_parameters]
     critic = read_critic(policy) if fast_paths else None
-    if critic is not None and set(critic.network.parameters()) != set(criticising):
+    if critic is not None and set(critic.network.parameters()) != set(values):
         critic = None
-    return PolicyParts(acting, criticising, _called_modules(policy, reached), critic=critic)
+    return PolicyParts(actor, values, _called_modules(policy, reached), critic=critic)
 
 
 def warn_without_critic(policy: ActorCriticPolicy, parts: PolicyParts) -> None:
@@ -77,7 +77,7 @@ def warn_without_critic(policy: ActorCriticPolicy, parts: PolicyParts) -> None:
     :param policy: SB3 actor-critic policy
     :param parts: its parts
     """
-    if not parts.criticising:
+    if not parts.critic_parameters:
         warn_user(
             f"`policy`={type(policy).__name__} has no trained parameter that its values depend on and its actions do "
             "not: its critic will stay as it is. Let `predict_values` not detach what it returns.",
@@ -93,14 +93,14 @@ def require_actor(policy: ActorCriticPolicy, observations: PyTorchObs, parts: Po
     :param parts: its parts
     :raises ValueError: if no parameter acts, or torch cannot differentiate the policy twice
     """
-    if len(parts.acting) == 0:
+    if len(parts.actor_parameters) == 0:
         raise ValueError(
             f"`policy`={type(policy).__name__} has no parameter that the action distribution depends on and that "
             "requires a gradient. Let it not detach its outputs. To train the critic alone for a while, freeze the "
             "actor by `requires_grad_(False)` after the agent is made."
         )
     if parts.networks is None:
-        require_products(policy, observations, parts.acting)
+        require_products(policy, observations, parts.actor_parameters)
 
 
 def refresh_running_statistics(
@@ -125,10 +125,10 @@ def refresh_running_statistics(
             compute(take_rows(observations, rows))
 
 
-def criticising_modules(policy: ActorCriticPolicy, parts: PolicyParts) -> list[nn.Module]:
-    """Return the modules that do not act."""
-    acts = set(parts.acting_modules)
-    return [module for module in policy.modules() if module not in acts]
+def critic_modules(policy: ActorCriticPolicy, parts: PolicyParts) -> list[nn.Module]:
+    """Return the modules that are not the actor's."""
+    actor = set(parts.actor_modules)
+    return [module for module in policy.modules() if module not in actor]
 
 
 @contextmanager
@@ -148,13 +148,13 @@ class _Reached(NamedTuple):
     """
     The parameters reached from some rows: which layers a policy applies may depend on what it observes.
 
-    :param acting: those that the action distribution depends on
-    :param criticising: those that the value depends on
+    :param actor_parameters: those that the action distribution depends on
+    :param critic_parameters: those that the value depends on
     :param batches: the rows that were followed
     """
 
-    acting: set[nn.Parameter]
-    criticising: set[nn.Parameter]
+    actor_parameters: set[nn.Parameter]
+    critic_parameters: set[nn.Parameter]
     batches: list[PyTorchObs]
 
     @classmethod
@@ -166,7 +166,7 @@ class _Reached(NamedTuple):
         for rows in [slice(0, 1), *split_rows(n_rows, _ROWS_AT_ONCE)]:
             with suppress(NumericalFailure), refusals_as_failures():
                 reached.follow(policy, finite_observations(take_rows(observations, rows)))
-            if trained <= reached.acting | reached.criticising:
+            if trained <= reached.actor_parameters | reached.critic_parameters:
                 break
         others = examples(policy.observation_space)
         while not reached.batches and (example := next(others, None)) is not None:
@@ -176,11 +176,11 @@ class _Reached(NamedTuple):
 
     def follow(self, policy: ActorCriticPolicy, rows: PyTorchObs) -> None:
         """Follow the computation from some rows."""
-        acting = acting_parameters(policy, rows)
+        own = actor_parameters(policy, rows)
         with th.enable_grad():
-            criticising = reached_parameters(policy.predict_values(rows), policy.parameters())
-        self.acting.update(acting)
-        self.criticising.update(criticising)
+            values = reached_parameters(policy.predict_values(rows), policy.parameters())
+        self.actor_parameters.update(own)
+        self.critic_parameters.update(values)
         self.batches.append(rows)
 
 
@@ -191,7 +191,7 @@ def _called_modules(policy: ActorCriticPolicy, reached: _Reached) -> list[nn.Mod
     Scripted and compiled modules call no hooks: all parts of one that has parameters that act count as called.
     """
     silent = [module for module in policy.modules() if module is not policy and _calls_no_hooks(module)]
-    acting = [module for module in silent if not reached.acting.isdisjoint(module.parameters())]
+    acting = [module for module in silent if not reached.actor_parameters.isdisjoint(module.parameters())]
     called = {part for module in acting for part in module.modules()}
 
     def note(module: nn.Module, _inputs: object) -> None:

@@ -142,7 +142,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def parameters(agent: NPG, *, critic: bool) -> dict[str, th.Tensor]:
-    """Copy the parameters that act, or those that criticise, told apart by the names that SB3 gives them."""
+    """Copy the actor's parameters, or the critic's, told apart by the names that SB3 gives them."""
     prefixes = ("value_net", "mlp_extractor.value_net", "vf_features_extractor")
     policy = getattr(agent.policy, "_orig_mod", agent.policy)
     named = policy.named_parameters()  # names a shared tensor once

@@ -320,9 +320,9 @@ def test_parts_are_those_that_the_rows_reach():
     rows = th.linspace(1.0, -1.0, 600).unsqueeze(1).expand(-1, 3)  # the second head at the end
     few, more = (split_policy(policy, observations) for observations in (rows[:300], rows))
     head = policy.features_extractor.heads[1]
-    assert {*more.acting.tensors} - {*few.acting.tensors} == {*head.parameters()}
-    assert {*more.acting_modules} - {*few.acting_modules} == {head, *head}
-    assert more.criticising == few.criticising
+    assert {*more.actor_parameters.tensors} - {*few.actor_parameters.tensors} == {*head.parameters()}
+    assert {*more.actor_modules} - {*few.actor_modules} == {head, *head}
+    assert more.critic_parameters == few.critic_parameters
 
 
 class OneBased(BaseFeaturesExtractor):

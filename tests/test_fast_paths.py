@@ -471,7 +471,7 @@ def test_features_that_only_the_critic_learns_from_are_not_taken_for_constants()
     assert split_policy(policy, th.zeros(1, 3)).critic is not None
     policy.action_net = nn.Sequential(Detached(), policy.action_net)
     parts = split_policy(policy, th.zeros(1, 3))
-    assert any(parameter is policy.features_extractor.linear.weight for parameter in parts.criticising)
+    assert any(parameter is policy.features_extractor.linear.weight for parameter in parts.critic_parameters)
     assert parts.critic is None
 
 

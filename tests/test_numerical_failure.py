@@ -486,11 +486,11 @@ def test_a_frozen_actor_stays_while_the_critic_learns():
     frozen = [*agent.policy.mlp_extractor.policy_net.parameters(), *agent.policy.action_net.parameters()]
     for parameter in (*frozen, agent.policy.log_std):
         parameter.requires_grad_(False)
-    acting, criticising = parameters(agent, critic=False), parameters(agent, critic=True)
+    acting, critic = parameters(agent, critic=False), parameters(agent, critic=True)
     (update,) = train(agent, 1)
     assert update["train/skipped_updates"] == 0
     assert same(parameters(agent, critic=False), acting)
-    assert not same(parameters(agent, critic=True), criticising)
+    assert not same(parameters(agent, critic=True), critic)
     for parameter in frozen:
         parameter.requires_grad_(True)
     train(agent, 1)

@@ -6,7 +6,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_npg.actor.base import ActingRows, Actor
 from sb3_npg.actor.feed_forward import FeedForwardActor
-from sb3_npg.actor.policy import PolicyActor, acting_parameters, known_observation, require_products
+from sb3_npg.actor.policy import PolicyActor, actor_parameters, known_observation, require_products
 from sb3_npg.networks import PolicyNetworks
 from sb3_npg.parameters import ParameterVector
 
@@ -14,7 +14,7 @@ __all__ = [
     "ActingRows",
     "FeedForwardActor",
     "PolicyActor",
-    "acting_parameters",
+    "actor_parameters",
     "known_observation",
     "make_actor",
     "require_products",

@@ -109,7 +109,7 @@ class PolicyActor:
         return self.metric.noise_jacobian(distribution, self.policy.log_std)
 
 
-def acting_parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> list[nn.Parameter]:
+def actor_parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> list[nn.Parameter]:
     """
     Find the parameters that the action distribution depends on.
 

@@ -13,7 +13,7 @@ from sb3_npg.critic.values import make_values
 from sb3_npg.linalg import LinearAlgebra
 from sb3_npg.numerics import NumericalFailure
 from sb3_npg.parameters import ParameterVector
-from sb3_npg.policy_parts import PolicyParts, criticising_modules, refresh_running_statistics
+from sb3_npg.policy_parts import PolicyParts, critic_modules, refresh_running_statistics
 from sb3_npg.rollout import Samples
 from sb3_npg.solvers import FISHER_SOLVERS, ScaledProblem, construct, find_direction, mean_eigenvalue
 
@@ -109,9 +109,9 @@ class GaussNewtonSolver(CriticSolver):
         """Take up to ``n_updates`` steps; returns the loss before the first."""
         self.solver.to(policy.device)
         if parts.critic is None:
-            own = criticising_modules(policy, parts)
+            own = critic_modules(policy, parts)
             refresh_running_statistics(policy.predict_values, own, rollout.observations, batch_size)
-        values = make_values(policy, rollout.observations, ParameterVector(parts.criticising), parts.critic)
+        values = make_values(policy, rollout.observations, ParameterVector(parts.critic_parameters), parts.critic)
         problem = ValueProblem(values, rollout.returns)
         scale = _scale_of(policy, problem)
         loss, left, eigenvalue = _fit_intercept(policy, problem, scale, self.damping)

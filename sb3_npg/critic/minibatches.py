@@ -14,7 +14,7 @@ from sb3_npg.networks import CriticNetwork
 from sb3_npg.numerics import kept_finite, require_finite
 from sb3_npg.observations import take_rows
 from sb3_npg.parameters import ParameterVector
-from sb3_npg.policy_parts import PolicyParts, criticising_modules, training_mode
+from sb3_npg.policy_parts import PolicyParts, critic_modules, training_mode
 from sb3_npg.rollout import Samples
 
 #: Stores the gradient of a minibatch's loss in the parameters' ``grad``, and returns the loss.
@@ -25,7 +25,7 @@ class MinibatchSolver(CriticSolver):
     """
     Minimises mean (V(s) − R)² by the policy's optimizer: Adam, unless ``policy_kwargs`` says otherwise.
 
-    Only the criticising parameters get gradients: a shared features extractor belongs to the actor.
+    Only the critic's parameters get gradients: a shared features extractor belongs to the actor.
     Modules that act stay in evaluation mode, so the regression does not move their BatchNorm averages.
     """
 
@@ -43,7 +43,7 @@ class MinibatchSolver(CriticSolver):
                     policy.optimizer.step()
             policy.optimizer.zero_grad()
             require_finite("the critic's loss", th.stack(losses))
-            require_finite("the critic after its regression", *parts.criticising)
+            require_finite("the critic after its regression", *parts.critic_parameters)
         return float(th.stack(losses).mean())
 
 
@@ -52,9 +52,9 @@ def _backward(policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples) -
     """Choose how to differentiate a minibatch: by hand, or by autograd with the critic's modules in training mode."""
     policy.optimizer.zero_grad()
     if parts.critic is not None:
-        yield _backward_by_hand(parts.critic, ParameterVector(parts.criticising), rollout)
+        yield _backward_by_hand(parts.critic, ParameterVector(parts.critic_parameters), rollout)
         return
-    modules = criticising_modules(policy, parts)
+    modules = critic_modules(policy, parts)
 
     def backward(rows: th.Tensor) -> th.Tensor:
         # BatchNorm has no variance for a last minibatch of one row.
@@ -62,7 +62,7 @@ def _backward(policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples) -
             values = policy.predict_values(take_rows(rollout.observations, rows)).flatten()
         loss = F.mse_loss(values, rollout.returns[rows])
         policy.optimizer.zero_grad()
-        th.autograd.backward(loss, inputs=parts.criticising)
+        th.autograd.backward(loss, inputs=parts.critic_parameters)
         return loss.detach()
 
     with training_mode(modules, True):

@@ -36,7 +36,7 @@ class CriticSolver(ABC):
         """
         Refuse a critic or a rollout that this solver cannot handle. Called once, before training.
 
-        :param n_parameters: parameters that criticise
+        :param n_parameters: number of the critic's parameters
         :param n_rows: rows of a rollout
         :raises ValueError: if one is too large for this solver
         """
@@ -47,10 +47,10 @@ class CriticSolver(ABC):
         self, policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples, n_updates: int, batch_size: int
     ) -> float:
         """
-        Fit the value function, moving only the criticising parameters.
+        Fit the value function, moving only the critic's parameters.
 
         :param policy: SB3 actor-critic policy, in evaluation mode
-        :param parts: its acting and criticising parts; the latter is not empty
+        :param parts: its actor and its critic; the critic has parameters
         :param rollout: all rows of the rollout
         :param n_updates: how much to do, in the solver's own units, at least 1
         :param batch_size: rows in a minibatch, if the solver uses any

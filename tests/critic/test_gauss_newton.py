@@ -36,7 +36,7 @@ def make_value_problem(policy: str, fast_paths: bool = True, **kwargs: Any) -> "
     made = make_policy("Gaussian", policy)
     observations = make_observations(POLICIES[policy].observation_space, N)
     parts = split_policy(made, observations, fast_paths)
-    values = make_values(made, observations, ParameterVector(parts.criticising), parts.critic)
+    values = make_values(made, observations, ParameterVector(parts.critic_parameters), parts.critic)
     problem = RegressionOfPolicy(values, th.randn(N, dtype=th.float64), **kwargs)
     problem.policy, problem.observations = made, observations
     return problem
@@ -258,7 +258,7 @@ def make_squared_problem(returns: float, policy_class: type[ActorCriticPolicy] =
     policy = policy_class(env.observation_space, env.action_space, lambda _: 1e-3).double()
     observations = th.randn(N, *env.observation_space.shape, dtype=th.float64)
     parts = split_policy(policy, observations)
-    values = make_values(policy, observations, ParameterVector(parts.criticising), parts.critic)
+    values = make_values(policy, observations, ParameterVector(parts.critic_parameters), parts.critic)
     problem = RegressionOfPolicy(values, returns * th.ones(N, dtype=th.float64))
     problem.policy, problem.observations = policy, observations
     return problem
