@@ -174,7 +174,8 @@ class TileLayout(ChainLayout):
         widest = max(strides[1:])
         rows = sum(strides[:-1]) + slopes + 2 * widest + strides[-1]
         parts = max(4 * self.threads, 128 * warps, 2 * self.tile * widest) + 16 * widest
-        return (3 + shape.scaled) * self.padded + self.weights + self.tile * rows + parts + 32
+        gap = 4  # between what a layer passes on and what the next does
+        return (3 + shape.scaled) * self.padded + self.weights + self.tile * rows + gap + parts + 32
 
 
 class RowLayout(ChainLayout):

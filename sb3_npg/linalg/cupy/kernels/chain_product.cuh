@@ -10,10 +10,11 @@ __host__ __device__ constexpr int slope_at(int l) {
     return l == 0 ? 0 : slope_at(l - 1) + (keeps_slope(l - 1) ? TILE * stride_of(l) : 0);
 }
 constexpr int TANGENT = TILE * widest(LAYERS);
+constexpr int GAP = 4;  // between two tangents: read past the end of one while the other is written
 constexpr int METRIC = TILE * stride_of(LAYERS);
 constexpr int PARTS = larger(4 * THREADS, larger(128 * WARPS, 2 * TANGENT));  // of sums that several warps share
 constexpr int SHARED_NUMBERS = (3 + SCALED) * PADDED + weight_at(LAYERS) + inputs_at(LAYERS) + slope_at(LAYERS)
-                               + 2 * TANGENT + METRIC + PARTS + SPARE + 32;
+                               + 2 * TANGENT + GAP + METRIC + PARTS + SPARE + 32;
 static_assert(PADDED == EXPECTED_PADDED && SHARED_NUMBERS == EXPECTED_SHARED, "the host counts otherwise");
 
 struct Memory {
@@ -30,7 +31,7 @@ __device__ inline Memory carve(real* arena) {
     m.inputs = m.weights + weight_at(LAYERS);
     m.slopes = m.inputs + inputs_at(LAYERS);
     m.tangent[0] = m.slopes + slope_at(LAYERS);
-    m.tangent[1] = m.tangent[0] + TANGENT;
+    m.tangent[1] = m.tangent[0] + TANGENT + GAP;
     m.metric = m.tangent[1] + TANGENT;
     m.parts = m.metric + METRIC;
     m.scratch = m.parts + PARTS + SPARE;
