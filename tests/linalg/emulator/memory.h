@@ -8,27 +8,25 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <map>
+#include <set>
 #include <string>
 #include <vector>
 
-// What a kernel found wrong: each kind and place once, with an address in its code as "<0x…>".
-class Report {
-  public:
-    void add(const std::string& what, size_t code) {
-        char place[32];
-        std::snprintf(place, sizeof place, " <0x%zx>", code);
-        if (code != 0 || times[what]++ == 0) lines.insert({what + (code ? place : ""), 0});
+// What is wrong with a kernel: each kind once for each place in its code, which stands there as "<0x…>".
+struct Report {
+    std::set<std::string> lines;
+
+    void add(const std::string& what) { lines.insert(what); }
+    void add(const std::string& what, size_t place) {
+        char text[32];
+        std::snprintf(text, sizeof text, " <0x%zx>", place);
+        lines.insert(what + text);
     }
     std::string text() const {
         std::string all;
-        for (const auto& line : lines) all += line.first + "\n";
+        for (const std::string& line : lines) all += line + "\n";
         return all;
     }
-    void clear() { lines.clear(), times.clear(); }
-
-  private:
-    std::map<std::string, int> lines, times;
 };
 
 // An access: who, and how many barriers of the grid, the block and the warp that thread had passed.
@@ -72,12 +70,12 @@ struct Piece {
 
     bool holds(size_t address) const { return begin <= address && address < end; }
 
-    void touch(size_t address, size_t size, bool writes, const Access& now, size_t code, Report& report) {
-        if (address + size > end) report.add("access past the end of " + name, code);
-        if (writes && is_constant) report.add("write to the constant " + name, code);
+    void touch(size_t address, size_t size, bool writes, const Access& now, size_t place, Report& report) {
+        if (address + size > end) report.add("access past the end of " + name, place);
+        if (writes && is_constant) report.add("write to the constant " + name, place);
         const size_t last = std::min(address + size, end) - 1;
         for (size_t word = (address - begin) / 4; word <= (last - begin) / 4; word++)
-            if (races(words[word], writes, now)) report.add("race in " + name, code);
+            if (races(words[word], writes, now)) report.add("race in " + name, place);
     }
 
   private:

@@ -67,7 +67,7 @@ void yield() { swapcontext(&current->context, &scheduler); }
 void wait(Barrier& barrier, int line) {
     if (barrier.arrived == 0) barrier.line = line;
     if (barrier.line != line)
-        report.add("threads meet at a barrier from lines " + std::to_string(barrier.line) + " and " + std::to_string(line), 0);
+        report.add("threads meet at a barrier from lines " + std::to_string(barrier.line) + " and " + std::to_string(line));
     is_progress = true;
     const unsigned passed = barrier.passed;
     if (++barrier.arrived == barrier.expected) {
@@ -133,7 +133,7 @@ std::unique_ptr<Thread> make_thread(unsigned index, unsigned block, Block& home)
 void run_all() {
     size_t left = launched->threads.size();
     for (int idle = 0; left > 0; idle = is_progress ? 0 : idle + 1) {
-        if (idle > 2) return report.add(std::to_string(left) + " threads wait for ever", 0);
+        if (idle > 2) return report.add(std::to_string(left) + " threads wait for ever");
         is_progress = false;
         for (auto& thread : launched->threads)
             if (!thread->done) {
@@ -167,7 +167,7 @@ struct Tensor {
 const char* emulated_launch(void (*kernel)(void**), void** arguments, unsigned n_blocks, unsigned n_threads,
                             size_t n_bytes, const Tensor* tensors, int n_tensors) {
     static std::string found;
-    report.clear();
+    report = Report();
     launched.reset(new Launch{kernel, arguments, n_blocks, n_threads, Image(reinterpret_cast<void*>(kernel)), {}, {}, {}});
     for (int i = 0; i < n_tensors; i++)
         launched->tensors.emplace_back(tensors[i].begin, tensors[i].n_bytes,
