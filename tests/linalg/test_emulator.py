@@ -98,9 +98,12 @@ def test_shared_memory_is_not_cleared():
     assert bool(to.isnan().all())
 
 
-def test_a_tensor_of_another_type_shows():
-    with pytest.raises(AssertionError, match="kernel"):
-        launch("to[i] = 0;", None, zeros().double())
+@pytest.mark.parametrize(
+    "to", [th.zeros(64, dtype=th.float64), th.zeros(64, 2)[:, 0], np.float32(0.0)], ids=["dtype", "strides", "number"]
+)
+def test_an_argument_of_another_type_shows(to):
+    with pytest.raises(AssertionError, match="kernel wants"):
+        launch("to[i] = 0;", None, to)
 
 
 def test_an_address_is_that_of_a_living_tensor():

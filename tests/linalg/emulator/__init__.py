@@ -10,12 +10,14 @@ import gc
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch as th
 
 from sb3_npg.graphs import Tensors
@@ -23,7 +25,8 @@ from sb3_npg.linalg.cupy.device import Argument, Launch
 from sb3_npg.linalg.cupy.packing import PackedArguments
 
 _HERE = Path(__file__).parent
-COMPILER = shutil.which("g++") or shutil.which("clang++")
+#: The emulator asks Linux where libraries lie in memory.
+COMPILER = (shutil.which("g++") or shutil.which("clang++")) if sys.platform == "linux" else None
 _CHECKS = ("-O1", "-g1", "-fsanitize=thread", "-fsanitize=alignment,bounds")
 _FOLDER = tempfile.TemporaryDirectory(prefix="emulated-")
 
@@ -44,9 +47,7 @@ class EmulatedDevice:
         self.launches.append(name)
         kinds = _kinds(source, name)
         for argument, kind in zip(arguments, kinds, strict=True):
-            if isinstance(argument, th.Tensor):
-                assert argument.is_contiguous()
-                assert _C_NAMES[argument.dtype] == kind.number, (name, kinds)
+            assert kind.fits(argument), f"{name} wants {kind}"
         packed = PackedArguments(arguments)
         packed.pack(arguments)
         tensors = {i: argument for i, argument in enumerate(arguments) if isinstance(argument, th.Tensor)}
@@ -117,8 +118,19 @@ class _Kind(NamedTuple):
     is_address: bool
     is_constant: bool
 
+    def fits(self, argument: Argument) -> bool:
+        """Tell whether an argument is of this type."""
+        if isinstance(argument, th.Tensor):
+            return self.is_address and argument.is_contiguous() and _C_NAMES[argument.dtype] == self.number
+        if isinstance(argument, np.generic):
+            return not self.is_address and _C_NAMES[type(argument)] == self.number
+        return self.is_address
 
-_C_NAMES = {th.float32: "float", th.float64: "double", th.int32: "int", th.int64: "unsigned long long"}
+
+_C_NAMES: dict[Any, str] = {
+    **{th.float32: "float", th.float64: "double", th.int32: "int", th.int64: "unsigned long long"},
+    **{np.float32: "float", np.float64: "double", np.int32: "int"},
+}
 
 
 class _Extent(ctypes.Structure):
@@ -198,9 +210,9 @@ def _runtime_file() -> Path:
 
 
 @cache
-def _runtime() -> ctypes.CDLL:
-    """Return the library that runs the kernels."""
-    library = ctypes.CDLL(str(_runtime_file()))
+def _runtime() -> ctypes.PyDLL:
+    """Return the library that runs the kernels, one launch at a time: other threads of Python wait."""
+    library = ctypes.PyDLL(str(_runtime_file()))
     library.emulated_launch.restype = ctypes.c_char_p
     return library
 
