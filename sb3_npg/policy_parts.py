@@ -63,9 +63,10 @@ def split_policy(policy: ActorCriticPolicy, observations: PyTorchObs, fast_paths
         return PolicyParts(actor, networks.critic_parameters(), [], networks, networks.critic)
     reached = _Reached.by(policy, observations)
     actor = ParameterVector([parameter for parameter in policy.parameters() if parameter in reached.actor_parameters])
-    values = [p for p in policy.parameters() if p in reached.critic_parameters - reached.actor_parameters]
+    others = reached.critic_parameters - reached.actor_parameters
+    values = [parameter for parameter in policy.parameters() if parameter in others]
     critic = read_critic(policy) if fast_paths else None
-    if critic is not None and set(critic.network.parameters()) != set(values):
+    if critic is not None and set(critic.network.parameters()) != others:
         critic = None
     return PolicyParts(actor, values, _called_modules(policy, reached), critic=critic)
 

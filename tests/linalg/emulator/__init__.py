@@ -147,11 +147,13 @@ class _Extent(ctypes.Structure):
 def _extents(kinds: Sequence[_Kind], address: int, tensors: dict[int, th.Tensor]) -> Iterator[_Extent]:
     """Return the memory that a kernel's arguments point to; an argument that shares it with another may write there."""
     pointers = (ctypes.c_void_p * len(kinds)).from_address(address)
+    values = {i: ctypes.c_size_t.from_address(pointers[i]).value for i, kind in enumerate(kinds) if kind.is_address}
+    begins = {i: value for i, value in values.items() if value}
+    living = _living_storages() if begins.keys() - tensors.keys() else []
     found: dict[tuple[int, int], list[int]] = {}
-    for i, (kind, pointer) in enumerate(zip(kinds, pointers, strict=True)):
-        begin = ctypes.c_size_t.from_address(pointer).value if kind.is_address else 0
-        if begin:
-            found.setdefault(_extent(tensors[i]) if i in tensors else _extent_around(begin), []).append(i)
+    for i, begin in begins.items():
+        extent = _extent(tensors[i]) if i in tensors else next(one for one in living if one[0] <= begin < sum(one))
+        found.setdefault(extent, []).append(i)
     for (begin, n_bytes), places in found.items():
         if n_bytes:
             yield _Extent(begin, n_bytes, places[0], all(kinds[i].is_constant for i in places))
@@ -161,11 +163,10 @@ def _extent(tensor: th.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.numel() * tensor.element_size()
 
 
-def _extent_around(address: int) -> tuple[int, int]:
-    """Return the memory of the living tensor that an address lies in."""
-    storages = {tensor.untyped_storage() for tensor in gc.get_objects() if type(tensor) is th.Tensor and tensor.is_cpu}
-    extents = ((storage.data_ptr(), storage.nbytes()) for storage in storages)
-    return next((begin, size) for begin, size in extents if begin <= address < begin + size)
+def _living_storages() -> list[tuple[int, int]]:
+    """Return the memory of all living tensors."""
+    tensors = (one for one in gc.get_objects() if type(one) is th.Tensor and one.is_cpu)
+    return [(storage.data_ptr(), storage.nbytes()) for storage in (tensor.untyped_storage() for tensor in tensors)]
 
 
 class _Kernel:
@@ -231,7 +232,8 @@ def _compiled(source: str, options: Sequence[str], libraries: Sequence[Path] = (
     return folder / "library.so"
 
 
-def _kinds(source: str, name: str) -> list[_Kind]:
+@cache
+def _kinds(source: str, name: str) -> tuple[_Kind, ...]:
     """Return the types of a kernel's parameters."""
     real = re.search(r"^#define REAL (\w+)$", source, flags=re.MULTILINE)
     found = []
@@ -239,10 +241,9 @@ def _kinds(source: str, name: str) -> list[_Kind]:
         words = [word for word in re.findall(r"\w+", parameter)[:-1] if word != "const"]
         number = " ".join(words).replace("real", real[1] if real else "float")
         found.append(_Kind(number, "*" in parameter, "const" in parameter))
-    return found
+    return tuple(found)
 
 
-@cache
 def _parameters(source: str, name: str) -> list[str]:
     """Return a kernel's parameters, the lists that are constants written out."""
     found = re.search(rf"__global__[^;{{]*?\b{name}\(([^)]*)\)", source)
