@@ -5,28 +5,20 @@ The study behind BipedalWalker's hyperparameters in the zoo: which ones make it 
 interrupted, it resumes. The long runs are trained as ``python -m benchmarks.returns`` does.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
-from statistics import fmean, median
-from typing import Any, ClassVar, TypeAlias
+from statistics import fmean
+from typing import Any
 
 from benchmarks import returns
-from benchmarks.report import Store, command_line, markdown_table, mean_and_spread, measure_missing, write_document
-from benchmarks.returns_report import final, first_reaching
+from benchmarks.report import Store
+from benchmarks.returns_report import final
 from benchmarks.tuning import log_std
-from benchmarks.zoo_runs import ZooRun, measure
+from benchmarks.zoo_study import Candidates, Stage, ZooStudy
 
-RESULTS = Path("benchmarks/results/bipedal_walker")
-DOCUMENT = Path("docs/bipedal_walker.md")
 TASK = "BipedalWalker-v3"
-#: The steps over which the mean of the evaluations is shown.
-SHOWN = (200_000, 400_000)
 
-#: The zoo's for MuJoCo, in full, so that a change of ``zoo_configs/npg.yml`` does not affect the candidates.
+#: The zoo's for MuJoCo, with NPG's default σ = 2/d and λ of F = 0.1 d.
 BASE: dict[str, Any] = {
     "normalize": {"clip_obs": 3.0},
     "n_envs": 8,
@@ -40,8 +32,6 @@ _WIDE = log_std(0.0)
 _ROWS_2048: dict[str, Any] = {"n_steps": 256}
 _LIKE_TRPO: dict[str, Any] = {**_WIDE, **_ROWS_2048, "normalize": True}
 _ADAM: dict[str, Any] = {"critic_solver": "adam", "n_critic_updates": 20, "batch_size": 128}
-#: What differs from ``BASE``, and the seeds, by the name in the tables.
-Candidates: TypeAlias = dict[str, tuple[dict[str, Any], Sequence[int]]]
 #: Those of the short runs.
 CANDIDATES: Candidates = {
     "λ of F 0.1": (_LESS_DAMPED, (3, 4, 5)),
@@ -74,6 +64,13 @@ FINALISTS: Candidates = {
     ),
     "the same, Adam 20 × 128": ({**_LIKE_TRPO, **_ADAM, "target_kl": "lin_0.05"}, returns.SEEDS),
 }
+STUDY = ZooStudy(
+    "bipedal_walker",
+    TASK,
+    BASE,
+    [Stage(400_000, CANDIDATES, evaluations=16), Stage(1_000_000, FINALISTS)],
+    shown=(200_000, 400_000),
+)
 #: What the tables say, in the words of those who read them.
 CONCLUSIONS = """\
 ## What this says
@@ -91,122 +88,27 @@ CONCLUSIONS = """\
   ended at −122. The last candidate's final policies return less, but of the three seeds that both have, two reach the
   score sooner and the third as soon.
 
-The zoo uses the last candidate. It was chosen on seeds 6 to 9 and then run on seeds 0 to 2, on which every earlier
-candidate had taken too many steps. With "λ of F 0.1", which the zoo had before, the policies ended higher on two of
-those three seeds, but on five of six seeds they stood still for 200,000 steps or more.
+The base is the zoo's for MuJoCo, with NPG's default σ = 2/d and λ of F = 0.1 d. The zoo uses the last candidate. It was
+chosen on seeds 6 to 9 and then run on seeds 0 to 2, on which every earlier candidate had taken too many steps. With "λ
+of F 0.1", which the zoo had before, the policies ended higher on two of those three seeds, but on five of six seeds
+they stood still for 200,000 steps or more.
 """
 
 
-@dataclass(frozen=True)
-class Run(ZooRun):
-    """
-    One run of a candidate.
-
-    :param candidate: key of ``candidates``
-    """
-
-    candidate: str
-    steps: ClassVar[int]
-    candidates: ClassVar[Candidates]
-
-    @classmethod
-    def all(cls) -> list["Run"]:
-        """Return the runs of all candidates, those of one together."""
-        return [cls("npg", TASK, seed, name) for name, (_, seeds) in cls.candidates.items() for seed in seeds]
-
-    def block(self) -> dict[str, Any]:
-        """Return the hyperparameters, in the zoo's grammar."""
-        return {**BASE, "n_timesteps": self.steps, **self.candidates[self.candidate][0]}
-
-
-class FirstLook(Run):
-    """A short one."""
-
-    steps = 400_000
-    evaluations = 16
-    candidates = CANDIDATES
-
-
-class FinalRun(Run):
-    """One as long as the zoo's."""
-
-    steps = 1_000_000
-    candidates = FINALISTS
-
-
-def table(store: Store, runs: Sequence[Run], score: float) -> str:
-    """
-    Return the results of each candidate's runs.
-
-    :param store: where they are
-    :param runs: of all candidates, those of one together
-    :param score: mean return of an evaluation that the steps are counted to
-    """
-    rows = []
-    for candidate, group in groupby(runs, lambda run: run.candidate):
-        done = {run.seed: figures for run in group if (figures := store.load(run.settings())) is not None}
-        steps = [point[0] for figures in done.values() if (point := first_reaching(figures, score)) is not None]
-        reached = f"{median(steps) / 1000:.0f}k" if steps else "–"
-        rows.append(
-            [
-                candidate,
-                ", ".join(map(str, done)),
-                f"{reached} ({len(steps)} of {len(done)})",
-                mean_and_spread([_mean_evaluation(figures) for figures in done.values()]),
-                ", ".join(f"{final(figures):.0f}" for figures in done.values()),
-            ]
-        )
-    shown = " to ".join(f"{steps:,}" for steps in SHOWN)
-    return markdown_table(["candidate", "seeds", f"steps to {score:.0f}", f"return, {shown} steps", "at the end"], rows)
-
-
-def _mean_evaluation(figures: dict[str, Any]) -> float:
-    low, high = SHOWN
-    return fmean(fmean(point["returns"]) for point in figures["curve"] if low <= point["steps"] <= high)
-
-
-def _title(kind: type[Run]) -> str:
-    return f"## {kind.steps:,} steps, an evaluation every {kind.steps // kind.evaluations:,}"
-
-
-def write(store: Store, out: Path) -> None:
-    """Write the document from what is stored."""
+def score() -> tuple[float, str]:
+    """Return the mean return of TRPO's final policies, and what it is."""
     others = Store(returns.RESULTS, any_machine=True)
     reference = [others.load(run.settings()) for run in returns.all_runs(["trpo"], [TASK])]
-    score = fmean(final(run) for run in reference if run is not None)
+    value = fmean(final(run) for run in reference if run is not None)
     about = (
-        f"A candidate lists only what differs from {BASE}, the zoo's settings for MuJoCo, with NPG's default σ = 2/d "
-        f"and λ of F = 0.1 d. {score:.0f} is the mean return of TRPO's final policies with rl_zoo3's settings "
-        "([results.md](results.md)). The steps to it are those of the first evaluation, of 5 episodes, that reaches "
-        "it: the median over the seeds that do. The last two columns are the mean return of the evaluations between "
-        "those steps, ± standard deviation over seeds, and the final policy's over 20 episodes, seed by seed."
+        f"{value:.0f} is the mean return of TRPO's final policies with rl_zoo3's settings ([results.md](results.md))."
     )
-    sections = [
-        "# BipedalWalker's hyperparameters",
-        f"Written by `{command_line('benchmarks.bipedal_walker', [])}`.",
-        "\n".join(sorted(store.environments())),
-        CONCLUSIONS,
-        about,
-        _title(FirstLook),
-        table(store, FirstLook.all(), score),
-        _title(FinalRun),
-        table(store, FinalRun.all(), score),
-    ]
-    write_document(out, sections)
+    return value, about
 
 
 def main(argv: Sequence[str]) -> None:
     """Do what is missing, then write the document."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bipedal_walker", description=__doc__)
-    parser.add_argument("--processes", type=int, default=2, help="runs at once")
-    parser.add_argument("--report", action="store_true", help="only write what is stored")
-    parser.add_argument("--out", type=Path, default=DOCUMENT)
-    arguments = parser.parse_args(argv)
-    store = Store(RESULTS, any_machine=True)
-    if not arguments.report:
-        measure_missing(store, FirstLook.all(), measure, arguments.processes)
-        measure_missing(store, FinalRun.all(), measure, arguments.processes)
-    write(store, arguments.out)
+    STUDY.main(argv, __doc__, CONCLUSIONS, score)
 
 
 if __name__ == "__main__":

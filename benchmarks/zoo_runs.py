@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import rl_zoo3
 import yaml
@@ -138,8 +138,11 @@ class ZooRun(ABC):
     algo: str
     env_id: str
     seed: int
-    #: Evaluations during the run, evenly spaced.
-    evaluations: ClassVar[int] = EVALUATIONS
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations during the run, evenly spaced."""
+        return EVALUATIONS
 
     @abstractmethod
     def block(self) -> dict[str, Any]:

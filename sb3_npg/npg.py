@@ -31,6 +31,8 @@ from sb3_npg.arguments import (
     check_policy_kwargs,
     check_policy_name,
     check_spaces,
+    copied_dicts,
+    is_unchanged,
     make_damping,
     make_step_rule,
     warn_of_uneven_minibatches,
@@ -50,6 +52,7 @@ from sb3_npg.policy_parts import (
     refresh_running_statistics,
     require_actor,
     split_policy,
+    trained_modules,
     warn_without_critic,
 )
 from sb3_npg.rollout import Samples, normalized, read_rollout, require_finite_rollout
@@ -232,7 +235,7 @@ class NPG(OnPolicyAlgorithm):
         # load() overwrites these before it calls _setup_model(): plain values only, under the arguments' names.
         self.batch_size = batch_size
         self.fisher_solver = fisher_solver
-        self.fisher_solver_kwargs = fisher_solver_kwargs
+        self.fisher_solver_kwargs = copied_dicts(fisher_solver_kwargs)
         self.damping = damping
         self.adaptive_damping = adaptive_damping
         self.relative_damping = relative_damping
@@ -240,7 +243,7 @@ class NPG(OnPolicyAlgorithm):
         self.line_search_max_iter = line_search_max_iter
         self.n_critic_updates = n_critic_updates
         self.critic_solver = critic_solver
-        self.critic_solver_kwargs = critic_solver_kwargs
+        self.critic_solver_kwargs = copied_dicts(critic_solver_kwargs)
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self.step_size = step_size
@@ -305,8 +308,8 @@ class NPG(OnPolicyAlgorithm):
 
         :raises ValueError: for a bad value, or a new value of an attribute that is fixed once the agent is made
         """
-        attributes = {name: getattr(self, name) for name in HEEDED}
-        if self._heeded and all(value is self._heeded[name] for name, value in attributes.items()):
+        attributes = {name: copied_dicts(getattr(self, name)) for name in HEEDED}
+        if self._heeded and all(is_unchanged(value, self._heeded[name]) for name, value in attributes.items()):
             return
         check_hyperparameters(attributes, self.n_envs)
         check_chosen_once(self._heeded or attributes, attributes)
@@ -356,7 +359,7 @@ class NPG(OnPolicyAlgorithm):
             if len(parts.actor_parameters) > 0:  # else the actor is frozen
                 problem = self._local_problem(rollout, parts)  # L, F and the mean KL at θ_old
                 gradient = problem.surrogate_gradient()  # g
-                line = SearchLine(problem, self._step_length)  # θ + cβx
+                line = SearchLine(problem, self._step_rule.length(self._current_progress_remaining))  # θ + cβx
                 direction = self._find_direction(problem, gradient, line)  # x, with its full step taken
                 search = self._search(line)  # θ ← θ + cβx
                 self._conclude_step(problem, direction, line.length, search)
@@ -369,10 +372,11 @@ class NPG(OnPolicyAlgorithm):
     @refusals_as_failures()
     def _local_problem(self, rollout: Samples, parts: PolicyParts) -> LocalProblem:
         """Set up the update at the present policy, after BatchNorm's averages are refreshed on the rollout."""
-        observations = rollout.observations
-        refresh_running_statistics(self.policy.get_distribution, parts.actor_modules, observations, self.batch_size)
+        policy, observations = self.policy, rollout.observations
+        modules = trained_modules(policy, parts.actor_modules)
+        refresh_running_statistics(policy.get_distribution, modules, observations, self.batch_size)
         return LocalProblem(
-            self.policy,
+            policy,
             observations,
             rollout.actions,
             normalized(rollout.advantages) if self.normalize_advantage else rollout.advantages,
@@ -380,10 +384,6 @@ class NPG(OnPolicyAlgorithm):
             sub_sampling_factor=self.sub_sampling_factor,
             parts=parts,
         )
-
-    def _step_length(self, curvature: th.Tensor) -> th.Tensor:
-        """Return β for xᵀFx."""
-        return self._step_rule.length(curvature, self._current_progress_remaining)
 
     def _find_direction(self, problem: LocalProblem, gradient: th.Tensor, line: SearchLine) -> Direction:
         """Solve (F + λI) x = g, and take the full step along x, as the figures of both are read together."""

@@ -33,20 +33,21 @@ def require_finite(what: str, *tensors: th.Tensor) -> None:
 
 
 @contextmanager
-def kept_finite(what: str, tensors: Iterable[th.Tensor]) -> Iterator[None]:
+def kept_finite(what: str, modules: Iterable[nn.Module]) -> Iterator[None]:
     """
-    Stop an update in which tensors that are finite when the block begins are not when it ends.
+    Stop an update in which buffers that are finite when the block begins are not when it ends.
 
-    Tensors that are not finite at the beginning are ignored: a mask may be infinite on purpose.
+    Buffers that are not finite at the beginning are ignored: a mask may be infinite on purpose.
 
     :param what: words for the log, such as ``"what a module remembers"``
-    :param tensors: what the block writes to
+    :param modules: whose own buffers the block writes to, or replaces
     :raises NumericalFailure: if one becomes NaN or infinite
     """
-    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
-    were_finite = th.stack([tensor.isfinite().all() for tensor in floats]).tolist() if floats else []
+    floats = {place: buffer for place, buffer in _buffers(modules).items() if buffer.is_floating_point()}
+    were_finite = th.stack([buffer.isfinite().all() for buffer in floats.values()]).tolist() if floats else []
     yield
-    require_finite(what, *compress(floats, were_finite))
+    now = _buffers(module for module, _ in floats)
+    require_finite(what, *(now[place] for place in compress(floats, were_finite) if place in now))
 
 
 #: How torch's distributions and random generators begin their messages about a NaN.
@@ -82,6 +83,7 @@ def restored_on_failure(module: nn.Module, optimizer: th.optim.Optimizer) -> Ite
     :param module: whose parameters and buffers are restored
     :param optimizer: whose state is restored
     """
+    buffers = _buffers(module.modules())
     tensors = [tensor.detach() for tensor in (*module.parameters(), *module.buffers())]
     before = [th.empty_like(tensor) for tensor in tensors]
     th._foreach_copy_(before, tensors)
@@ -89,10 +91,19 @@ def restored_on_failure(module: nn.Module, optimizer: th.optim.Optimizer) -> Ite
     try:
         yield
     except BaseException:
+        for (owner, name), buffer in buffers.items():
+            if getattr(owner, name) is not buffer:  # a module may have put another tensor in its place
+                setattr(owner, name, buffer)
         for tensor, value in zip(tensors, before, strict=True):
-            tensor.copy_(value)
+            if not th.equal(tensor, value):  # one that overlaps itself cannot be written to
+                tensor.copy_(value)
         optimizer.load_state_dict(optimizer_before)
         raise
+
+
+def _buffers(modules: Iterable[nn.Module]) -> dict[tuple[nn.Module, str], th.Tensor]:
+    """Return the modules' own buffers, by module and name."""
+    return {(module, name): buffer for module in modules for name, buffer in module.named_buffers(recurse=False)}
 
 
 def _copied(state: Any) -> Any:

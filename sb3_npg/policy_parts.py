@@ -120,8 +120,7 @@ def refresh_running_statistics(
     n_rows = count_rows(observations)
     if not remembering or n_rows < 2:  # the variance of one row is not defined
         return
-    kept = [buffer for module in remembering for buffer in module.buffers(recurse=False)]
-    with training_mode(remembering, True), th.no_grad(), kept_finite("what modules remember of a rollout", kept):
+    with training_mode(remembering, True), th.no_grad(), kept_finite("what modules remember of a rollout", remembering):
         for rows in split_rows(n_rows, max(batch_size, 3)):
             compute(take_rows(observations, rows))
 
@@ -130,6 +129,19 @@ def critic_modules(policy: ActorCriticPolicy, parts: PolicyParts) -> list[nn.Mod
     """Return the modules that are not the actor's."""
     actor = set(parts.actor_modules)
     return [module for module in policy.modules() if module not in actor]
+
+
+def trained_modules(policy: ActorCriticPolicy, modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """
+    Return those modules that a policy puts into training mode for an update: it may keep some in evaluation mode.
+
+    :param policy: SB3 actor-critic policy, in evaluation mode
+    :param modules: some of its modules
+    """
+    policy.set_training_mode(True)
+    trained = [module for module in modules if module.training]
+    policy.set_training_mode(False)
+    return trained
 
 
 @contextmanager
@@ -150,7 +162,7 @@ class _Reached(NamedTuple):
     The parameters reached from some rows: which layers a policy applies may depend on what it observes.
 
     :param actor_parameters: those that the action distribution depends on
-    :param critic_parameters: those that the value depends on
+    :param critic_parameters: those that the value depends on, but for some that act
     :param batches: the rows that were followed
     """
 
@@ -160,26 +172,26 @@ class _Reached(NamedTuple):
 
     @classmethod
     def by(cls, policy: ActorCriticPolicy, observations: PyTorchObs) -> "_Reached":
-        """Follow one row, then all rows in chunks, until every trained parameter is reached."""
+        """Follow all rows in chunks, as what acts in none of the first may in the last; stop if everything acts."""
         reached = cls(set(), set(), [])
         trained = set(filter(is_trained, policy.parameters()))
-        n_rows = count_rows(observations)
-        for rows in [slice(0, 1), *split_rows(n_rows, _ROWS_AT_ONCE)]:
+        for rows in split_rows(count_rows(observations), _ROWS_AT_ONCE):
             with suppress(NumericalFailure), refusals_as_failures():
-                reached.follow(policy, finite_observations(take_rows(observations, rows)))
-            if trained <= reached.actor_parameters | reached.critic_parameters:
+                reached.follow(policy, finite_observations(take_rows(observations, rows)), trained)
+            if trained <= reached.actor_parameters:
                 break
         others = examples(policy.observation_space)
         while not reached.batches and (example := next(others, None)) is not None:
             with suppress(NumericalFailure), refusals_as_failures():
-                reached.follow(policy, filled(take_rows(observations, slice(0, 1)), example))
+                reached.follow(policy, filled(take_rows(observations, slice(0, 1)), example), trained)
         return reached
 
-    def follow(self, policy: ActorCriticPolicy, rows: PyTorchObs) -> None:
-        """Follow the computation from some rows."""
-        own = actor_parameters(policy, rows)
-        with th.enable_grad():
-            values = reached_parameters(policy.predict_values(rows), policy.parameters())
+    def follow(self, policy: ActorCriticPolicy, rows: PyTorchObs, trained: set[nn.Parameter]) -> None:
+        """Follow the computation of the actions from some rows, and that of the values if it may reach more."""
+        own, values = actor_parameters(policy, rows), list[nn.Parameter]()
+        if not trained <= self.actor_parameters | self.critic_parameters:
+            with th.enable_grad():
+                values = reached_parameters(policy.predict_values(rows), policy.parameters())
         self.actor_parameters.update(own)
         self.critic_parameters.update(values)
         self.batches.append(rows)

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch as th
@@ -18,12 +18,12 @@ class StepRule(ABC):
     """How long a step along x is, and how much KL the line search allows."""
 
     @abstractmethod
-    def length(self, curvature: th.Tensor, progress_remaining: float) -> th.Tensor:
+    def length(self, progress_remaining: float) -> Callable[[th.Tensor], th.Tensor]:
         """
-        Return β, shape ().
+        Return β as a function of xᵀFx, both of shape ().
 
-        :param curvature: xᵀFx, shape ()
         :param progress_remaining: falls from 1 to 0 during training
+        :raises NumericalFailure: if the schedule is NaN there
         """
 
     @abstractmethod
@@ -46,9 +46,10 @@ class TrustRegion(StepRule):
     def __init__(self, target_kl: Schedule):
         self.target_kl = target_kl
 
-    def length(self, curvature: th.Tensor, progress_remaining: float) -> th.Tensor:
-        """Return √(2δ / xᵀFx)."""
-        return (2.0 * max(self.target_kl(progress_remaining), 0.0) / curvature).sqrt()
+    def length(self, progress_remaining: float) -> Callable[[th.Tensor], th.Tensor]:
+        """Return xᵀFx ↦ √(2δ / xᵀFx)."""
+        target_kl = _scheduled("target_kl", self.target_kl, progress_remaining)
+        return lambda curvature: (2.0 * target_kl / curvature).sqrt()
 
     def kl_limit(self, progress_remaining: float) -> float:
         """Return δ."""
@@ -67,13 +68,22 @@ class FixedStep(StepRule):
     def __init__(self, step_size: Schedule):
         self.step_size = step_size
 
-    def length(self, curvature: th.Tensor, progress_remaining: float) -> th.Tensor:
-        """Return α."""
-        return max(self.step_size(progress_remaining), 0.0) * th.ones_like(curvature)
+    def length(self, progress_remaining: float) -> Callable[[th.Tensor], th.Tensor]:
+        """Return xᵀFx ↦ α."""
+        step_size = _scheduled("step_size", self.step_size, progress_remaining)
+        return lambda curvature: step_size * th.ones_like(curvature)
 
     def kl_limit(self, progress_remaining: float) -> float:
         """Return infinity: a fixed step has no trust region."""
         return math.inf
+
+
+def _scheduled(name: str, schedule: Schedule, progress_remaining: float) -> float:
+    """Return an argument's value at some progress, at least 0."""
+    value = schedule(progress_remaining)
+    if math.isnan(value):
+        raise NumericalFailure(f"`{name}` is NaN at a progress of {progress_remaining:g}")
+    return max(value, 0.0)
 
 
 class Evaluation(NamedTuple):

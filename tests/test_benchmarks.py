@@ -273,11 +273,11 @@ def test_scale_of_rewards_is_a_column(tmp_path):
 
 def test_critics_are_shown_side_by_side(tmp_path):
     store = report.Store(tmp_path)
-    runs = critics.STUDY.runs((0, 1), ("Hopper-v5",))
+    adam, gauss_newton = list(critics.CRITICS)[:2]
+    runs = critics.STUDY.runs((0, 1), ("Hopper-v5",), (adam, gauss_newton))
     rest = dict.fromkeys(("training_return", "explained_variance", "cpu_seconds", "critic_milliseconds"), 0.5)
     for run, value in zip(runs, (50.0, 100.0, 50.0, 102.0), strict=True):
         store.save(run.settings(), {"return": value, **rest})
-    adam, gauss_newton = critics.CRITICS
     assert critics.sections(store, runs)[2].splitlines()[2:] == [
         f"| {adam} | 50 ± 0 |",
         f"| {gauss_newton} | 101 ± 1 |",
@@ -444,7 +444,8 @@ def test_the_set_of_hyperparameters_of_the_zoo_is_a_finalist(env_id):
 
 def test_the_zoos_bipedal_walker_is_a_finalist_of_its_study():
     chosen = returns.Run("npg", bipedal_walker.TASK, 0, returns.TASKS[bipedal_walker.TASK]).settings()
-    assert chosen in [run.settings() for run in bipedal_walker.FinalRun.all()]
+    study = bipedal_walker.STUDY
+    assert chosen in [run.settings() for run in study.runs(study.stages[-1])]
 
 
 def test_the_zoos_atari_is_a_candidate_of_its_study():
@@ -495,14 +496,15 @@ def test_pongs_tables_show_how_far_each_candidate_went():
 
 def test_bipedal_walkers_table_counts_the_seeds_that_reach_the_score_and_means_over_the_steps_shown(tmp_path):
     store = report.Store(tmp_path, any_machine=True)
-    runs = bipedal_walker.FirstLook.all()[:3]
+    study = bipedal_walker.STUDY
+    runs = study.runs(study.stages[0])[:3]
     steps = (100_000, 200_000, 300_000, 400_000, 500_000)
     for run, returns_of_seed in zip(runs[:2], ((0, 10, 20, 30, 0), (0, 40, 60, 80, 0)), strict=True):
         points = zip(steps, returns_of_seed, strict=True)
         curve = [{"steps": at, "seconds": at / 1e4, "pace": STANDARD, "returns": [value]} for at, value in points]
         store.save(run.settings(), {"returns": [returns_of_seed[3]], "seconds": 1.0, "curve": curve})
 
-    row = bipedal_walker.table(store, runs, score=50.0).splitlines()[2]
+    row = study.table(store, runs, score=50.0).splitlines()[2]
 
     assert row == f"| {runs[0].candidate} | 3, 4 | 300k (1 of 2) | 40 ± 28 | 30, 80 |"
 

@@ -325,6 +325,98 @@ def test_parts_are_those_that_the_rows_reach():
     assert more.critic_parameters == few.critic_parameters
 
 
+class SharedExpert(nn.Module):
+    """The values use an expert for every observation, the actions for some."""
+
+    latent_dim_pi = latent_dim_vf = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.expert = nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def forward(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        return self.forward_actor(features), self.forward_critic(features)
+
+    def forward_actor(self, features: th.Tensor) -> th.Tensor:
+        out, chosen = self.base(features), features[:, 0] > 0.0
+        if chosen.any():
+            out = out.index_add(0, chosen.nonzero().flatten(), self.expert(features[chosen]))
+        return out.tanh()
+
+    def forward_critic(self, features: th.Tensor) -> th.Tensor:
+        return (self.base(features) + self.expert(features)).tanh()
+
+
+class SharedExpertPolicy(ActorCriticPolicy):
+    """A policy around it."""
+
+    def _build_mlp_extractor(self) -> None:
+        self.mlp_extractor = SharedExpert()
+
+
+def test_what_acts_for_the_last_row_alone_is_the_actors():
+    policy = make_agent(policy=SharedExpertPolicy).policy
+    observations = th.rand(600, 3) * th.tensor([-1.0, 1.0, 1.0])
+    expert = {*policy.mlp_extractor.expert.parameters()}
+    assert expert <= {*split_policy(policy, observations).critic_parameters}
+    observations[-1, 0] = 1.0
+    parts = split_policy(policy, observations)
+    assert expert <= {*parts.actor_parameters.tensors}
+    assert expert.isdisjoint(parts.critic_parameters)
+
+
+class FlatValues(ActorCriticPolicy):
+    """Returns one number for each row, without the dimension that SB3's critics have."""
+
+    def predict_values(self, obs: Any) -> th.Tensor:
+        return super().predict_values(obs).flatten()
+
+
+@pytest.mark.parametrize("solver", ["cg", "exact", "kfac"])
+def test_values_without_a_second_dimension_are_fitted_alike(solver):
+    kwargs = {"critic_solver_kwargs": {"fisher_solver": solver}, "fast_paths": False}
+    ends = []
+    for policy in (ActorCriticPolicy, FlatValues):
+        agent = make_agent(policy=policy, **kwargs)
+        train(agent, 1)
+        ends.append(snapshot(agent)["policy"])
+    assert same(*ends)
+
+
+class OneLogStd(ActorCriticPolicy):
+    """All actions share σ."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.log_std = nn.Parameter(th.full((1,), -0.5))
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.filterwarnings("ignore:.* treats what is not in a plain")
+def test_sigma_that_all_actions_share_has_its_fisher():
+    """tr(F) of one log σ for d actions is 2d."""
+    env = TargetEnv()
+    policy = OneLogStd(env.observation_space, env.action_space, lambda _: 1e-3, net_arch=[4]).double()
+    policy.set_training_mode(False)
+    observations = make_observations(env.observation_space, N)
+    actions, d = make_actions(policy, observations), env.action_space.shape[0]
+    problem = LocalProblem(policy, observations, actions, th.randn(N, dtype=th.float64))
+    span = problem.vector.span_of(policy.log_std)
+    assert problem.dense_fisher()[span, span].item() == pytest.approx(2.0 * d)
+    for name in ("diagonal", "kfac"):
+        solver = make_fisher_solver(name)
+        solver.update(problem)
+        assert solver.eigenvalues()["log_std"].item() == pytest.approx(2.0 * d)
+
+
+@pytest.mark.parametrize("fisher_solver", ["cg", "exact", "woodbury"])
+def test_a_policy_whose_actions_share_sigma_trains(fisher_solver):
+    (update,) = train(make_agent(policy=OneLogStd, fisher_solver=fisher_solver), 1)
+    assert update["train/skipped_updates"] == 0.0
+    assert update["train/is_line_search_success"] == 1.0
+
+
 class OneBased(BaseFeaturesExtractor):
     """Looks up what is numbered from one."""
 

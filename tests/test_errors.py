@@ -157,6 +157,18 @@ def test_attributes_that_are_set_to_the_same_are_taken():
     assert agent._n_updates == 1
 
 
+@pytest.mark.parametrize("name", ["fisher_solver_kwargs", "critic_solver_kwargs"])
+def test_what_changes_inside_an_agents_arguments_is_refused_too(name):
+    kwargs = {"max_steps": 3} if name == "fisher_solver_kwargs" else {"fisher_solver_kwargs": {"max_steps": 3}}
+    agent = make_agent(**{name: kwargs})
+    kwargs.clear()  # the user's own dict, which may serve for another agent
+    agent.learn(N_STEPS)
+    own = getattr(agent, name)
+    own.get("fisher_solver_kwargs", own)["max_steps"] = 4
+    with pytest.raises(ValueError, match=rf"`{name}`=.* NPG.load\(path, {name}="):
+        agent.learn(N_STEPS)
+
+
 def test_warnings_point_at_the_line_that_led_to_them():
     env = TargetEnv(action_space=spaces.Box(-1.0, 1.0, (2,), np.float32))
     with pytest.warns(UserWarning, match="no effect") as at_construction:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 from torch.distributions import Normal
@@ -604,6 +605,64 @@ def test_averages_that_overflow_are_put_back(critic, shared):
     run(agent, 3)
     assert agent._n_skipped_updates == 1
     assert all(th.isfinite(tensor).all() for tensor in agent.policy.state_dict().values())
+
+
+class Reassigning(BaseFeaturesExtractor):
+    """Keeps averages in buffers that it replaces, not writes to."""
+
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space, 3)
+        self.register_buffer("variance", th.ones(observation_space.shape))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        if self.training:
+            self.variance = 0.9 * self.variance + 0.1 * observations.square().mean(dim=0)
+        return observations / (self.variance + 1e-3).sqrt()
+
+
+@pytest.mark.parametrize("critic", ["adam", "gauss_newton"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_buffers_that_are_replaced_are_put_back(critic, shared):
+    extractor = {"features_extractor_class": Reassigning, "share_features_extractor": shared}
+    agent = make_agent(faulty_env("vector", "observation", 1e30, 5), policy_kwargs=extractor, critic_solver=critic)
+    own = [module.variance for module in agent.policy.modules() if isinstance(module, Reassigning)]
+    run(agent, 1)
+    assert agent._n_skipped_updates == 1
+    after = [module.variance for module in agent.policy.modules() if isinstance(module, Reassigning)]
+    assert all(one is other and th.equal(one, th.ones(one.shape)) for one, other in zip(own, after, strict=True))
+
+
+class Expanded(NormalizingExtractor):
+    """Has a buffer whose entries lie at one place."""
+
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space)
+        self.register_buffer("halves", th.full((1,), 0.5).expand(8))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.halves * super().forward(observations)
+
+
+def test_buffers_that_overlap_themselves_end_no_run():
+    agent = make_agent(faulty_env("vector", "reward", NAN, 5), policy_kwargs={"features_extractor_class": Expanded})
+    run(agent, 2)
+    assert agent._n_skipped_updates == 1
+
+
+@pytest.mark.parametrize("name", ["target_kl", "step_size"])
+def test_a_step_that_a_schedule_makes_no_number_skips_the_policy_step(name):
+    agent = make_agent("vector", **{name: lambda progress: 0.01 if progress > 0.0 else NAN})
+    acting = parameters(agent, critic=False)
+    with pytest.warns(RuntimeWarning, match=rf"`{name}` is NaN at a progress of 0"):
+        agent.learn(N_STEPS)
+    assert same(parameters(agent, critic=False), acting)
+
+
+@pytest.mark.parametrize("name", ["damping", "target_kl", "step_size"])
+def test_errors_of_a_user_s_schedule_are_not_taken_for_a_numerical_failure(name):
+    agent = make_agent("vector", **{name: lambda progress: 0.01 / progress})
+    with pytest.raises(ZeroDivisionError):
+        agent.learn(N_STEPS)
 
 
 class MaskedExtractor(NormalizingExtractor):

@@ -14,6 +14,7 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
     StateDependentNoiseDistribution,
 )
+from torch.distributions import Independent, Normal
 
 from sb3_npg.linalg import output_product
 from sb3_npg.output_fisher import (
@@ -161,6 +162,22 @@ def test_a_distribution_of_an_unknown_kind_is_refused():
     Unknown.__abstractmethods__ = frozenset()
     with pytest.raises(ValueError, match=r"`policy` acts by a Unknown.*MaskablePPO"):
         make_output_fisher(Unknown())
+
+
+@pytest.mark.parametrize(
+    ("distribution", "inside", "expected"),
+    [
+        (DiagGaussianDistribution(2), Independent(Normal(th.zeros(1, 2), th.ones(1, 2)), 1), "Normal"),
+        (CategoricalDistribution(2), Normal(th.zeros(1), th.ones(1)), "Categorical"),
+        (MultiCategoricalDistribution([2, 2]), Normal(th.zeros(1), th.ones(1)), "list of Categorical"),
+        (BernoulliDistribution(2), Normal(th.zeros(1), th.ones(1)), "Bernoulli"),
+    ],
+)
+def test_a_distribution_that_holds_another_one_is_refused_by_name(distribution, inside, expected):
+    distribution.distribution = inside
+    held = type(inside).__name__
+    with pytest.raises(ValueError, match=rf"`policy` acts by .*is a {held}, and .* is known for a {expected} there"):
+        make_output_fisher(distribution).outputs(distribution)
 
 
 @pytest.mark.parametrize("log_std", [-1e4, 1e4, math.nan])

@@ -479,6 +479,17 @@ def test_compiled_policy_trains_saves_and_loads(space, tmp_path):
     assert_trains(loaded)
 
 
+@pytest.mark.parametrize("fast_paths", [True, False])
+def test_policy_that_is_compiled_in_place_trains(fast_paths):
+    plain = make_agent("vector", fast_paths=False)
+    assert_trains(plain)
+    agent = make_agent("vector", fast_paths=fast_paths)
+    agent.policy.compile(backend="eager")
+    assert_trains(agent)
+    for name, tensor in plain.policy.state_dict().items():
+        th.testing.assert_close(agent.policy.state_dict()[name], tensor)
+
+
 def test_learning_goes_on_from_where_it_was():
     agent = make_agent("vector")
     train(agent, 2)

@@ -88,6 +88,8 @@ def test_file_may_be_a_buffer_and_load_without_environment():
         {"fisher_solver": "kfac", "fisher_solver_kwargs": {"columns": "propagated", "largest_eigen": 8}},
         {"fisher_solver": "woodbury", "relative_damping": True},
         {"fisher_solver_kwargs": {"warm_start": True}},
+        {"critic_solver_kwargs": {"fisher_solver": "kfac", "fisher_solver_kwargs": {"decay": 0.9}}},
+        {"critic_solver_kwargs": {"fisher_solver_kwargs": {"max_steps": 2, "momentum": 0.5}}},
     ],
     ids=[
         "defaults",
@@ -102,6 +104,8 @@ def test_file_may_be_a_buffer_and_load_without_environment():
         "kfac, one column",
         "woodbury",
         "warm start",
+        "critic with memory",
+        "critic with momentum",
     ],
 )
 def test_training_goes_on_as_if_never_interrupted(options, path):

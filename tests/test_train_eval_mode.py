@@ -318,6 +318,25 @@ def test_critic_of_a_compiled_policy_renews_its_own_averages(compiled):
     assert int(critic.normalize.num_batches_tracked) == agent.n_critic_updates
 
 
+class Pinned(NormalizingExtractor):
+    """Stays in evaluation mode whatever it is told, as a pretrained one does."""
+
+    def train(self, mode: bool = True) -> "Pinned":
+        return super().train(False)
+
+
+@both_extractors
+@pytest.mark.parametrize("critic_solver", ["adam", "gauss_newton"])
+def test_what_keeps_itself_in_evaluation_mode_is_left_there(shared, critic_solver):
+    kwargs = {"features_extractor_class": Pinned, "share_features_extractor": shared, "net_arch": [8]}
+    agent = make_agent("Box", policy_kwargs=kwargs, critic_solver=critic_solver)
+    before = averages(agent.policy)
+    train(agent, 2)
+    after = averages(agent.policy)
+    assert before
+    assert all(th.equal(before[name], after[name]) for name in before)
+
+
 class Around(nn.Module):
     """Notes its mode beside a module that remembers."""
 

@@ -27,7 +27,7 @@ def direction_of(problem, damping=1e-3):
 
 
 def trust_region_line(problem, target_kl):
-    return SearchLine(problem, lambda curvature: TrustRegion(lambda _: target_kl).length(curvature, 1.0))
+    return SearchLine(problem, TrustRegion(lambda _: target_kl).length(1.0))
 
 
 def line_along(problem, step):
@@ -61,7 +61,7 @@ def test_measured_kl_tends_to_the_radius_as_it_shrinks(distribution):
     direction, start = direction_of(problem, 0.1), problem.vector.get()
     errors = []
     for target in (1e-4, 1e-6, 1e-8):
-        length = TrustRegion(lambda _, t=target: t).length(th.tensor(direction.curvature), 1.0)
+        length = TrustRegion(lambda _, t=target: t).length(1.0)(th.tensor(direction.curvature))
         problem.vector.set(start + length * direction.natural_gradient)
         errors.append(abs(problem.evaluate().mean_kl / target - 1.0))
     # The error is of first order in the step's length, √δ: two decades of δ are at least one of error.
@@ -72,15 +72,15 @@ def test_measured_kl_tends_to_the_radius_as_it_shrinks(distribution):
 @given(curvature=st.floats(1e-8, 1e8), target=st.floats(1e-6, 1.0))
 @settings(deadline=None, derandomize=True)
 def test_length_solves_the_quadratic_model(curvature, target):
-    length = TrustRegion(lambda _: target).length(th.tensor(curvature, dtype=th.float64), 1.0)
+    length = TrustRegion(lambda _: target).length(1.0)(th.tensor(curvature, dtype=th.float64))
     assert 0.5 * float(length) ** 2 * curvature == pytest.approx(target)
 
 
 def test_fixed_step_is_kakades_whatever_the_curvature():
     rule = FixedStep(lambda progress: 0.5 * progress)
-    assert rule.length(th.ones(()), -1.0) == 0.0
+    assert rule.length(-1.0)(th.ones(())) == 0.0
     for curvature in (0.1, 10.0):
-        assert float(rule.length(th.tensor(curvature), 0.5)) == 0.25
+        assert float(rule.length(0.5)(th.tensor(curvature))) == 0.25
     assert rule.kl_limit(0.5) == math.inf
 
 
@@ -224,4 +224,4 @@ def test_kl_of_the_full_step_is_what_the_damping_is_told():
 
 
 def test_radius_that_a_schedule_makes_negative_is_a_step_of_no_length():
-    assert TrustRegion(lambda progress: 0.01 * (progress - 1.0)).length(th.ones(()), 0.5) == 0.0
+    assert TrustRegion(lambda progress: 0.01 * (progress - 1.0)).length(0.5)(th.ones(())) == 0.0

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -63,13 +64,16 @@ class FirstStep:
         self._own: Callable[..., Acted] = policy.forward
         self._put(self)
 
+    @th.compiler.disable  # type: ignore[untyped-decorator]  # a policy that is compiled in place calls it
     def __call__(self, *args: Any, **kwargs: Any) -> Acted:
         """Act; see ``ActorCriticPolicy.forward``."""
         if not self._is_in_place():  # someone calls it from a wrapper of their own
-            return FiniteForward(self._own, self._policy.observation_space)(*args, **kwargs)
+            others: Acted = FiniteForward(self._own, self._policy.observation_space)(*args, **kwargs)
+            return others
         self.leave()
         self._put(self._choose())
-        return self._policy.forward(*args, **kwargs)
+        acted: Acted = self._policy.forward(*args, **kwargs)
+        return acted
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Give a copy of the policy its own forward pass."""
@@ -106,6 +110,7 @@ class FiniteForward:
         self._forward = forward
         self._space = space
 
+    @th.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, obs: PyTorchObs, *others: Any, **more: Any) -> Acted:
         """Act; see ``ActorCriticPolicy.forward``."""
         observed = itertools.chain([finite_observations(obs)], (filled(obs, one) for one in examples(self._space)))

@@ -66,6 +66,16 @@ def _check_rollout_size(arguments: Mapping[str, Any], n_envs: int) -> None:
         )
 
 
+def copied_dicts(value: Any) -> Any:
+    """Copy an argument's dicts, so that a change inside them is seen; all else stays the same object."""
+    return {key: copied_dicts(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+def is_unchanged(value: Any, before: Any) -> bool:
+    """Tell whether an argument is the object that it was, or a dict that holds the same."""
+    return value is before or (isinstance(value, dict) and value == before)
+
+
 def check_chosen_once(chosen: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
     """
     Refuse new values of attributes that only had an effect when the agent was made.

@@ -13,10 +13,12 @@ from sb3_npg.critic.values import make_values
 from sb3_npg.linalg import LinearAlgebra
 from sb3_npg.numerics import NumericalFailure
 from sb3_npg.parameters import ParameterVector
-from sb3_npg.policy_parts import PolicyParts, critic_modules, refresh_running_statistics
+from sb3_npg.policy_parts import PolicyParts, critic_modules, refresh_running_statistics, trained_modules
 from sb3_npg.rollout import Samples
 from sb3_npg.solvers import FISHER_SOLVERS, ScaledProblem, construct, find_direction, mean_eigenvalue
 
+#: λ as a multiple of the mean eigenvalue, up to γ = 0.99.
+DEFAULT_DAMPING = 10.0
 #: A step is not taken if its predicted gain is less than this fraction of what the steps before it have gained.
 WORTHWHILE = 0.02
 #: Smallest σ that the last layer is measured in, as its first weights are of order one whatever the returns.
@@ -44,7 +46,8 @@ class GaussNewtonSolver(CriticSolver):
     Algorithms, section 4.1.
 
     :param fisher_solver: how the system is solved: a key of ``sb3_npg.solvers.FISHER_SOLVERS``
-    :param fisher_solver_kwargs: arguments of that solver; None: up to 10 products for "cg", its defaults for another
+    :param fisher_solver_kwargs: arguments of that solver; None: up to 10 products for "cg", its defaults for another.
+        What they say of updates holds for the steps on one rollout: nothing is remembered from one to the next
     :param damping: λ as a multiple of the mean eigenvalue of S⁻¹JᵀJS⁻¹/N, > 0; by default it depends on γ, see
         :meth:`defaults`
     :param max_change: largest root mean square change of V that the quadratic model may predict for a step, as a
@@ -59,7 +62,7 @@ class GaussNewtonSolver(CriticSolver):
         self,
         fisher_solver: str = "cg",
         fisher_solver_kwargs: dict[str, Any] | None = None,
-        damping: float = 10.0,
+        damping: float = DEFAULT_DAMPING,
         max_change: float = 1.0,
         backtrack_max_iter: int = 5,
     ):
@@ -90,7 +93,7 @@ class GaussNewtonSolver(CriticSolver):
 
         :param gamma: discount factor
         """
-        return {"damping": 10.0 * min(1.0, max(1e-3, (1.0 - gamma) / 0.01))}
+        return {"damping": DEFAULT_DAMPING * min(1.0, max(1e-3, (1.0 - gamma) / 0.01))}
 
     def use(self, linalg: LinearAlgebra) -> None:
         """Let a backend run the linear algebra of the solver."""
@@ -107,9 +110,9 @@ class GaussNewtonSolver(CriticSolver):
         self, policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples, n_updates: int, batch_size: int
     ) -> float:
         """Take up to ``n_updates`` steps; returns the loss before the first."""
-        self.solver.to(policy.device)
+        self.solver.to(policy.device).forget()  # the scale S is another one on each rollout
         if parts.critic is None:
-            own = critic_modules(policy, parts)
+            own = trained_modules(policy, critic_modules(policy, parts))
             refresh_running_statistics(policy.predict_values, own, rollout.observations, batch_size)
         values = make_values(policy, rollout.observations, ParameterVector(parts.critic_parameters), parts.critic)
         problem = ValueProblem(values, rollout.returns)

@@ -14,7 +14,7 @@ from sb3_npg.networks import CriticNetwork
 from sb3_npg.numerics import kept_finite, require_finite
 from sb3_npg.observations import take_rows
 from sb3_npg.parameters import ParameterVector
-from sb3_npg.policy_parts import PolicyParts, critic_modules, training_mode
+from sb3_npg.policy_parts import PolicyParts, critic_modules, trained_modules, training_mode
 from sb3_npg.rollout import Samples
 
 #: Stores the gradient of a minibatch's loss in the parameters' ``grad``, and returns the loss.
@@ -36,7 +36,7 @@ class MinibatchSolver(CriticSolver):
     ) -> float:
         """Pass ``n_updates`` times over the rollout, in minibatches."""
         losses: list[th.Tensor] = []
-        with kept_finite("what the critic's modules remember", policy.buffers()):
+        with kept_finite("what the critic's modules remember", policy.modules()):
             with _backward(policy, parts, rollout) as backward, fused(policy.optimizer):
                 for rows in _minibatches(len(rollout.returns), n_updates, batch_size, rollout.returns.device):
                     losses.append(backward(rows))
@@ -54,7 +54,7 @@ def _backward(policy: ActorCriticPolicy, parts: PolicyParts, rollout: Samples) -
     if parts.critic is not None:
         yield _backward_by_hand(parts.critic, ParameterVector(parts.critic_parameters), rollout)
         return
-    modules = critic_modules(policy, parts)
+    modules = trained_modules(policy, critic_modules(policy, parts))
 
     def backward(rows: th.Tensor) -> th.Tensor:
         # BatchNorm has no variance for a last minibatch of one row.

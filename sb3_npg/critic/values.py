@@ -72,7 +72,7 @@ class PolicyValues:
         return LayeredFisher(model, chunk_rows, memory_budget)
 
     def _values(self, rows: slice) -> th.Tensor:
-        return self.policy.predict_values(take_rows(self.observations, rows))
+        return self.policy.predict_values(take_rows(self.observations, rows)).reshape(-1, 1)
 
     def _outputs(self, rows: slice) -> RowOutputs:
         values = self._values(rows)

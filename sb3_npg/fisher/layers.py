@@ -1,7 +1,7 @@
 """The Fisher of a policy layer by layer, from the inputs and backpropagated derivatives of Linear and Conv2d layers."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import NamedTuple
 
 import torch as th
@@ -12,8 +12,8 @@ from sb3_npg.fisher.blocks import Block, DenseBlock
 from sb3_npg.fisher.chunks import split_rows
 from sb3_npg.fisher.columns import Columns, propagated_root
 from sb3_npg.fisher.gaussian_jacobian import noise_fisher
-from sb3_npg.fisher.partition import PROBE_ROWS, LayerUse, find_layers, untreated_block
-from sb3_npg.fisher.recording import layers_that_mix_rows, recorded_calls
+from sb3_npg.fisher.partition import PROBE_ROWS, LayerUse, find_layers, untreated_block, wholly_recorded
+from sb3_npg.fisher.recording import recorded_calls
 from sb3_npg.fisher.rollout_fisher import OutputModel, RolloutFisher, UnitMetric
 from sb3_npg.fisher.statistics import ChunkedRecords, LayerRecord, WeightSharing
 from sb3_npg.parameters import ParameterVector
@@ -54,8 +54,8 @@ class LayeredFisher(ChunkedRecords):
     The diagonal blocks of F, one for each layer, as records of the layers' inputs and derivatives.
 
     Linear layers and convolutions, used once or several times, are recorded by hooks, and accepted only if their
-    records reproduce autograd's gradient row by row: names and types do not decide. Other parameters get blocks
-    that are formed.
+    records reproduce autograd's gradient, row by row on a few rows and in sum on all: names and types do not decide.
+    Other parameters get blocks that are formed.
 
     :param model: the policy on the rows
     :param chunk_rows: largest number of rows to differentiate at once
@@ -65,11 +65,10 @@ class LayeredFisher(ChunkedRecords):
     def __init__(self, model: LayeredModel, chunk_rows: int, memory_budget: int):
         self.model = model
         self.n_rows = model.whole.n_rows
-        found, bytes_per_row, self._reached = self._probe()
+        found, bytes_per_row = self._probe()
         self._chunk_rows = min(chunk_rows, max(1, memory_budget // max(1, bytes_per_row)))
         super().__init__(split_rows(self.n_rows, self._chunk_rows))
-        mixing = self._mixing_rows(found)
-        self._layers = [use for use in found if mixing.isdisjoint(use.layers)]
+        self._layers, self._reached = self._examine(found)
 
     @cached_property
     def blocks(self) -> list[Block]:
@@ -110,8 +109,8 @@ class LayeredFisher(ChunkedRecords):
         )
         return th.cat([rows.squeeze(0) for rows in RolloutFisher(log_prob, self._chunk_rows).root_rows()])
 
-    def _probe(self) -> tuple[list[LayerUse], int, list[bool]]:
-        """Find, on a few rows, the layers, the bytes that a row's records take, and which parts depend on a layer."""
+    def _probe(self) -> tuple[list[LayerUse], int]:
+        """Find, on a few rows, the layers and the bytes that a row's records take."""
         n = min(PROBE_ROWS, self.n_rows)
         modules = [module for module in self.model.module.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
         with th.enable_grad():
@@ -121,17 +120,19 @@ class LayeredFisher(ChunkedRecords):
         calls = [call for call in calls if any(use.made(call) for use in layers)]
         n_columns = sum(part.shape[1] for part in parts)
         numbers = sum(call.inputs().numel() + n_columns * call.output.numel() for call in calls)
-        itemsize = parts[0].element_size()
-        outputs = [call.output for call in calls]
-        return layers, numbers * itemsize // n, [_reaches(part, outputs) for part in parts]
+        return layers, numbers * parts[0].element_size() // n
 
-    def _mixing_rows(self, layers: Sequence[LayerUse]) -> set[nn.Module]:
-        """Find layers that passed the test on a few rows but mix rows on all of them."""
-        modules = {layer for use in layers for layer in use.layers}
-        mixing: set[nn.Module] = set()
+    def _examine(self, layers: Sequence[LayerUse]) -> tuple[list[LayerUse], list[bool]]:
+        """Keep the layers that pass on all rows, and tell which parts of the outputs depend on one in some row."""
+        kept, reached = list(layers), list[list[bool]]()
         for rows in self.chunks:
-            mixing |= layers_that_mix_rows(modules, partial(self.model.of_rows, rows), rows.stop - rows.start)
-        return mixing
+            with th.enable_grad():
+                with recorded_calls({layer for use in kept for layer in use.layers}) as calls:
+                    parts = self.model.of_rows(rows).parts
+                kept = wholly_recorded(kept, calls, parts, self.model.whole.parameters)
+            outputs = [call.output for call in calls]
+            reached.append([_reaches(part, outputs) for part in parts])
+        return kept, [any(part) for part in zip(*reached, strict=True)]
 
     def _records_of(
         self, rows: slice, columns: Columns, generator: th.Generator, weight_sharing: WeightSharing

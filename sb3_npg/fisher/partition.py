@@ -121,26 +121,76 @@ def _reproducing(
     candidates: Sequence[LayerUse], calls: Sequence[Call], parts: Sequence[th.Tensor], parameters: ParameterVector
 ) -> list[LayerUse]:
     """Keep the layers whose records reproduce autograd's gradient of one combination of the outputs, row by row."""
-    differentiable = [part for part in parts if part.requires_grad]
-    if not candidates or not differentiable:
+    combination = _combination(parts)
+    if not candidates or combination is None:
         return []
-    outputs = th.cat(differentiable, dim=1)
-    weights = th.cos(th.arange(outputs.numel(), device=outputs.device)).view_as(outputs).to(outputs)
-    by_row = (weights * outputs).sum(dim=1)
-    treated = [call for call in calls if any(use.made(call) for use in candidates)]
-    targets = [call.output for call in treated]
-    rtol = max(_RTOL, *(_RTOL_EPS * th.finfo(target.dtype).eps for target in targets))
-    gradients = th.autograd.grad(by_row.sum(), targets, retain_graph=True, materialize_grads=True)
-    deltas = [call.derivatives(g.unsqueeze(0)) for call, g in zip(treated, gradients, strict=True)]
+    records, rtol = _records(candidates, calls, combination)
     expected = [
         parameters.flatten(th.autograd.grad(row, parameters.tensors, retain_graph=True, materialize_grads=True))
-        for row in by_row
+        for row in combination
     ]
     kept = []
-    for use in candidates:
-        _, inputs, delta = use.record(treated, deltas).to(parameters.dtype)
+    for use, record in zip(candidates, records, strict=True):
+        _, inputs, delta = record.to(parameters.dtype)
         recorded = jacobians(inputs, delta)[0]
         true = th.stack([use.block.gather(gradient) for gradient in expected])
         if bool((recorded - true).norm() <= rtol * true.norm()):
             kept.append(use)
     return kept
+
+
+def wholly_recorded(
+    uses: Sequence[LayerUse], calls: Sequence[Call], parts: Sequence[th.Tensor], parameters: ParameterVector
+) -> list[LayerUse]:
+    """
+    Keep the layers that are applied to all rows at once, and whose records add up to autograd's gradient.
+
+    What a few rows have shown need not hold for all: a layer may be applied to the rows of a mask, by its module, by
+    another one that shares its parameters, or by a function.
+
+    :param uses: layers that pass the test on a few rows
+    :param calls: theirs, on other rows
+    :param parts: the outputs of the policy on these rows, with their graph
+    :param parameters: θ
+    :return: some of ``uses``
+    """
+    n = len(parts[0])
+    made = [[call for call in calls if use.made(call)] for use in uses]
+    uses = [use for use, mine in zip(uses, made, strict=True) if mine and all(call.rows_come_first(n) for call in mine)]
+    combination = _combination(parts)
+    if not uses or combination is None:
+        return []
+    records, rtol = _records(uses, calls, combination)
+    total = combination.sum()
+    gradient = parameters.flatten(
+        th.autograd.grad(total, parameters.tensors, retain_graph=True, materialize_grads=True)
+    )
+    kept = []
+    for use, record in zip(uses, records, strict=True):
+        _, inputs, delta = record.to(parameters.dtype)
+        recorded, true = delta.flatten(0, 2).T @ inputs.flatten(0, 1), use.block.gather(gradient)
+        if bool((recorded - true).norm() <= rtol * true.norm()):
+            kept.append(use)
+    return kept
+
+
+def _combination(parts: Sequence[th.Tensor]) -> th.Tensor | None:
+    """Return one combination of each row's outputs, shape (n,); None if none of them has a graph."""
+    differentiable = [part for part in parts if part.requires_grad]
+    if not differentiable:
+        return None
+    outputs = th.cat(differentiable, dim=1)
+    weights = th.cos(th.arange(outputs.numel(), device=outputs.device)).view_as(outputs).to(outputs)
+    return (weights * outputs).sum(dim=1)
+
+
+def _records(
+    uses: Sequence[LayerUse], calls: Sequence[Call], combination: th.Tensor
+) -> tuple[list[LayerRecord], float]:
+    """Return the layers' records for one column, ``combination``, and how exactly they can reproduce a gradient."""
+    treated = [call for call in calls if any(use.made(call) for use in uses)]
+    targets = [call.output for call in treated]
+    gradients = th.autograd.grad(combination.sum(), targets, retain_graph=True, materialize_grads=True)
+    deltas = [call.derivatives(g.unsqueeze(0)) for call, g in zip(treated, gradients, strict=True)]
+    rtol = max(_RTOL, *(_RTOL_EPS * th.finfo(target.dtype).eps for target in targets))
+    return [use.record(treated, deltas) for use in uses], rtol

@@ -1,6 +1,6 @@
 """Records the inputs and outputs of Linear and Conv2d layers while a policy computes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -84,23 +84,3 @@ def recorded_calls(layers: Iterable[nn.Module]) -> Iterator[list[Call]]:
         for layer in layers:
             hooks.callback(layer.register_forward_hook(record, with_kwargs=True).remove)
         yield calls
-
-
-def layers_that_mix_rows(layers: Iterable[nn.Module], compute: Callable[[], object], n_rows: int) -> set[nn.Module]:
-    """
-    Find layers that are not applied to one entry for each row: to the rows of a mask, say, or not at all.
-
-    :param layers: the modules to watch
-    :param compute: calls them; runs without gradients
-    :param n_rows: number of rows that it computes
-    """
-    modules, by_row, mixing = set(layers), set[nn.Module](), set[nn.Module]()
-
-    def look(module: nn.Module, _args: object, output: th.Tensor) -> None:
-        (by_row if len(output) == n_rows else mixing).add(module)
-
-    with ExitStack() as hooks, th.no_grad():
-        for layer in modules:
-            hooks.callback(layer.register_forward_hook(look).remove)
-        compute()
-    return mixing | (modules - by_row)

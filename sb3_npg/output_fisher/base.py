@@ -103,3 +103,17 @@ class OutputFisher(ABC):
         :param new: outputs of the new policy, shape (n, k)
         :return: shape (n,)
         """
+
+
+def unknown_inside(distribution: Distribution, expected: str) -> ValueError:
+    """
+    Return the error that an SB3 distribution holds another torch distribution than its closed form is of.
+
+    :param distribution: SB3's
+    :param expected: what it should hold
+    """
+    return ValueError(
+        f"`policy` acts by a {type(distribution).__name__} whose `distribution` is a "
+        f"{type(distribution.distribution).__name__}, and the Fisher information is known for a {expected} there. Let "
+        "it hold one, as SB3's own do."
+    )

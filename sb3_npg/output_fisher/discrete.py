@@ -4,7 +4,7 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution
 from torch.nn import functional as F
 
-from sb3_npg.output_fisher.base import OutputFisher
+from sb3_npg.output_fisher.base import OutputFisher, unknown_inside
 
 
 class CategoricalFisher(OutputFisher):
@@ -14,7 +14,7 @@ class CategoricalFisher(OutputFisher):
         """Return the logits."""
         categorical = distribution.distribution
         if not isinstance(categorical, th.distributions.Categorical):
-            raise TypeError(f"expected a Categorical distribution, got {type(categorical).__name__}")
+            raise unknown_inside(distribution, "Categorical")
         return (categorical.logits,)
 
     def log_prob(self, outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:
@@ -90,7 +90,7 @@ class MultiCategoricalFisher(OutputFisher):
         """Return the logits of each categorical."""
         categoricals = distribution.distribution
         if not isinstance(categoricals, list):
-            raise TypeError(f"expected a list of Categorical distributions, got {type(categoricals).__name__}")
+            raise unknown_inside(distribution, "list of Categorical")
         return tuple(categorical.logits for categorical in categoricals)  # type: ignore[attr-defined]
 
     def log_prob(self, outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:
@@ -143,7 +143,7 @@ class BernoulliFisher(OutputFisher):
         """Return the logits."""
         bernoulli = distribution.distribution
         if not isinstance(bernoulli, th.distributions.Bernoulli):
-            raise TypeError(f"expected a Bernoulli distribution, got {type(bernoulli).__name__}")
+            raise unknown_inside(distribution, "Bernoulli")
         return (bernoulli.logits,)
 
     def log_prob(self, outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:

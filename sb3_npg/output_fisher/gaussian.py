@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution, TanhBijector
 from torch import nn
 
-from sb3_npg.output_fisher.base import OutputFisher
+from sb3_npg.output_fisher.base import OutputFisher, unknown_inside
 from sb3_npg.output_fisher.noise import StateDependentNoise
 
 #: log |da/du| of a = tanh(u), from a and u, both of shape (n, action_dim).
@@ -63,12 +63,12 @@ class GaussianFisher(OutputFisher):
 
     def noise_jacobian(self, distribution: Distribution, noise: nn.Parameter) -> th.Tensor | None:
         """
-        Return ∂log σ / ∂log_std: 1 for a plain Gaussian; for gSDE see
-        :class:`~sb3_npg.output_fisher.StateDependentNoise`.
+        Return ∂log σ / ∂log_std: 1 for a plain Gaussian with one log σ for each action, None with any other number;
+        for gSDE see :class:`~sb3_npg.output_fisher.StateDependentNoise`.
         """
         mean = _normal(distribution).mean.detach()
         if not isinstance(distribution, StateDependentNoiseDistribution):
-            return th.ones_like(mean).view(len(mean), 1, -1, 1)
+            return th.ones_like(mean).view(len(mean), 1, -1, 1) if noise.shape == mean.shape[1:] else None
         return StateDependentNoise(noise, distribution).jacobian(distribution._latent_sde.detach()).columns()
 
     def weights_at(self, outputs: th.Tensor) -> tuple[th.Tensor, tuple[int, ...]]:
@@ -96,5 +96,5 @@ def _normal(distribution: Distribution) -> th.distributions.Normal:
     """Return the torch distribution inside a Gaussian one."""
     normal = distribution.distribution
     if not isinstance(normal, th.distributions.Normal):
-        raise TypeError(f"expected a Normal distribution, got {type(normal).__name__}")
+        raise unknown_inside(distribution, "Normal")
     return normal

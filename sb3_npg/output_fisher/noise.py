@@ -169,12 +169,13 @@ def make_noise(distribution: Distribution, parameter: object) -> ExplorationNois
 
     :param distribution: a policy's ``action_dist``
     :param parameter: the policy's ``log_std``, if it has one
-    :return: the noise; None if the distribution has none
+    :return: the noise; None if the distribution has none, or the parameter another shape than SB3 gives it
     """
     if not isinstance(parameter, nn.Parameter):
         return None
-    if type(distribution) in (DiagGaussianDistribution, SquashedDiagGaussianDistribution):
-        return FreeNoise(parameter)
+    if isinstance(distribution, DiagGaussianDistribution):
+        own = type(distribution) in (DiagGaussianDistribution, SquashedDiagGaussianDistribution)
+        return FreeNoise(parameter) if own and parameter.shape == (distribution.action_dim,) else None
     if isinstance(distribution, StateDependentNoiseDistribution):
         return StateDependentNoise(parameter, distribution)
     return None

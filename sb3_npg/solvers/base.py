@@ -10,6 +10,7 @@ from torch import nn
 
 from sb3_npg.fisher import Block, Columns, DenseBlock, LayerRecord, WeightSharing
 from sb3_npg.linalg import TORCH, FisherChain, LinearAlgebra
+from sb3_npg.solvers.memory import Memory
 
 
 class Sum(Protocol):
@@ -153,6 +154,12 @@ class FisherSolver(nn.Module, ABC):
     def remembers(self) -> bool:
         """Tell whether updates depend on earlier ones; if so, the solver's state is saved with the parameters."""
         return not all(isinstance(value, str) for value in self.state_dict().values())
+
+    def forget(self) -> None:
+        """Forget what earlier updates have left behind: the next one is as the first."""
+        for module in self.modules():
+            if isinstance(module, Memory):
+                module.clear()
 
     def get_extra_state(self) -> str:
         """Return what kind of solver this is, which is saved along with what it has learnt."""

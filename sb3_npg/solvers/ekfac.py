@@ -22,7 +22,8 @@ class EKFACSolver(KFACSolver):
         "propagated", one random sum of them; "sampled", the score of the action taken
     :param decay: of the moving averages of A and G, and of S for as long as the eigenbasis stays
     :param statistics_interval: number of updates from one measurement of A, G and S to the next
-    :param inverse_interval: number of updates from one eigenbasis to the next; S is then measured anew
+    :param inverse_interval: number of updates from one eigenbasis to the next, if A and G are new; S is then measured
+        anew
     :param weight_sharing: for a convolution, or a layer that is used more than once: "expand" treats its positions as
         independent, "reduce" as one application to the mean of its inputs. Affects only the basis; S is exact
     :param largest_eigen: layers with a factor of more rows than this are treated as in K-FAC

@@ -76,7 +76,7 @@ class KFACSolver(BlockDiagonalSolver):
         "propagated", one random sum of them; "sampled", the score of the action taken
     :param decay: of the moving averages of A and G over updates; 0 uses only the newest rollout
     :param statistics_interval: number of updates from one measurement of A and G to the next
-    :param inverse_interval: number of updates from one decomposition of A and G to the next
+    :param inverse_interval: number of updates from one decomposition of A and G, if they are new, to the next
     :param weight_sharing: for a convolution, or a layer that is used more than once: "expand" treats its positions as
         independent, "reduce" as one application to the mean of its inputs
     :param largest_eigen: layers with a factor of more rows than this use Cholesky with the damping split
@@ -157,7 +157,9 @@ class KFACSolver(BlockDiagonalSolver):
             measured = self._factors(layers)
             self._grams = {name: factor for name, factor in measured.items() if isinstance(factor, Gram)}
             self._remember({name: factor for name, factor in measured.items() if not isinstance(factor, Gram)})
-        if self._due(self.inverse_interval) or not known:
+        # What was measured last may have been decomposed already.
+        is_new = self.memory.count % self.statistics_interval < self.inverse_interval
+        if (self._due(self.inverse_interval) and is_new) or not known:
             self._decompose()
 
     def _factors(self, layers: Layers) -> dict[str, th.Tensor | Gram]:

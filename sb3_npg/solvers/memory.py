@@ -36,6 +36,12 @@ class Memory(nn.Module):
         if is_scaled != self.is_scaled:
             self.tensors, self.weights, self.is_scaled = {}, {}, is_scaled
 
+    def clear(self) -> None:
+        """Forget everything that later updates would use."""
+        if self.carries_over:
+            self.tensors, self.weights = {}, {}
+        self.count = 0
+
     def has(self, name: str, *shape: int) -> bool:
         """Tell whether a tensor is remembered in this shape, which may change: layers may be frozen at any time."""
         return name in self.tensors and self.tensors[name].shape == shape

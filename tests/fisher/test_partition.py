@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
@@ -462,6 +464,65 @@ def test_layers_that_mix_rows_in_a_later_chunk_alone_are_none():
     assert [one.name for one in chunked.layers.blocks] == [one.name for one in whole.layers.blocks]
     assert [one.name for one in layer_blocks(chunked.layers.blocks)] == ["features_extractor.network.0", "action_net"]
     assert_partition(chunked)
+
+
+class UsedForSome(nn.Module):
+    """Uses a layer once more for some rows: by a function, or by another layer that shares its parameters."""
+
+    def __init__(self, is_tied: bool) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(3, 4), nn.Linear(4, 4)
+        self.other = nn.Linear(3, 4) if is_tied else None
+        if self.other is not None:
+            self.other.weight, self.other.bias = self.layer.weight, self.layer.bias
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        out, chosen = self.last(self.layer(x).tanh()), (x[:, 0] > 0.0).nonzero().flatten()
+        if len(chosen) == 0:
+            return out
+        more = functional.linear(x[chosen], self.layer.weight) if self.other is None else self.other(x[chosen])
+        return out.index_add(0, chosen, more.tanh())
+
+
+@pytest.mark.parametrize("budget", [2**28, 1])
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_a_layer_that_is_used_again_for_later_rows_is_none(is_tied, budget):
+    policy = make_network_policy(lambda: UsedForSome(is_tied), (3,))
+    observations = make_observations((3,), 9)
+    observations[:, 0] = observations[:, 0].abs() * th.linspace(-1.0, 0.5, 9).sign()
+    problem = freeze_problem(policy, observations, memory_budget=budget)
+    names = [one.name for one in layer_blocks(problem.layers.blocks)]
+    assert names == ["features_extractor.network.last", "action_net"]
+    assert_partition(problem)
+    diagonal = updated("diagonal", problem)
+    th.testing.assert_close(matrix_of(diagonal, len(problem.vector)).diagonal(), true_fisher(problem).diagonal())
+
+
+class NoiseForSome(ActorCriticPolicy):
+    """σ depends on the features of some rows."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.noise_net = nn.Linear(self.mlp_extractor.latent_dim_pi, 2)
+
+    def get_distribution(self, obs: Any) -> Any:
+        hidden = self.mlp_extractor.forward_actor(obs.double())
+        log_std, chosen = self.log_std.expand(len(hidden), 2), (obs[:, 0] > 0.0).nonzero().flatten()
+        if len(chosen) > 0:
+            log_std = log_std.index_add(0, chosen, self.noise_net(hidden[chosen]))
+        return self.action_dist.proba_distribution(self.action_net(hidden), log_std)
+
+
+def test_outputs_that_a_layer_reaches_for_later_rows_alone_count():
+    space = spaces.Box(-1.0, 1.0, (3,)), spaces.Box(-1.0, 1.0, (2,))
+    policy = NoiseForSome(*space, lambda _: 1e-3, net_arch={"pi": [4, 4], "vf": [4]}).double()
+    policy.set_training_mode(False)
+    observations = make_observations((3,), 9)
+    observations[:, 0] = observations[:, 0].abs() * th.linspace(-1.0, 0.5, 9).sign()
+    for budget in (2**28, 1):
+        problem = freeze_problem(policy, observations, memory_budget=budget)
+        diagonal = updated("diagonal", problem)
+        th.testing.assert_close(matrix_of(diagonal, len(problem.vector)).diagonal(), true_fisher(problem).diagonal())
 
 
 def test_blocks_of_no_known_kind_are_formed_within_the_chunks(monkeypatch):

@@ -263,10 +263,17 @@ def test_factors_and_their_eigenbases_are_kept_for_their_intervals(name, statist
                 assert th.equal(ours, theirs)
 
 
-def test_second_moments_are_kept_for_their_interval_or_as_long_as_the_eigenbasis():
+@pytest.mark.parametrize(
+    ("statistics", "inverse", "measured_at"),
+    [
+        (2, 3, [0, 0, 2, 3, 4, 4, 6]),  # at even updates, and at 3 where the eigenbasis is new
+        (3, 1, [0, 0, 0, 3, 3, 3, 6]),  # factors that stay have an eigenbasis that stays
+        (3, 2, [0, 0, 0, 3, 4, 4, 6]),
+    ],
+)
+def test_second_moments_are_kept_for_their_interval_or_as_long_as_the_eigenbasis(statistics, inverse, measured_at):
     problems = [make_problem("categorical", "Mlp", 6, seed) for seed in range(7)]
-    solver = make_fisher_solver("ekfac", {"statistics_interval": 2, "inverse_interval": 3})
-    measured_at = [0, 0, 2, 3, 4, 4, 6]  # at even updates, and at 3 where the eigenbasis is new
+    solver = make_fisher_solver("ekfac", {"statistics_interval": statistics, "inverse_interval": inverse})
     for i, problem in enumerate(problems):
         solver.update(problem)
         source = problems[measured_at[i]]
