@@ -23,6 +23,7 @@ TASKS = {
     "Walker2d-v5": 300_000,
     "Swimmer-v5": 200_000,
     "Ant-v5": 200_000,
+    "Pendulum-v1": 100_000,
 }
 #: Arguments of NPG by the name that the tables show.
 CRITICS: dict[str, dict[str, Any]] = {
@@ -32,6 +33,9 @@ CRITICS: dict[str, dict[str, Any]] = {
         "n_critic_updates": 1,
         "critic_solver_kwargs": {"damping": 10.0},
     },
+    "Gauss–Newton, damping 10": {"critic_solver_kwargs": {"damping": 10.0}},
+    "Gauss–Newton, damping 3": {"critic_solver_kwargs": {"damping": 3.0}},
+    "Gauss–Newton, damping 1": {"critic_solver_kwargs": {"damping": 1.0}},
 }
 #: Rollouts of 2,048 rows.
 STUDY = Study("critics", TASKS, {"n_steps": 256}, CRITICS)

@@ -82,14 +82,14 @@ class LocalProblem:
         start = [self.actor.start(rows) for rows in self._chunks]
         self._old_outputs = th.cat([rows.outputs for rows in start])
         self._old_log_prob = th.cat([rows.log_prob for rows in start])
-        self._seen = self.actor.every(sub_sampling_factor)
+        self._fisher_actor = self.actor.every(sub_sampling_factor)
         self.refresh()
         pairs = zip(start, self._chunks, strict=True)
         self._start_sums = [self._surrogate_of(now, rows).sum() for now, rows in pairs]
 
     def refresh(self) -> None:
         """Let F use the present parameters: those of θ_old, put back after a trial step."""
-        self._fisher = self._seen.fisher(self._chunk_rows)
+        self._fisher = self._fisher_actor.fisher(self._chunk_rows)
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -153,7 +153,7 @@ class LocalProblem:
     @cached_property
     def layers(self) -> LayeredFisher | FeedForwardLayers:
         """The Fisher of θ_old layer by layer. Use it before the parameters move."""
-        return self._seen.layers(self._chunk_rows, self._memory_budget)
+        return self._fisher_actor.layers(self._chunk_rows, self._memory_budget)
 
     def _surrogate_of(self, now: ActingRows, rows: slice) -> th.Tensor:
         ratio = (now.log_prob - self._old_log_prob[rows]).exp()

@@ -108,12 +108,12 @@ class FastForward:
         return self._sampler
 
     def _acted(self, obs: PyTorchObs, draw: Callable[[th.Tensor, th.Tensor], tuple[th.Tensor, th.Tensor]]) -> Acted:
-        hidden, values = self._seen(obs)
+        hidden, values = self._hidden_and_values(obs)
         outputs = th.nan_to_num(self.networks.actor.head(hidden), nan=0.0, posinf=0.0, neginf=0.0)
         actions, log_prob = draw(outputs, hidden)
         return actions.reshape(self._shape), values, log_prob
 
-    def _seen(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+    def _hidden_and_values(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """Return the inputs of the actor's last layer, and the values."""
         actor, critic = self.networks.actor, self.networks.critic
         if self.networks.extracts and isinstance(obs, th.Tensor):

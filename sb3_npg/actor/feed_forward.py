@@ -92,7 +92,7 @@ class FeedForwardActor:
     def layers(self, chunk_rows: int, memory_budget: int) -> FeedForwardLayers:
         """Return F layer by layer."""
         chunks = self._mean_jacobian.record_chunks(chunk_rows, memory_budget)
-        return FeedForwardLayers(FeedForwardModel(self._seen, chunks, self.metric, noise_span=self._noise_span))
+        return FeedForwardLayers(FeedForwardModel(self._rows_of, chunks, self.metric, noise_span=self._noise_span))
 
     def every(self, step: int) -> "FeedForwardActor":
         """Return the same actor on every ``step``-th row."""
@@ -119,7 +119,7 @@ class FeedForwardActor:
         self._kept = _Kept(version, GaussianJacobian(mean, noise.jacobian(hidden), log_std, self._noise_span))
         return self._kept.jacobian
 
-    def _seen(self, rows: slice) -> FeedForwardRows:
+    def _rows_of(self, rows: slice) -> FeedForwardRows:
         jacobian = self._jacobian(rows)
         return FeedForwardRows(jacobian, lambda: self._score(jacobian.outputs, rows))
 

@@ -106,14 +106,14 @@ class FeedForwardValues:
     def layers(self, chunk_rows: int, memory_budget: int) -> FeedForwardLayers:
         """Return F layer by layer."""
         chunks = self._jacobian.record_chunks(chunk_rows, memory_budget)
-        return FeedForwardLayers(FeedForwardModel(self._seen, chunks, UnitMetric()))
+        return FeedForwardLayers(FeedForwardModel(self._rows_of, chunks, UnitMetric()))
 
     def _values(self, rows: slice) -> th.Tensor:
         if not th.is_grad_enabled() and self._jacobian.holds(rows):
             return self._jacobian.of(rows).outputs
         return self._jacobian.network(self.inputs[rows])
 
-    def _seen(self, rows: slice) -> FeedForwardRows:
+    def _rows_of(self, rows: slice) -> FeedForwardRows:
         jacobian = self._jacobian.of(rows)
         return FeedForwardRows(jacobian, lambda: th.ones_like(jacobian.outputs))
 

@@ -74,7 +74,7 @@ class ConvolutionStep(LayerStep):
         """Return None: a convolution is not one matrix."""
         return
 
-    def seen(self, weight_sharing: WeightSharing) -> th.Tensor:
+    def homogeneous_inputs(self, weight_sharing: WeightSharing) -> th.Tensor:
         """Return its patches, shape (n, T, a), or their mean, shape (n, 1, a)."""
         is_reduced, has_bias = weight_sharing == "reduce", self.bias_span is not None
         if self.weight_span is None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch as th
 
 from sb3_npg.fisher.blocks import Block, DenseBlock, LayerBlock
-from sb3_npg.fisher.columns import Columns, propagated_root
+from sb3_npg.fisher.columns import Columns, chosen_columns
 from sb3_npg.fisher.feed_forward import FeedForwardJacobian
 from sb3_npg.fisher.gaussian_jacobian import GaussianJacobian, NoiseJacobian, noise_fisher, noise_scores
 from sb3_npg.fisher.rollout_fisher import OutputMetric
@@ -115,10 +115,10 @@ class FeedForwardLayers(ChunkedRecords):
             root = seen.score().unsqueeze(2)
         else:
             moved = None if n_moved == n_outputs else th.arange(n_outputs, device=outputs.device) < n_moved
-            root = propagated_root(self.model.metric.root(outputs), moved, columns, generator)
+            root = chosen_columns(self.model.metric.root(outputs), moved, columns, generator)
         deltas = seen.jacobian.deltas(root[:, :n_moved].permute(2, 0, 1).contiguous())
         return [
-            LayerRecord(place, step.seen(weight_sharing), step.by_position(delta, weight_sharing))
+            LayerRecord(place, step.homogeneous_inputs(weight_sharing), step.by_position(delta, weight_sharing))
             for step, place, delta in zip(seen.jacobian.steps, self._places, deltas, strict=True)
             if place is not None
         ]

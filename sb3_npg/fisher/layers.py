@@ -10,7 +10,7 @@ from torch import nn
 from sb3_npg.fisher.autograd import batched_gradients
 from sb3_npg.fisher.blocks import Block, DenseBlock
 from sb3_npg.fisher.chunks import split_rows
-from sb3_npg.fisher.columns import Columns, propagated_root
+from sb3_npg.fisher.columns import Columns, chosen_columns
 from sb3_npg.fisher.gaussian_jacobian import noise_fisher
 from sb3_npg.fisher.partition import PROBE_ROWS, LayerUse, find_layers, untreated_block, wholly_recorded
 from sb3_npg.fisher.recording import recorded_calls
@@ -159,7 +159,7 @@ class LayeredFisher(ChunkedRecords):
         outputs = th.cat(found.parts, dim=1)
         with th.no_grad():
             reached = [th.full((part.shape[1],), r) for part, r in zip(found.parts, self._reached, strict=True)]
-            root = propagated_root(self.model.whole.metric.root(outputs.detach()), th.cat(reached), columns, generator)
+            root = chosen_columns(self.model.whole.metric.root(outputs.detach()), th.cat(reached), columns, generator)
         if root.shape[2] == 0:
             return tuple(target.new_zeros(0, *target.shape) for target in targets)
         return batched_gradients(outputs, targets, root.permute(2, 0, 1).contiguous())

@@ -107,7 +107,7 @@ class LayerStep(ABC):
         """Return the layer as plain tensors; None if it is not one matrix."""
 
     @abstractmethod
-    def seen(self, weight_sharing: WeightSharing) -> th.Tensor:
+    def homogeneous_inputs(self, weight_sharing: WeightSharing) -> th.Tensor:
         """Return ã by position, shape (n, T, a), or its mean: the inputs if W acts, and a one if b does."""
 
     @abstractmethod
@@ -177,7 +177,7 @@ class LinearStep(LayerStep):
         is_tanh = type(self.activation) is nn.Tanh
         return ChainLayer(self.inputs, self.weight, self.slope, is_tanh, self.weight_span, self.bias_span)
 
-    def seen(self, weight_sharing: WeightSharing) -> th.Tensor:
+    def homogeneous_inputs(self, weight_sharing: WeightSharing) -> th.Tensor:
         """Return ã, shape (n, 1, a)."""
         inputs = self.inputs if self.weight_span is not None else self.inputs[:, :0]
         ones = [inputs.new_ones(len(inputs), 1)] if self.bias_span is not None else []

@@ -2,7 +2,7 @@
 
 from sb3_npg.linalg.backend import BACKENDS, TORCH, FactoredChain, KroneckerSystem, LinearAlgebra, make_linalg
 from sb3_npg.linalg.chain import ChainLayer, FisherChain, output_product
-from sb3_npg.linalg.damped import DampedInverse, Gram, factored_damping, kronecker_solve
+from sb3_npg.linalg.damped import DampedInverse, Gram, factored_damping, factored_solve
 from sb3_npg.linalg.kronecker import (
     Eigen,
     damped_cholesky,
@@ -28,7 +28,7 @@ __all__ = [
     "damped_cholesky",
     "damped_solve",
     "factored_damping",
-    "kronecker_solve",
+    "factored_solve",
     "make_linalg",
     "output_product",
     "rotate",

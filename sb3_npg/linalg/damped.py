@@ -71,7 +71,7 @@ class DampedInverse(NamedTuple):
         return (vectors - self.rows.T @ th.cholesky_solve(self.rows @ vectors, self.cholesky)) / self.damping
 
 
-def mean_eigenvalue(matrix: th.Tensor | Gram) -> th.Tensor:
+def _mean_eigenvalue(matrix: th.Tensor | Gram) -> th.Tensor:
     """Return tr(M) / n, shape (), float64."""
     if isinstance(matrix, Gram):
         return matrix.rows.double().square().sum() / matrix.rows.shape[1]
@@ -91,13 +91,13 @@ def factored_damping(a: th.Tensor | Gram, g: th.Tensor | Gram, damping: float) -
     :param damping: λ ≥ 0
     :return: λ_A and λ_G, shape (), float64, on the factors' device
     """
-    mean_a, mean_g = mean_eigenvalue(a), mean_eigenvalue(g)
+    mean_a, mean_g = _mean_eigenvalue(a), _mean_eigenvalue(g)
     usable = (mean_a > 0.0) & (mean_g > 0.0)
     pi = th.where(usable, mean_a / mean_g, 1.0).sqrt()
     return pi * damping**0.5, damping**0.5 / pi
 
 
-def kronecker_solve(a: DampedInverse, g: DampedInverse, matrix: th.Tensor) -> th.Tensor:
+def factored_solve(a: DampedInverse, g: DampedInverse, matrix: th.Tensor) -> th.Tensor:
     """
     Solve (A ⊗ G) x = v, given the factors' inverses.
 

@@ -29,7 +29,7 @@ from sb3_npg.linalg import (
     KroneckerSystem,
     damped_solve,
     factored_damping,
-    kronecker_solve,
+    factored_solve,
     symmetric_eigen,
 )
 from sb3_npg.solvers.base import Layers, Problem, fisher_chain, layer_chain
@@ -229,7 +229,7 @@ class KFACSolver(BlockDiagonalSolver):
             if at_once is not None:
                 return at_once
         known = self._damped_inverses(list(rights), damping)
-        return [kronecker_solve(*known[name], right) for name, right in rights.items()]
+        return [factored_solve(*known[name], right) for name, right in rights.items()]
 
     def _system(self, block: LayerBlock, right: th.Tensor) -> KroneckerSystem:
         a, g = self._eigenbasis(block)
