@@ -368,11 +368,16 @@ def test_advantages_of_zero_leave_the_entropy_bonus():
 @pytest.mark.parametrize("logit", [30.0, 1e4, 1e30])
 @pytest.mark.parametrize("space", ["Discrete", "MultiDiscrete", "MultiBinary"])
 def test_saturated_policy_keeps_going(space, logit):
+    """A categorical whose other probabilities are zero in single precision has no gradient."""
     agent = make_agent(space)
     with th.no_grad():
         agent.policy.action_net.bias.copy_(th.linspace(-logit, logit, len(agent.policy.action_net.bias)))
+    actor, critic = (parameters(agent, critic=critic) for critic in (False, True))
     run(agent, 3)
-    assert agent._n_updates == 3
+    has_gradient = space == "MultiBinary" or logit < 100.0  # the middle one of three Bernoullis is not saturated
+    assert agent._n_skipped_updates == (0 if has_gradient else 3)
+    assert has_gradient or same(parameters(agent, critic=False), actor)
+    assert not same(parameters(agent, critic=True), critic)
     assert all(th.isfinite(tensor).all() for tensor in agent.policy.state_dict().values())
 
 
@@ -380,8 +385,12 @@ def test_saturated_policy_keeps_going(space, logit):
 @pytest.mark.parametrize("log_std", [-60.0, -30.0, 30.0])
 def test_extreme_spread_keeps_going(log_std, use_sde):
     agent = make_agent(use_sde=use_sde, policy_kwargs={"log_std_init": log_std})
+    actor, critic = (parameters(agent, critic=critic) for critic in (False, True))
     run(agent, 3)
-    assert agent._n_updates == 3
+    trains = use_sde or log_std > 0.0  # gSDE's σ is at least 1e-3; 1/σ² of others overflows
+    assert agent._n_skipped_updates == (0 if trains else 3)
+    assert same(parameters(agent, critic=False), actor) != trains
+    assert not same(parameters(agent, critic=True), critic)
     assert all(th.isfinite(tensor).all() for tensor in agent.policy.state_dict().values())
 
 

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
+from sb3_npg import NPG
 from sb3_npg.fisher import DenseBlock, LayerRecord, dense_blocks
 from sb3_npg.local_problem import LocalProblem
 from sb3_npg.numerics import NumericalFailure
@@ -352,22 +353,22 @@ class ConstantObservation(gym.ObservationWrapper[Any, Any, Any]):
 
 
 @pytest.mark.filterwarnings("ignore:NPG skipped an update")
-@pytest.mark.parametrize(("space", "logit"), [("Discrete", 1e30), ("MultiBinary", 30.0)])
+@pytest.mark.parametrize(("space", "logit", "trains"), [("Discrete", 1e30, False), ("MultiBinary", 30.0, True)])
 @each_layered
-def test_saturated_agent_keeps_going(name, space, logit):
+def test_saturated_agent_keeps_going(name, space, logit, trains):
     registered, kwargs = LAYERED[name]
     agent = make_agent(space, n_steps=16, batch_size=16, fisher_solver=registered, fisher_solver_kwargs=kwargs)
     with th.no_grad():
         agent.policy.action_net.bias.copy_(th.linspace(-logit, logit, len(agent.policy.action_net.bias)))
-    agent.learn(3 * 16)
-    assert agent._n_updates == 3
-    assert all(bool(th.isfinite(tensor).all()) for tensor in agent.policy.state_dict().values())
+    assert_keeps_going(agent, trains)
 
 
 @pytest.mark.filterwarnings("ignore:NPG skipped an update")
-@pytest.mark.parametrize(("log_std", "use_sde"), [(-60.0, False), (-30.0, True), (30.0, False)])
+@pytest.mark.parametrize(
+    ("log_std", "use_sde", "trains"), [(-60.0, False, False), (-30.0, True, True), (30.0, False, True)]
+)
 @each_layered
-def test_agent_of_extreme_spread_keeps_going(name, log_std, use_sde):
+def test_agent_of_extreme_spread_keeps_going(name, log_std, use_sde, trains):
     registered, kwargs = LAYERED[name]
     agent = make_agent(
         n_steps=16,
@@ -377,8 +378,15 @@ def test_agent_of_extreme_spread_keeps_going(name, log_std, use_sde):
         fisher_solver_kwargs=kwargs,
         policy_kwargs={"log_std_init": log_std, "net_arch": [8]},
     )
-    agent.learn(3 * 16)
-    assert agent._n_updates == 3
+    assert_keeps_going(agent, trains)
+
+
+def assert_keeps_going(agent: NPG, trains: bool) -> None:
+    """The policy trains, or every step of it is skipped, as it has no gradient or its Fisher overflows."""
+    before = parameters(agent, critic=False)
+    agent.learn(3 * agent.n_steps)
+    assert agent._n_skipped_updates == (0 if trains else 3)
+    assert same(parameters(agent, critic=False), before) != trains
     assert all(bool(th.isfinite(tensor).all()) for tensor in agent.policy.state_dict().values())
 
 

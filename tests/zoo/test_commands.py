@@ -64,7 +64,7 @@ def test_enjoy_reads_a_local_run(here, capsys, which):
 
 
 def test_npg_and_the_local_folder_are_the_defaults(here, capsys):
-    call("enjoy", "--env", ENV, "-n", "10", "--no-render", "--exp-id", "1")
+    call("enjoy", "--env", ENV, "-n", "10", "--no-render", "--exp-id", "1")  # without --algo and --folder
     assert "logs/npg/CartPole-v1_1" in capsys.readouterr().out
 
 
