@@ -19,8 +19,6 @@ from sb3_npg.solvers import FISHER_SOLVERS, ScaledProblem, construct, find_direc
 
 #: λ as a multiple of the mean eigenvalue, up to γ = 0.99.
 DEFAULT_DAMPING = 10.0
-#: A step is not taken if its predicted gain is less than this fraction of what the steps before it have gained.
-WORTHWHILE = 0.02
 #: Smallest σ that the last layer is measured in, as its first weights are of order one whatever the returns.
 SMALLEST_UNIT = 0.1
 
@@ -30,11 +28,12 @@ class GaussNewtonSolver(CriticSolver):
     Minimises ½ mean (V(s) − R)² + ½ λ‖S(w − w₀)‖² over the whole rollout, where w₀ are the critic's parameters
     after its intercept has moved, and the diagonal S puts the last layer in units of the returns' standard deviation.
 
-    Each step is along (JᵀJ/N + λS²)⁻¹ (Jᵀ(R − V)/N − λS²(w − w₀)), shortened until the objective falls. At the default
-    damping one or two suffice; with less damping the objective is less quadratic, and more are taken, until the next
-    one promises little. Before the first step V's intercept, the bias of ``policy.value_net``, moves by 1/(1 + damping)
-    of the mean of R − V: a damped step in a direction of curvature one. An error that all states share does not tell
-    one action from another, and must not be spread over the parameters that do.
+    Each step is along (JᵀJ/N + λS²)⁻¹ (Jᵀ(R − V)/N − λS²(w − w₀)), shortened until the objective falls. Mostly one
+    suffices; after one that was shortened, more are taken, until the next one promises little of what was gained: the
+    harder a rollout is fitted, the more of its noise is. Before the first step V's intercept, the bias of
+    ``policy.value_net``, moves by 1/(1 + damping) of the mean of R − V: a damped step in a direction of curvature one.
+    An error that all states share does not tell one action from another, and must not be spread over the parameters
+    that do.
 
     The damping is a multiple of the mean eigenvalue of S⁻¹JᵀJS⁻¹/N on the rollout, so it needs no tuning to the
     scale of rewards, observations or the network. It keeps the critic from fitting the noise of one rollout:
@@ -53,6 +52,8 @@ class GaussNewtonSolver(CriticSolver):
     :param max_change: largest root mean square change of V that the quadratic model may predict for a step, as a
         multiple of the root mean square of R − V before the first step; > 0
     :param backtrack_max_iter: how often a step is halved before it is given up
+    :param min_gain: a step after the first is taken if its predicted gain is at least this fraction of what those
+        before it have gained
     :raises ValueError: if an argument is unknown or out of range
     """
 
@@ -65,11 +66,13 @@ class GaussNewtonSolver(CriticSolver):
         damping: float = DEFAULT_DAMPING,
         max_change: float = 1.0,
         backtrack_max_iter: int = 5,
+        min_gain: float = 0.3,
     ):
         check_choice("critic_solver_kwargs['fisher_solver']", fisher_solver, tuple(sorted(FISHER_SOLVERS)))
         check_number("critic_solver_kwargs['damping']", damping, above=0.0)
         check_number("critic_solver_kwargs['max_change']", max_change, above=0.0)
         check_integer("critic_solver_kwargs['backtrack_max_iter']", backtrack_max_iter, minimum=0)
+        check_number("critic_solver_kwargs['min_gain']", min_gain, minimum=0.0)
         if fisher_solver == "cg" and fisher_solver_kwargs is None:
             fisher_solver_kwargs = {"max_steps": 10}
         self.solver = construct(
@@ -81,6 +84,7 @@ class GaussNewtonSolver(CriticSolver):
         self.damping = damping
         self.max_change = max_change
         self.backtrack_max_iter = backtrack_max_iter
+        self.min_gain = min_gain
 
     @classmethod
     def defaults(cls, gamma: float) -> dict[str, Any]:
@@ -123,7 +127,7 @@ class GaussNewtonSolver(CriticSolver):
         objective = ProximalProblem(problem, scale, self.damping * eigenvalue)
         start = value = 0.5 * left
         for _ in range(n_updates):
-            lower = self._step(objective, value, self.max_change * left**0.5, at_least=WORTHWHILE * (start - value))
+            lower = self._step(objective, value, self.max_change * left**0.5, at_least=self.min_gain * (start - value))
             if not lower < value:
                 break
             value = lower

@@ -179,12 +179,11 @@ def test_further_steps_on_a_linear_critic_have_nothing_to_add(fast_paths):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("policy", ["Mlp", "MultiInput", "Cnn", "NatureCNN"])
 @pytest.mark.parametrize("damping", [0.01, 10.0])
-def test_steps_end_where_fit_and_nearness_to_the_start_balance(policy, damping, monkeypatch):
-    monkeypatch.setattr("sb3_npg.critic.gauss_newton.WORTHWHILE", 1e-15)
+def test_steps_end_where_fit_and_nearness_to_the_start_balance(policy, damping):
     problem = make_value_problem(policy)
     start = after_intercept(problem, damping)
     eigenvalue = eigenvalue_at(problem, start)
-    fit(GaussNewtonSolver("cg", {"max_steps": 50}, damping=damping), problem, 200)
+    fit(GaussNewtonSolver("cg", {"max_steps": 50}, damping=damping, min_gain=1e-15), problem, 200)
     problem.refresh()
     pull = damping * eigenvalue * (problem.vector.get() - start) / units(problem) ** 2
     assert float((problem.gradient() - pull).norm()) < 1e-5 * float(pull.norm())
@@ -357,8 +356,8 @@ def test_step_is_taken_if_half_its_slope_is_worth_it_beside_what_was_gained(part
 
     monkeypatch.setattr("sb3_npg.critic.gauss_newton.find_direction", find)
     monkeypatch.setattr(ProximalProblem, "value", value_of)
-    monkeypatch.setattr("sb3_npg.critic.gauss_newton.WORTHWHILE", 0.0)
-    problem, solver = make_value_problem("Mlp"), GaussNewtonSolver("exact", damping=1.0, max_change=100.0)
+    problem = make_value_problem("Mlp")
+    solver = GaussNewtonSolver("exact", damping=1.0, max_change=100.0, min_gain=0.0)
     original = problem.vector.get()
     problem.vector.set(after_intercept(problem, solver.damping))
     start = 0.5 * float(problem.loss())
@@ -369,7 +368,7 @@ def test_step_is_taken_if_half_its_slope_is_worth_it_beside_what_was_gained(part
     assert 0.0 < gained < start
     problem.vector.set(original)
     values.clear()
-    monkeypatch.setattr("sb3_npg.critic.gauss_newton.WORTHWHILE", part * promised / gained)
+    solver.min_gain = part * promised / gained
     fit(solver, problem, 2)
     assert len(values) == n_steps
 
@@ -535,6 +534,7 @@ def test_number_of_updates_is_the_solvers_own_unless_given(critic_solver, n_upda
         ({"damping": 0.0}, "`critic_solver_kwargs['damping']`=0.0"),
         ({"max_change": -1.0}, "`critic_solver_kwargs['max_change']`=-1.0"),
         ({"backtrack_max_iter": 1.5}, "`critic_solver_kwargs['backtrack_max_iter']`=1.5"),
+        ({"min_gain": -0.1}, "`critic_solver_kwargs['min_gain']`=-0.1"),
         ({"fisher_solver": "newton"}, "`critic_solver_kwargs['fisher_solver']`='newton'"),
         ({"fisher_solver_kwargs": {"max_steps": 0}}, "`critic_solver_kwargs['fisher_solver_kwargs']['max_steps']`=0"),
         ({"fisher_solver_kwargs": {"steps": 3}}, "`critic_solver_kwargs['fisher_solver_kwargs']` has ['steps']"),
