@@ -26,19 +26,25 @@ BASE: dict[str, Any] = {
 }
 _SEEDS = (3, 4, 5)
 _NORMALIZED: dict[str, Any] = {"normalize": True}
-_ADAM: dict[str, Any] = {"critic_solver": "adam", "n_critic_updates": 20, "batch_size": 128}
+_FEWER: dict[str, Any] = {"critic_solver_kwargs": {"min_gain": 0.3}}
 CANDIDATES: Candidates = {
     "nothing": ({}, _SEEDS),
+    "the critic's steps must gain 0.3": (_FEWER, _SEEDS),
     "normalised": (_NORMALIZED, _SEEDS),
-    "rewards normalised": ({"normalize": {"norm_obs": False}}, _SEEDS),
-    "normalised, rollouts of 4,096": ({**_NORMALIZED, "n_steps": 512}, _SEEDS),
-    "normalised, Adam 20 × 128": ({**_NORMALIZED, **_ADAM}, _SEEDS),
-    "normalised, δ falling from 0.05": ({**_NORMALIZED, "target_kl": "lin_0.05"}, _SEEDS),
+    "normalised, the critic's steps must gain 0.3": ({**_NORMALIZED, **_FEWER}, _SEEDS),
 }
 STUDY = ZooStudy("lunar_lander", TASK, BASE, [Stage(1_000_000, CANDIDATES)], shown=(200_000, 600_000))
 #: What the tables say, in the words of those who read them.
 CONCLUSIONS = """\
 ## What this says
+
+- **Observations and rewards normalised**: every seed lands at the end, whatever the critic's steps. As they are, one
+  seed or all are still falling now and then. The zoo normalises.
+- **The critic's steps.** At γ = 0.999 the default takes further steps while they promise 0.03 of what was gained, a
+  tenth of what it asks for at γ = 0.99, where a single step mostly does. Asking for 0.3 here, too, costs returns unless
+  they are normalised, as a long horizon has no delay to spare.
+
+The seeds are not those of [results.md](results.md).
 """
 
 

@@ -124,7 +124,8 @@ class NPG(OnPolicyAlgorithm):
     :param critic_solver: "adam": minibatches through the policy's optimizer; "gauss_newton": damped Gauss–Newton steps
         on the whole rollout, to which ``learning_rate`` does not apply
     :param critic_solver_kwargs: arguments of the critic's solver, such as ``{"damping": 1.0}`` for "gauss_newton",
-        whose damping is 10 by default and falls, to no less than 0.01, as γ rises above 0.99
+        whose damping is 10 by default and falls, to no less than 0.01, as γ rises above 0.99. See
+        :class:`~sb3_npg.critic.GaussNewtonSolver`
     :param gae_lambda: trade-off of bias against variance in the advantage estimator; None means 0.95, for
         continuous actions 0.98 up to three dimensions, 0.95 up to six, 0.9 for more
     :param ent_coef: weight of the entropy bonus in the surrogate

@@ -24,6 +24,7 @@ from benchmarks import (
     environments,
     gpu,
     held_out,
+    lunar_lander,
     memory,
     minatar,
     pace,
@@ -446,6 +447,12 @@ def test_the_zoos_bipedal_walker_is_a_finalist_of_its_study():
     chosen = returns.Run("npg", bipedal_walker.TASK, 0, returns.TASKS[bipedal_walker.TASK]).settings()
     study = bipedal_walker.STUDY
     assert chosen in [run.settings() for run in study.runs(study.stages[-1])]
+
+
+def test_the_zoos_lunar_lander_is_a_candidate_of_its_study():
+    chosen = returns.Run("npg", lunar_lander.TASK, 0, returns.TASKS[lunar_lander.TASK]).block()
+    study = lunar_lander.STUDY
+    assert chosen in [run.block() for run in study.runs(study.stages[-1])]
 
 
 def test_the_zoos_atari_is_a_candidate_of_its_study():

@@ -17,8 +17,8 @@ from sb3_npg.policy_parts import PolicyParts, critic_modules, refresh_running_st
 from sb3_npg.rollout import Samples
 from sb3_npg.solvers import FISHER_SOLVERS, ScaledProblem, construct, find_direction, mean_eigenvalue
 
-#: λ as a multiple of the mean eigenvalue, up to γ = 0.99.
-DEFAULT_DAMPING = 10.0
+#: λ as a multiple of the mean eigenvalue, and ``min_gain``, up to γ = 0.99.
+DEFAULT_DAMPING, DEFAULT_MIN_GAIN = 10.0, 0.3
 #: Smallest σ that the last layer is measured in, as its first weights are of order one whatever the returns.
 SMALLEST_UNIT = 0.1
 
@@ -53,7 +53,7 @@ class GaussNewtonSolver(CriticSolver):
         multiple of the root mean square of R − V before the first step; > 0
     :param backtrack_max_iter: how often a step is halved before it is given up
     :param min_gain: a step after the first is taken if its predicted gain is at least this fraction of what those
-        before it have gained
+        before it have gained; like the damping it depends on γ by default
     :raises ValueError: if an argument is unknown or out of range
     """
 
@@ -66,7 +66,7 @@ class GaussNewtonSolver(CriticSolver):
         damping: float = DEFAULT_DAMPING,
         max_change: float = 1.0,
         backtrack_max_iter: int = 5,
-        min_gain: float = 0.3,
+        min_gain: float = DEFAULT_MIN_GAIN,
     ):
         check_choice("critic_solver_kwargs['fisher_solver']", fisher_solver, tuple(sorted(FISHER_SOLVERS)))
         check_number("critic_solver_kwargs['damping']", damping, above=0.0)
@@ -89,15 +89,17 @@ class GaussNewtonSolver(CriticSolver):
     @classmethod
     def defaults(cls, gamma: float) -> dict[str, Any]:
         """
-        Return a damping of 10 up to γ = 0.99, and proportional to 1 − γ above: 0.1 at γ = 0.9999, at least 0.01.
+        Return a damping of 10 and a least gain of 0.3 up to γ = 0.99, and both in proportion to 1 − γ above: a
+        hundredth of them at γ = 0.9999, at least a thousandth.
 
         The returns bootstrap on V, so an error of V persists from rollout to rollout: even an exact fit keeps the
         fraction 1 − (1 − γ)/(1 − γλ) of an error that all states share, with the λ of GAE. Damping delays each fit
-        further, and the longer the horizon, the less delay can be afforded.
+        further, and so does stopping early; the longer the horizon, the less delay can be afforded.
 
         :param gamma: discount factor
         """
-        return {"damping": DEFAULT_DAMPING * min(1.0, max(1e-3, (1.0 - gamma) / 0.01))}
+        part = min(1.0, max(1e-3, (1.0 - gamma) / 0.01))
+        return {"damping": DEFAULT_DAMPING * part, "min_gain": DEFAULT_MIN_GAIN * part}
 
     def use(self, linalg: LinearAlgebra) -> None:
         """Let a backend run the linear algebra of the solver."""

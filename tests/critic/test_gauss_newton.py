@@ -510,6 +510,7 @@ def test_default_damping_falls_as_the_horizon_grows(gamma, damping):
     agent = make_agent("vector", critic_solver="gauss_newton", gamma=gamma)
     assert isinstance(agent._critic_solver, GaussNewtonSolver)
     assert agent._critic_solver.damping == pytest.approx(damping)
+    assert agent._critic_solver.min_gain == pytest.approx(0.03 * damping)
 
 
 def test_damping_that_a_user_asks_for_stays_at_any_horizon():
