@@ -58,7 +58,7 @@ there yet in most lines.
 - **Rollouts.** Shorter ones learn HalfCheetah faster; on Pendulum longer ones are surer.
 
 The defaults are the best line on no task of continuous actions here. What is better on one is worse on another. Since
-these runs the critic measures its last layer in units of the returns.
+these runs the critic measures its last layer in units of the returns, and takes fewer further steps.
 """
 
 

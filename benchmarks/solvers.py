@@ -34,8 +34,8 @@ adaptive damping, which is free to fall that low. Relative damping of 0.1 is too
 HalfCheetah. Factors that are a few updates old lose most of what the preconditioner gains on trained policies; one
 random column of the outputs' Fisher is nearly as good as all columns, and cheaper.
 
-Three seeds rank nothing that lies close together. Qualities were measured by autograd, before networks were computed by
-hand, which gives the same to rounding.
+Three seeds rank nothing that lies close together. Since the runs of the returns the critic takes fewer further steps.
+Qualities were measured by autograd, before networks were computed by hand, which gives the same to rounding.
 """
 
 

@@ -34,7 +34,7 @@ CONCLUSIONS = """\
 
 Most cells are from a single seed so far: hints, not results. Most of a seed's return is decided early: by whether and
 when Swimmer leaves its local optimum near 100 and Walker2d begins to walk. Since these runs the critic measures its
-last layer in units of the returns.
+last layer in units of the returns, and takes fewer further steps.
 
 - **Initial noise with the same 1-norm for every d.** On HalfCheetah policies that begin at log σ = 0 end in the optimum
   near 1,700, on the back, with either critic (but not at δ = 0.05: 3,436); at log σ = −1 all run. Ant, with eight
