@@ -138,6 +138,9 @@ def trained_modules(policy: ActorCriticPolicy, modules: Iterable[nn.Module]) -> 
     :param policy: SB3 actor-critic policy, in evaluation mode
     :param modules: some of its modules
     """
+    modules = list(modules)
+    if not modules:  # as of networks that are computed by hand
+        return []
     policy.set_training_mode(True)
     trained = [module for module in modules if module.training]
     policy.set_training_mode(False)
